@@ -1,0 +1,45 @@
+# make demo | test | lint: each makes the virtual environment it needs, with uv where there is one, else venv and pip.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# Two cores are assumed; libraries that start a thread a core of a big machine only get in each other's way.
+THREADS := OMP_NUM_THREADS=2 OPENBLAS_NUM_THREADS=2
+
+.PHONY: demo quick-demo test test-all test-oldest lint clean
+
+demo: $(VENV)/.installed
+	$(THREADS) $(BIN)/ntk-tt verify --plot out/demo.png --json out/demo.json
+
+quick-demo: $(VENV)/.installed
+	$(THREADS) $(BIN)/ntk-tt verify --per-class 20 --steps 20 --plot out/quick-demo.png --json out/quick-demo.json
+
+test: $(VENV)/.installed-dev
+	$(THREADS) $(BIN)/python -m pytest -m "not slow"
+
+test-all: $(VENV)/.installed-dev
+	$(THREADS) $(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+# The lower bounds of pyproject.toml, in an environment of their own.
+test-oldest:
+	$(MAKE) VENV=.venv-oldest CONSTRAINTS="--constraint tests/oldest.txt" test
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ntk-tt needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Try: make PYTHON=python3.12 ...")'
+	@if command -v uv >/dev/null; then uv venv --quiet --python $(PYTHON) $(VENV); else $(PYTHON) -m venv $(VENV); fi
+
+$(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
+	@if command -v uv >/dev/null; then uv pip install --quiet --python $(BIN)/python $(CONSTRAINTS) -e .; \
+	  else $(BIN)/python -m pip install --quiet $(CONSTRAINTS) -e .; fi
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml $(VENV)/.installed
+	@if command -v uv >/dev/null; then uv pip install --quiet --python $(BIN)/python $(CONSTRAINTS) -e '.[dev]'; \
+	  else $(BIN)/python -m pip install --quiet $(CONSTRAINTS) -e '.[dev]'; fi
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .venv-oldest out .pytest_cache .ruff_cache

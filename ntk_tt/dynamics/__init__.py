@@ -1,0 +1,50 @@
+"""Training dynamics of the linearised network, from exact to approximate, behind one call."""
+
+from typing import Literal, get_args
+
+from jaxtyping import Array, Key
+
+from ntk_tt.dynamics.closed_form import solve_closed_form
+from ntk_tt.dynamics.ode import solve_ode
+from ntk_tt.dynamics.replay import replay
+from ntk_tt.dynamics.sde import solve_sde
+from ntk_tt.dynamics.trajectory import Trajectory
+from ntk_tt.problem import LinearizedProblem
+from ntk_tt.optimizer import OptimizerConfig
+
+Method = Literal["replay", "ode", "sde", "sde-diagonal", "sde-diagonal-constant", "closed-form"]
+
+__all__ = ["LinearizedProblem", "Method", "Trajectory", "is_random", "replay", "simulate", "solve_closed_form", "solve_ode", "solve_sde"]
+
+
+def simulate(problem: LinearizedProblem, optimizer: OptimizerConfig, num_steps: int, *, method: Method = "replay",
+             key: Key[Array, ""] | None = None, record_every: int = 1, save_logits: bool = False) -> Trajectory:
+    """The training curve of the linearised network by any of the methods; see each one's docstring.
+
+    | method | exact for | leaves out | cost a step |
+    |---|---|---|---|
+    | `replay` | every SGD setting | nothing | products with a batch's rows |
+    | `sde` | small steps, Gaussian noise of the full covariance | large steps, momentum's lag | one product with Θ |
+    | `sde-diagonal`, `sde-diagonal-constant` | (the paper's) | the same, and correlations of the noise | 2·N·C·D' flops |
+    | `ode` | small steps, full batch | noise as well | adaptive |
+    | `closed-form` | the ODE with `mse` | the same | one eigen-decomposition |
+
+    Raises:
+        ValueError: unknown method, or what the method raises.
+    """
+    match method:
+        case "replay":
+            return replay(problem, optimizer, num_steps, key=key, record_every=record_every, save_logits=save_logits)
+        case "ode":
+            return solve_ode(problem, optimizer, num_steps, record_every=record_every, save_logits=save_logits)
+        case "closed-form":
+            return solve_closed_form(problem, optimizer, num_steps, record_every=record_every, save_logits=save_logits)
+        case "sde" | "sde-diagonal" | "sde-diagonal-constant":
+            noise = "full" if method == "sde" else method.removeprefix("sde-")
+            return solve_sde(problem, optimizer, num_steps, key=key, noise=noise, record_every=record_every, save_logits=save_logits)
+    raise ValueError(f"method: unknown {method!r}; known: {', '.join(get_args(Method))}")
+
+
+def is_random(method: Method, optimizer: OptimizerConfig, num_samples: int) -> bool:
+    """Whether another key gives another curve."""
+    return method not in ("ode", "closed-form") and not optimizer.is_full_batch(num_samples)

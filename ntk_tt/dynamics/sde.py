@@ -1,0 +1,127 @@
+"""The SDE of Proposition 1: gradient flow and the noise of mini-batches, solved with diffrax."""
+
+import math
+from typing import Literal, get_args
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import lineax
+import numpy as np
+from jaxtyping import Array, Float, Key
+
+from ntk_tt import losses
+from ntk_tt.dynamics.trajectory import Trajectory, record_steps
+from ntk_tt.kernel import PrimalKernel
+from ntk_tt.problem import LinearizedProblem, State, logits, zero_state
+from ntk_tt.learning_rate import effective_learning_rate, largest_curvature_bound
+from ntk_tt.optimizer import OptimizerConfig, check_num_steps
+
+Noise = Literal["full", "diagonal", "diagonal-constant"]
+
+
+def solve_sde(problem: LinearizedProblem, optimizer: OptimizerConfig, num_steps: int, *, key: Key[Array, ""] | None = None, noise: Noise = "full",
+              record_every: int = 1, save_logits: bool = False, substeps: int | None = None,
+              path: diffrax.AbstractBrownianPath | None = None) -> Trajectory:
+    """df = −η̃ Θ ∂L/∂f dt + η̃ √(s/B) J Σ^{1/2} dW, eq. (1), by Euler–Maruyama.
+
+    η̃ = η/(1−m) enters both terms (the noise scale of SGD with momentum is η/(B(1−m)), Smith & Le 2018);
+    s = (N−B)/(N−1) for batches drawn without replacement, 1 with replacement. The noise:
+
+    - `full`: Σ = Cov(Jᵢᵀ gᵢ) exact and never formed: J Σ^{1/2} dW has the law of (1/√N) Θ[(dWᵢ − mean dW) gᵢ], W ∈ R^N.
+    - `diagonal` (the paper's): Σ ≈ diag(σ²) in the projected coordinates, estimated at t = 0, rescaled by ‖g_t‖/‖g₀‖.
+    - `diagonal-constant`: the same without the rescaling, the ablation of Fig. 8.
+
+    Heavy ball lags this SDE by about m/(1−m) steps at the start.
+
+    Args:
+        problem: the linearised network; the diagonal kinds need its features (a `PrimalKernel`).
+        optimizer: the setting to price.
+        num_steps: T, optimiser steps; time is counted in steps.
+        key: of the Brownian path; key 0 where none is given.
+        noise: see above.
+        record_every: steps between records.
+        save_logits: keep f at each record.
+        substeps: integration steps per optimiser step; None takes enough that Euler's method is stable.
+        path: a Brownian path over [0, T] instead of one from `key`; of shape (N,) for `full` noise, (D',) for diagonal.
+
+    Raises:
+        ValueError: an argument out of range, a batch larger than the data, or diagonal noise without features.
+
+    Cost: T·substeps products with Θ (full), or 2·N·C·D' flops a step (diagonal).
+    """
+    check_num_steps(num_steps)
+    if noise not in get_args(Noise):
+        raise ValueError(f"noise: unknown {noise!r}; give one of {', '.join(get_args(Noise))}")
+    if noise != "full" and not isinstance(problem.kernel, PrimalKernel):
+        raise ValueError("noise: the diagonal covariance lives in the projected coordinates; build the problem with a PrimalKernel (space='primal')")
+    steps = record_steps(num_steps, record_every)
+    dtype = problem.initial_logits.dtype
+    rates = effective_learning_rate(optimizer.learning_rates(num_steps), optimizer.momentum)
+    if substeps is None:
+        substeps = max(1, math.ceil(rates.max() * (largest_curvature_bound(problem) + optimizer.weight_decay)))
+    if path is None:
+        shape = (problem.num_samples,) if noise == "full" else problem.kernel.zero().shape
+        path = diffrax.UnsafeBrownianPath(jax.ShapeDtypeStruct(shape, dtype), key=jax.random.key(0) if key is None else key)
+    scale = math.sqrt(noise_variance(problem.num_samples, optimizer))
+    loss, error, saved = _integrate(problem, noise, substeps, save_logits, jnp.asarray(scale, dtype), float(optimizer.weight_decay),
+                                    jnp.asarray(rates, dtype), jnp.asarray(steps, dtype), path, zero_state(problem))
+    return Trajectory(steps, np.asarray(loss), np.asarray(error), np.asarray(saved) if save_logits else None)
+
+
+def noise_variance(num_samples: int, optimizer: OptimizerConfig) -> float:
+    """Variance of the mean over a batch, in units of the variance over samples: 1/B, times (N−B)/(N−1) without replacement."""
+    size = optimizer.checked_batch_size(num_samples)
+    if optimizer.is_full_batch(num_samples):
+        return 0.0
+    correction = (num_samples - size) / (num_samples - 1) if optimizer.sampling == "epoch" else 1.0
+    return correction / size
+
+
+@eqx.filter_jit
+def _integrate(problem: LinearizedProblem, noise: Noise, substeps: int, save_logits: bool, scale, weight_decay, rates: Float[Array, " t"],
+               record_at: Float[Array, " s"], path, start: State):
+    kernel, num_samples = problem.kernel, problem.num_samples
+
+    def rate_at(t):
+        # Half an integration step forward, so rounding of t = k cannot read the rate of step k − 1.
+        return rates[jnp.clip(jnp.floor(t + 0.5 / substeps).astype(int), 0, len(rates) - 1)]
+
+    def mean_residuals(state):
+        return losses.mean_residuals(problem.loss, logits(problem, state), problem.targets)
+
+    def drift(t, state, _):
+        descent = State(kernel.pull(mean_residuals(state)) + weight_decay * state.kernel_state, weight_decay * (state.decay + 1))
+        return jax.tree.map(lambda d: -rate_at(t) * d, descent)
+
+    initial_norm = jnp.linalg.norm(mean_residuals(start))
+    deviation = None
+    if noise != "full":
+        per_sample = jnp.einsum("nc,ncd->nd", num_samples * mean_residuals(start), kernel.features)
+        deviation = per_sample.std(axis=0)
+
+    def diffusion(t, state, _):
+        g = mean_residuals(state)
+        amplitude = rate_at(t) * scale
+
+        def full(dw):
+            return State(amplitude * jnp.sqrt(num_samples * 1.0) * kernel.pull((dw - dw.mean())[:, None] * g), jnp.zeros_like(state.decay))
+
+        def diagonal(dw):
+            growth = 1.0 if noise == "diagonal-constant" else jnp.linalg.norm(g) / initial_norm
+            return State(amplitude * growth * deviation * dw, jnp.zeros_like(state.decay))
+
+        structure = jax.ShapeDtypeStruct((num_samples,) if noise == "full" else kernel.zero().shape, g.dtype)
+        return lineax.FunctionLinearOperator(full if noise == "full" else diagonal, structure)
+
+    def record(_, state, __):
+        f = logits(problem, state)
+        return *problem.metrics(f), f if save_logits else None
+
+    terms = diffrax.MultiTerm(diffrax.ODETerm(drift), diffrax.ControlTerm(diffusion, path))
+    times = jnp.arange(len(rates) * substeps + 1, dtype=rates.dtype) / substeps
+    solution = diffrax.diffeqsolve(
+        terms, diffrax.Euler(), times[0], times[-1], None, start, saveat=diffrax.SaveAt(ts=record_at, fn=record),
+        stepsize_controller=diffrax.StepTo(ts=times), max_steps=len(times), adjoint=diffrax.ForwardMode(), throw=False)
+    return solution.ys

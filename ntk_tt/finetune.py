@@ -1,0 +1,201 @@
+"""Real fine-tuning with optax: the truth that predictions are compared with.
+
+Shares no code with the prediction: of the package it imports only the description of the optimiser, the model
+container and the progress bar. Its losses, batches and steps are optax's and its own.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int, PyTree
+
+from ntk_tt.models.model import Apply, BatchStatistics
+from ntk_tt.optimizer import OptimizerConfig, check_num_steps
+from ntk_tt.progress import Progress, silent
+
+
+class TrainingRun(eqx.Module):
+    """What a training run gave.
+
+    Attributes:
+        steps: (S,) optimiser steps taken at each record, from 0 to T.
+        loss, error: (S,) mean loss and error rate on the whole training set there; NaN after divergence.
+        params: the trained parameters.
+        seconds: of the T steps alone, without compilation and without the evaluations.
+        evaluation_seconds, compile_seconds: those.
+        diverged_at: the first step with a non-finite loss, where the run stopped; None if there was none.
+    """
+
+    steps: np.ndarray
+    loss: np.ndarray
+    error: np.ndarray
+    params: PyTree
+    seconds: float
+    evaluation_seconds: float
+    compile_seconds: float
+    diverged_at: int | None = None
+
+
+def finetune(apply: Apply, params: PyTree, inputs: Float[Array | np.ndarray, "n ..."], labels: Int[Array | np.ndarray, " n"] | Float[Array | np.ndarray, "n c"],
+             optimizer: OptimizerConfig, num_steps: int, *, loss: str = "ce", seed: int = 0, record_every: int = 1,
+             statistics: BatchStatistics | None = None, block_size: int = 256, progress: Progress = silent) -> TrainingRun:
+    """Train for `num_steps` and record loss and error on the whole training set.
+
+    Args:
+        apply: `(params, inputs) -> logits (N, C)`, batch norm frozen.
+        params: where training starts.
+        inputs: (N, ...).
+        labels: (N,) class indices, or (N, C) real targets.
+        optimizer: SGD, momentum, Nesterov, weight decay, schedule, batch size.
+        num_steps: T.
+        loss: `ce`, or `mse` for ½‖f − y‖².
+        seed: of the order of the data.
+        record_every: steps between records; the last step is always recorded. With the full batch a record costs nothing.
+        statistics: batch-norm statistics to train along with their functions (`Model.batch_statistics`); None keeps
+            them frozen. A full batch is then normalised as a whole, so it must fit into memory.
+        block_size: samples in memory at a time; larger batches accumulate their gradient in blocks, to rounding.
+        progress: called as `progress(step, num_steps)`.
+
+    Raises:
+        ValueError: an argument out of range, or a batch larger than the data.
+    """
+    check_num_steps(num_steps)
+    if record_every < 1:
+        raise ValueError(f"record_every: must be at least 1, got {record_every}")
+    num_samples = len(inputs)
+    batch_size = optimizer.checked_batch_size(num_samples)
+    full_batch = optimizer.is_full_batch(num_samples)
+    inputs = jnp.asarray(inputs)
+    num_outputs = jax.eval_shape(apply, params, inputs[:1]).shape[-1]
+    targets = jax.nn.one_hot(labels, num_outputs) if jnp.issubdtype(jnp.asarray(labels).dtype, jnp.integer) else jnp.asarray(labels)
+    rates = jnp.asarray(optimizer.learning_rates(num_steps))
+    chain = optax.chain(
+        optax.add_decayed_weights(optimizer.weight_decay),
+        optax.sgd(lambda count: rates[count], optimizer.momentum or None, nesterov=optimizer.nesterov))
+    network = _Network(apply, statistics, loss)
+    params, state, opt_state = jax.tree.map(jnp.array, params), network.initial_state, chain.init(params)
+    batches = _batches(num_samples, batch_size, full_batch, optimizer.sampling, seed)
+    whole = np.arange(num_samples)
+    block = batch_size if statistics is not None else _even(batch_size, block_size)
+    evaluation_block = _even(num_samples, block_size)
+    # The blocks of a batch are a Python loop around one compiled step: XLA runs convolutions inside a compiled loop
+    # many times slower on a CPU.
+    clock = time.perf_counter()
+    gradient = _lower(network.gradient, params, state, inputs, targets, block)
+    evaluate = _lower(network.evaluation, params, state, inputs, targets, evaluation_block)
+    zero = jax.tree.map(jnp.zeros_like, params)
+    update = jax.jit(lambda gradient, opt_state, params: chain.update(gradient, opt_state, params)).lower(zero, opt_state, params).compile()
+    compile_seconds = time.perf_counter() - clock
+
+    records: dict[int, tuple[float, float]] = {}
+    seconds = evaluation_seconds = 0.0
+    diverged_at = None
+    for index in range(num_steps + 1):
+        recorded = index % record_every == 0 or index == num_steps
+        if recorded and (not full_batch or statistics is not None or index == num_steps):
+            clock = time.perf_counter()
+            parts = [evaluate(params, state, inputs, targets, *part) for part in _padded_blocks(whole, evaluation_block)]
+            records[index] = float(sum(part[0] for part in parts)), float(sum(part[1] for part in parts))
+            evaluation_seconds += time.perf_counter() - clock
+        if index == num_steps:
+            break
+        clock = time.perf_counter()
+        total, value, wrong = zero, 0.0, 0.0
+        for part in _padded_blocks(next(batches), block):
+            total, state, more, mistakes = gradient(params, state, inputs, targets, *part, total)
+            value, wrong = value + more, wrong + mistakes
+        updates, opt_state = update(total, opt_state, params)
+        params = optax.apply_updates(params, updates)
+        value, wrong = float(value), float(wrong)
+        seconds += time.perf_counter() - clock
+        if recorded and index not in records:
+            records[index] = value, wrong
+        if not np.isfinite(value):
+            diverged_at = index
+            break
+        progress(index + 1, num_steps)
+
+    steps = np.unique(np.append(np.arange(0, num_steps, record_every), num_steps))
+    curve = np.asarray([records.get(int(index), (np.nan, np.nan)) for index in steps])
+    return TrainingRun(steps, curve[:, 0], curve[:, 1], params, seconds, evaluation_seconds, compile_seconds, diverged_at)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Network:
+    """Both batch-norm modes behind one signature; sums over weighted samples."""
+
+    apply: Apply
+    statistics: BatchStatistics | None
+    loss: str
+
+    @property
+    def initial_state(self) -> PyTree:
+        return () if self.statistics is None else self.statistics.state
+
+    def gradient(self, params, state, inputs, targets, indices, weights, total):
+        """Adds a block's gradient to `total`; also the new state, and the block's share of loss and error."""
+        x, y = inputs[indices], targets[indices]
+
+        def objective(params):
+            logits, new_state = (self.apply(params, x), state) if self.statistics is None else self.statistics.apply_train(params, state, x)
+            return (weights * self.sample_losses(logits, y)).sum(), (new_state, (weights * _wrong(logits, y)).sum())
+
+        (value, (state, wrong)), gradient = jax.value_and_grad(objective, has_aux=True)(params)
+        return jax.tree.map(jnp.add, total, gradient), state, value, wrong
+
+    def evaluation(self, params, state, inputs, targets, indices, weights):
+        """A block's share of the loss and error of the whole set."""
+        x, y = inputs[indices], targets[indices]
+        logits = self.apply(params, x) if self.statistics is None else self.statistics.apply_eval(params, state, x)
+        return (weights * self.sample_losses(logits, y)).sum(), (weights * _wrong(logits, y)).sum()
+
+    def sample_losses(self, logits, targets) -> Array:
+        if self.loss == "mse":
+            return optax.l2_loss(logits, targets).sum(-1)
+        return optax.softmax_cross_entropy(logits, targets)
+
+
+def _wrong(logits: Array, targets: Array) -> Array:
+    if logits.shape[-1] == 1:
+        return (logits * targets <= 0)[:, 0]
+    return jnp.argmax(logits, -1) != jnp.argmax(targets, -1)
+
+
+def _even(count: int, block_size: int) -> int:
+    """The block size, at most `block_size`, that cuts `count` samples most evenly."""
+    return -(-count // -(-count // block_size))
+
+
+def _padded_blocks(indices: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(indices, weights 1/B) in blocks of `size`, the last filled up with samples of weight 0."""
+    weights = np.full(len(indices), 1 / len(indices), np.float32)
+    for start in range(0, len(indices), size):
+        part, weight = indices[start : start + size], weights[start : start + size]
+        yield np.resize(part, size), np.pad(weight, (0, size - len(part)))
+
+
+def _lower(function: Callable, params: PyTree, state: PyTree, inputs: Array, targets: Array, block: int) -> Any:
+    """Compiled for blocks of this size; `gradient` also takes the running total, of the shape of the parameters."""
+    part = next(_padded_blocks(np.arange(block), block))
+    total = (params,) if function.__name__ == "gradient" else ()
+    return jax.jit(function).lower(params, state, inputs, targets, *part, *total).compile()
+
+
+def _batches(num_samples: int, batch_size: int, full_batch: bool, sampling: str, seed: int) -> Iterator[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    while True:
+        if full_batch:
+            yield np.arange(num_samples)
+        elif sampling == "replacement":
+            yield rng.integers(0, num_samples, batch_size)
+        else:
+            order = rng.permutation(num_samples)
+            for start in range(0, num_samples - batch_size + 1, batch_size):
+                yield order[start : start + batch_size]

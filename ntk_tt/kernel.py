@@ -1,0 +1,100 @@
+"""Θ in the smaller of two spaces: through the features (primal) or as a matrix (dual)."""
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from ntk_tt.ntk import ntk_from_features
+
+Indices = Int[Array, " b"]
+
+
+class AbstractKernel(eqx.Module):
+    """Θ seen through a state z that stands for a displacement u = Jᵀα of the weights.
+
+    `push(z)` is J u, `pull(g)` is the state of the displacement Jᵀ g; so `push(pull(g))` is Θ g.
+    """
+
+    def zero(self) -> Array:
+        """The state of no displacement."""
+        raise NotImplementedError
+
+    def push(self, state: Array) -> Float[Array, "n c"]:
+        """Change of the logits of all samples."""
+        raise NotImplementedError
+
+    def push_rows(self, state: Array, indices: Indices) -> Float[Array, "b c"]:
+        """Change of the logits of some samples."""
+        raise NotImplementedError
+
+    def pull(self, residuals: Float[Array, "n c"]) -> Array:
+        """State of Jᵀ g for all samples."""
+        raise NotImplementedError
+
+    def pull_rows(self, residuals: Float[Array, "b c"], indices: Indices) -> Array:
+        """State of Jᵀ g where g is zero outside `indices` (repeated indices add up)."""
+        raise NotImplementedError
+
+    def diagonal_blocks(self) -> Float[Array, "n c c"]:
+        """Θ[i, :, i, :] for each sample."""
+        raise NotImplementedError
+
+    def product(self, vectors: Float[Array, "n c"]) -> Float[Array, "n c"]:
+        """Θ v."""
+        return self.push(self.pull(vectors))
+
+
+class PrimalKernel(AbstractKernel):
+    """State h ∈ R^{D'} with J u = Φ h. Memory N·C·D', linear in N; each product costs 2·N·C·D' flops."""
+
+    features: Float[Array, "n c d"]
+
+    def zero(self) -> Float[Array, " d"]:
+        return jnp.zeros(self.features.shape[-1], self.features.dtype)
+
+    def push(self, state: Float[Array, " d"]) -> Float[Array, "n c"]:
+        return self.features @ state
+
+    def push_rows(self, state: Float[Array, " d"], indices: Indices) -> Float[Array, "b c"]:
+        return self.features[indices] @ state
+
+    def pull(self, residuals: Float[Array, "n c"]) -> Float[Array, " d"]:
+        return jnp.tensordot(residuals, self.features, 2)
+
+    def pull_rows(self, residuals: Float[Array, "b c"], indices: Indices) -> Float[Array, " d"]:
+        return jnp.tensordot(residuals, self.features[indices], 2)
+
+    def diagonal_blocks(self) -> Float[Array, "n c c"]:
+        return jnp.einsum("iad,ibd->iab", self.features, self.features)
+
+
+class DualKernel(AbstractKernel):
+    """State J u itself, (N, C). Memory (N·C)²; each product costs 2·(N·C)² flops."""
+
+    ntk: Float[Array, "n c n c"]
+
+    def zero(self) -> Float[Array, "n c"]:
+        return jnp.zeros(self.ntk.shape[:2], self.ntk.dtype)
+
+    def push(self, state: Float[Array, "n c"]) -> Float[Array, "n c"]:
+        return state
+
+    def push_rows(self, state: Float[Array, "n c"], indices: Indices) -> Float[Array, "b c"]:
+        return state[indices]
+
+    def pull(self, residuals: Float[Array, "n c"]) -> Float[Array, "n c"]:
+        return jnp.tensordot(residuals, self.ntk, 2)
+
+    def pull_rows(self, residuals: Float[Array, "b c"], indices: Indices) -> Float[Array, "n c"]:
+        return jnp.tensordot(residuals, self.ntk[indices], 2)
+
+    def diagonal_blocks(self) -> Float[Array, "n c c"]:
+        return jnp.einsum("iaib->iab", self.ntk)
+
+
+def smaller_kernel(features: Float[Array, "n c d"]) -> AbstractKernel:
+    """The primal kernel where D' ≤ N·C, else the dual one, whose Θ is then no larger than the features."""
+    num_samples, num_outputs, num_projections = features.shape
+    if num_projections <= num_samples * num_outputs:
+        return PrimalKernel(features)
+    return DualKernel(ntk_from_features(features).reshape(num_samples, num_outputs, num_samples, num_outputs))

@@ -1,0 +1,114 @@
+"""Learning rates: the effective one under momentum, and the largest that is stable."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.sparse.linalg
+from jaxtyping import Array, Float
+
+from ntk_tt import losses
+from ntk_tt.problem import LinearizedProblem
+
+
+def effective_learning_rate(learning_rate, momentum: float):
+    """η̃ = η/(1−m): the rate at which SGD with momentum moves once its velocity has settled (appendix E)."""
+    return learning_rate / (1 - momentum)
+
+
+def largest_curvature(problem: LinearizedProblem, logits: Float[Array, "n c"]) -> tuple[float, Float[Array, "n c"]]:
+    """λ_max of the Gauss–Newton Hessian of the mean loss, (1/N) Jᵀ H J at these logits, and its direction.
+
+    H is the Hessian of the loss in the logits. By Lanczos (ARPACK) on A Aᵀ = H, Aᵀ Θ A / N: a few dozen products with
+    Θ, never forming more than the kernel already holds.
+
+    Returns:
+        λ [1/step per unit learning rate] and the eigenvector z (N, C) of Aᵀ Θ A / N, of unit length.
+    """
+    return _largest(lambda vector: _curvature_product(problem, logits, vector), problem.initial_logits)
+
+
+def largest_curvature_bound(problem: LinearizedProblem) -> float:
+    """λ_max(Θ)/N times the largest curvature the loss can have (½ for `ce`, 1 for `mse`): bounds λ at all logits."""
+    eigenvalue, _ = _largest(lambda vector: _kernel_product(problem, vector), problem.initial_logits)
+    return losses.largest_curvature_per_output(problem.loss) * eigenvalue
+
+
+def batch_curvature_variance(problem: LinearizedProblem, logits: Float[Array, "n c"], curvature: float, direction: Float[Array, "n c"]) -> float:
+    """wᵀ(E[Hᵢ²] − H²)w along the top eigenvector w of H: how much single samples' Hessians Hᵢ = Jᵢᵀ Sᵢ Jᵢ scatter.
+
+    A batch of B has this divided by B. It is what makes SGD unstable at learning rates that gradient descent stands
+    (Wu et al. 2018; Ma & Ying 2021).
+    """
+    if curvature <= 0:
+        return 0.0
+    return float(_scatter(problem, logits, direction, curvature))
+
+
+def largest_safe_learning_rate(curvature: float, variance: float, *, momentum: float = 0.0, nesterov: bool = False, weight_decay: float = 0.0) -> float:
+    """The largest η at which SGD contracts E[x²] on a quadratic whose curvature at each step has this mean and variance.
+
+    Without variance this is 2(1+m)/λ for the heavy ball and 2(1+m)/((1+2m)λ) for Nesterov; with it, m = 0, it is
+    2λ/(λ² + variance). In general the spectral radius of the second moments' 4×4 map, bisected.
+
+    Args:
+        curvature: λ, mean curvature in the sharpest direction.
+        variance: of the curvature of a batch; 0 for the full batch.
+
+    Returns:
+        The bound [per step]; infinity for zero curvature.
+    """
+    mean = curvature + weight_decay
+    if mean <= 0:
+        return np.inf
+    unstable = 4 * (1 + momentum) / mean  # twice the bound without noise
+    stable = 0.0
+    for _ in range(60):
+        middle = (stable + unstable) / 2
+        if _moment_radius(middle, mean, variance, momentum, nesterov) < 1:
+            stable = middle
+        else:
+            unstable = middle
+    return stable
+
+
+def _moment_radius(rate: float, mean: float, variance: float, momentum: float, nesterov: bool) -> float:
+    """Spectral radius of E[M ⊗ M], (x, a) -> M (x, a) one optimiser step at curvature h, M = constant + h·slope."""
+    if nesterov:
+        constant, slope = [[1, -rate * momentum**2], [0, momentum]], [[-rate * (1 + momentum), 0], [1, 0]]
+    else:
+        constant, slope = [[1, -rate * momentum], [0, momentum]], [[-rate, 0], [1, 0]]
+    average = np.asarray(constant) + mean * np.asarray(slope)
+    moments = np.kron(average, average) + variance * np.kron(slope, slope)
+    return float(np.abs(np.linalg.eigvals(moments)).max())
+
+
+def _largest(product, like: Float[Array, "n c"]) -> tuple[float, Float[Array, "n c"]]:
+    size = like.size
+    if size == 1:
+        return float(product(jnp.ones_like(like))[0, 0]), jnp.ones_like(like)
+    operator = scipy.sparse.linalg.LinearOperator(
+        (size, size), dtype=np.float64,
+        matvec=lambda vector: np.asarray(product(jnp.asarray(vector.reshape(like.shape), like.dtype)), np.float64).reshape(-1))
+    start = np.random.default_rng(0).standard_normal(size)
+    values, vectors = scipy.sparse.linalg.eigsh(operator, k=1, which="LA", tol=1e-4, v0=start)
+    return max(float(values[0]), 0.0), jnp.asarray(vectors[:, 0].reshape(like.shape), like.dtype)
+
+
+@jax.jit
+def _kernel_product(problem, vector):
+    return problem.kernel.product(vector) / problem.num_samples
+
+
+@jax.jit
+def _curvature_product(problem, logits, vector):
+    inner = problem.kernel.product(losses.curvature_sqrt_product(problem.loss, logits, vector))
+    return losses.curvature_sqrt_transpose(problem.loss, logits, inner) / problem.num_samples
+
+
+@jax.jit
+def _scatter(problem, logits, direction, curvature):
+    weighted = losses.curvature_sqrt_product(problem.loss, logits, direction)
+    along = problem.kernel.product(weighted) / jnp.sqrt(problem.num_samples * curvature)  # J w, w of unit length
+    pulled = losses.curvature_sqrt_product(problem.loss, logits, losses.curvature_sqrt_transpose(problem.loss, logits, along))
+    squares = jnp.einsum("na,nab,nb->n", pulled, problem.kernel.diagonal_blocks(), pulled)
+    return jnp.maximum(squares.mean() - curvature**2, 0.0)

@@ -1,0 +1,69 @@
+"""Checkpoints: a params/state tree to and from safetensors, every mismatch named."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+from jaxtyping import PyTree
+
+from ntk_tt.paths import named_leaves, path_name
+
+
+def save_weights(path: str | Path, tree: PyTree, *, dtype: Any = None, record: dict[str, Any] | None = None) -> None:
+    """Write all arrays of `tree` by name; `record` (how they were made) travels in the file's metadata as JSON."""
+    arrays = {name: np.asarray(leaf, dtype) for name, leaf in named_leaves(tree).items()}
+    safetensors.numpy.save_file(arrays, str(path), metadata={"record": json.dumps(record or {})})
+
+
+def read_weights(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """All arrays of a safetensors file by name, and the record stored with them.
+
+    Raises:
+        ValueError: the file is missing, unreadable, not safetensors, or holds a NaN or infinity.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise ValueError(f"weights: there is no file {str(path)!r}; give a .safetensors file, 'bundled' or 'hf:owner/name'")
+    try:
+        with safetensors.safe_open(str(file), framework="numpy") as opened:
+            arrays = {name: opened.get_tensor(name) for name in opened.keys()}
+            metadata = opened.metadata() or {}
+    except (safetensors.SafetensorError, OSError) as error:
+        raise ValueError(f"weights: {str(path)!r} is not a readable safetensors file ({error}); download or convert it again") from error
+    for name, array in arrays.items():
+        if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
+            raise ValueError(f"weights: {name!r} in {str(path)!r} holds NaN or infinity; the checkpoint is damaged")
+    return arrays, json.loads(metadata.get("record", "{}"))
+
+
+def fit_weights(template: PyTree, arrays: dict[str, np.ndarray], *, source: str, fresh: tuple[str, ...] = ()) -> PyTree:
+    """`template` with its leaves replaced by the arrays of the same names, in the template's dtype.
+
+    Args:
+        template: the tree to fill; its shapes are what the network needs.
+        arrays: by dotted name, as `read_weights` gives them.
+        source: the file's name, for messages.
+        fresh: names whose first part is listed here (a new head) keep the template's values.
+
+    Raises:
+        ValueError: a name is missing, a shape differs, or the file holds a name the network lacks; the first is named.
+    """
+    wanted = named_leaves(template)
+    kept = {name for name in wanted if name.split(".")[0] in fresh}
+    for name, leaf in wanted.items():
+        if name in kept:
+            continue
+        if name not in arrays:
+            raise ValueError(f"weights: {source} has no {name!r} (the network needs shape {tuple(leaf.shape)}); is it the checkpoint of another network?")
+        if arrays[name].shape != tuple(leaf.shape):
+            raise ValueError(f"weights: {name!r} has shape {arrays[name].shape} in {source}, but the network needs {tuple(leaf.shape)}")
+    unused = [name for name in arrays if name not in wanted]
+    if unused:
+        raise ValueError(f"weights: {source} holds {unused[0]!r} {arrays[unused[0]].shape}, which the network does not have; is it the checkpoint of another network?")
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: leaf if path_name(path) in kept else jnp.asarray(arrays[path_name(path)], leaf.dtype), template)

@@ -1,0 +1,128 @@
+"""Algorithm 1: from a network, its data and an optimiser setting to training times, without training."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import equinox as eqx
+import jax
+import numpy as np
+from jaxtyping import Array, Float, Int, Key, PyTree
+
+from ntk_tt.dynamics import Method, Trajectory, is_random, simulate
+from ntk_tt.features import jacobian_features
+from ntk_tt.kernel import DualKernel, PrimalKernel, smaller_kernel
+from ntk_tt.linearize import Apply, check_logits, check_network, logits_and_tangent
+from ntk_tt.losses import LossName, check_loss, encode_targets
+from ntk_tt.ntk import ntk_from_features
+from ntk_tt.optimizer import OptimizerConfig
+from ntk_tt.problem import LinearizedProblem
+from ntk_tt.progress import Progress, silent
+from ntk_tt.projection import ProjectionName
+from ntk_tt.training_time import DEFAULT_THRESHOLDS, combine_times, training_times
+
+Space = Literal["auto", "primal", "dual"]
+
+
+class Prediction(eqx.Module):
+    """A predicted training curve with its times.
+
+    Attributes:
+        steps: (S,) optimiser steps at each record, 0 … T.
+        loss, error: (S,) on the training set, averaged over the seeds.
+        times: as `training_times` gives them: the median over the seeds; None is "not reached within T".
+        times_low, times_high: the least and the greatest over the seeds.
+        runs: the curve of each seed (one, where the dynamics have no noise).
+    """
+
+    steps: np.ndarray
+    loss: np.ndarray
+    error: np.ndarray
+    times: dict
+    times_low: dict
+    times_high: dict
+    runs: tuple[Trajectory, ...]
+
+
+def linearize(apply: Apply, params: PyTree, inputs: Float[Array | np.ndarray, "n ..."], labels: Int[Array | np.ndarray, " n"] | Float[Array | np.ndarray, "n c"], *,
+              loss: LossName = "ce", num_projections: int | str = "auto", projection: ProjectionName = "fold", space: Space = "auto",
+              key: Key[Array, ""] | None = None, progress: Progress = silent) -> LinearizedProblem:
+    """One pass over the data; the result prices every learning rate, momentum, batch size and schedule.
+
+    Args:
+        apply: pure `(params, inputs) -> logits (N, C)`, each sample on its own (batch norm frozen).
+        params: the pre-trained weights w₀.
+        inputs: (N, ...), as the network takes them.
+        labels: (N,) class indices, or (N, C) real targets for `mse`.
+        loss: `ce` or `mse` (½‖f − y‖²).
+        num_projections: D', `auto` or `exact`; see `jacobian_features`.
+        projection: which one; see `ntk_tt.projection`.
+        space: `dual` holds Θ, `primal` the features, `auto` the smaller.
+        key: of the projection; key 0 where none is given.
+        progress: called after each block of the feature pass.
+
+    Raises:
+        ValueError: an argument out of range, inputs and labels of different length, NaN in inputs, weights or logits.
+
+    Cost: that of `jacobian_features`, and of Θ in the dual space.
+    """
+    check_loss(loss)
+    if len(inputs) != len(labels):
+        raise ValueError(f"labels: there are {len(labels)} for {len(inputs)} inputs; give one each")
+    num_outputs = check_network(apply, params, inputs)
+    if loss == "ce" and num_outputs == 1:
+        raise ValueError("loss: cross-entropy needs at least two outputs; use loss='mse' with one")
+    initial_logits, weight_logits = logits_and_tangent(apply, params, inputs, params)
+    check_logits(initial_logits)
+    targets = encode_targets(labels, num_outputs, initial_logits.dtype)
+    features = jacobian_features(apply, params, inputs, num_projections=num_projections, projection=projection, key=key, progress=progress)
+    return LinearizedProblem(_kernel(features, space), initial_logits, weight_logits, targets, loss)
+
+
+def _kernel(features, space: Space):
+    match space:
+        case "auto":
+            return smaller_kernel(features)
+        case "primal":
+            return PrimalKernel(features)
+        case "dual":
+            return DualKernel(ntk_from_features(features).reshape(*features.shape[:2], *features.shape[:2]))
+    raise ValueError(f"space: unknown {space!r}; give 'auto', 'primal' or 'dual'")
+
+
+def predict(problem: LinearizedProblem, optimizer: OptimizerConfig, num_steps: int, *, method: Method = "replay", num_seeds: int = 5,
+            key: Key[Array, ""] | None = None, record_every: int = 1, thresholds: Sequence[float] = DEFAULT_THRESHOLDS,
+            loss_thresholds: Sequence[float] = (), smoothing: int = 1, progress: Progress = silent) -> Prediction:
+    """The training curve and times of one optimiser setting.
+
+    Args:
+        problem: from `linearize`.
+        optimizer: the setting.
+        num_steps: T.
+        method: see `ntk_tt.dynamics.simulate`.
+        num_seeds: orders of the data (or noise paths) to average; one is run where there is no noise.
+        key: of those; key 0 where none is given.
+        record_every: steps between records: the resolution of the times.
+        thresholds, loss_thresholds, smoothing: see `training_times`.
+        progress: called after each seed.
+
+    Raises:
+        ValueError: an argument out of range, or a batch larger than the data.
+    """
+    if num_seeds < 1:
+        raise ValueError(f"num_seeds: must be at least 1, got {num_seeds}")
+    count = num_seeds if is_random(method, optimizer, problem.num_samples) else 1
+    runs = []
+    for seed_key in jax.random.split(jax.random.key(0) if key is None else key, count):
+        runs.append(simulate(problem, optimizer, num_steps, method=method, key=seed_key, record_every=record_every))
+        progress(len(runs), count)
+    window = plateau_window(optimizer, problem.num_samples)
+    times = [training_times(run.steps, run.loss, run.error, thresholds=thresholds, loss_thresholds=loss_thresholds,
+                            smoothing=smoothing, plateau_window=window) for run in runs]
+    return Prediction(
+        steps=runs[0].steps, loss=np.mean([run.loss for run in runs], 0), error=np.mean([run.error for run in runs], 0),
+        times=combine_times(times, 0.5), times_low=combine_times(times, 0.0), times_high=combine_times(times, 1.0), runs=tuple(runs))
+
+
+def plateau_window(optimizer: OptimizerConfig, num_samples: int) -> int:
+    """Steps over which a plateau is judged: one epoch, but at least 10 steps."""
+    return max(10, optimizer.steps_per_epoch(num_samples))

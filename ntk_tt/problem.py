@@ -1,0 +1,59 @@
+"""The linearised training problem: f(u) = f₀ + J u, and the displacements u that SGD can reach."""
+
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ntk_tt import losses
+from ntk_tt.kernel import AbstractKernel, Indices
+from ntk_tt.losses import LossName
+
+
+class LinearizedProblem(eqx.Module):
+    """Everything the dynamics need; one of these prices every learning rate, momentum, batch size and schedule.
+
+    Attributes:
+        kernel: Θ, in one of its two forms.
+        initial_logits: f₀ (N, C).
+        weight_logits: J w₀ (N, C), along which weight decay pulls.
+        targets: (N, C), one-hot rows for classification.
+        loss: `ce` or `mse`.
+    """
+
+    kernel: AbstractKernel
+    initial_logits: Float[Array, "n c"]
+    weight_logits: Float[Array, "n c"]
+    targets: Float[Array, "n c"]
+    loss: LossName = eqx.field(static=True, default="ce")
+
+    @property
+    def num_samples(self) -> int:
+        return self.initial_logits.shape[0]
+
+    def metrics(self, logits: Float[Array, "n c"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        """Mean loss and error rate."""
+        return losses.mean_loss(self.loss, logits, self.targets), losses.error_rate(logits, self.targets)
+
+
+class State(eqx.Module):
+    """A displacement u = (what `kernel_state` stands for) + `decay`·w₀ of the weights from w₀."""
+
+    kernel_state: Any
+    decay: Any
+
+
+def zero_state(problem: LinearizedProblem) -> State:
+    return State(problem.kernel.zero(), jnp.zeros((), problem.initial_logits.dtype))
+
+
+def logits(problem: LinearizedProblem, state: State) -> Float[Array, "n c"]:
+    """f₀ + J u for all samples."""
+    return problem.initial_logits + problem.kernel.push(state.kernel_state) + state.decay * problem.weight_logits
+
+
+def logits_rows(problem: LinearizedProblem, state: State, indices: Indices) -> Float[Array, "b c"]:
+    """f₀ + J u for some samples."""
+    change = problem.kernel.push_rows(state.kernel_state, indices)
+    return problem.initial_logits[indices] + change + state.decay * problem.weight_logits[indices]

@@ -1,0 +1,128 @@
+"""Training time: from a loss or error curve to numbers of steps, "not reached" (None) being an answer."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float, Int
+
+DEFAULT_THRESHOLDS = (0.01, 0.05, 0.1, 0.2, 0.4, 0.5)
+PLATEAU_DROP = 0.01
+
+Steps = Int[np.ndarray, " s"]
+Curve = Float[np.ndarray, " s"]
+Time = int | None
+
+
+def smooth(curve: Curve, window: int) -> Curve:
+    """Centred running mean over `window` records; the window shrinks symmetrically towards the ends, which stay put."""
+    if window < 1:
+        raise ValueError(f"smoothing: the window must be at least 1 record, got {window}")
+    if window == 1:
+        return np.asarray(curve, np.float64)
+    curve = np.asarray(curve, np.float64)
+    position = np.arange(len(curve))
+    reach = np.minimum(window // 2, np.minimum(position, len(curve) - 1 - position))
+    sums = np.concatenate([[0.0], np.cumsum(curve)])
+    return (sums[position + reach + 1] - sums[position - reach]) / (2 * reach + 1)
+
+
+def epsilon_time(steps: Steps, curve: Curve, epsilon: float, *, relative: bool) -> Time:
+    """min{t : |L_t − L_T| < ε} (Algorithm 1), or with ε·(L₀ − L_T) in place of ε, which is scale-free.
+
+    None where the curve is not finite, or (relative) where it has not fallen between 0 and T. Reached at T at the
+    latest otherwise, so a curve that has not converged gives times close to T at small ε: read it beside
+    `threshold_time`.
+    """
+    _check_fraction("epsilon", epsilon)
+    final = curve[-1]
+    width = epsilon * (curve[0] - final) if relative else epsilon
+    if not np.isfinite(curve).all() or width <= 0:
+        return None
+    return _first(steps, np.abs(curve - final) < width)
+
+
+def threshold_time(steps: Steps, curve: Curve, threshold: float) -> Time:
+    """The first t with L_t < ℓ*; None where that is not reached within T."""
+    if not (math.isfinite(threshold) and threshold > 0):
+        raise ValueError(f"threshold: must be positive and finite, got {threshold}")
+    return _first(steps, curve < threshold)
+
+
+def plateau_time(steps: Steps, error: Curve, *, drop: float = PLATEAU_DROP, window: int) -> Time:
+    """The first t ≥ `window` at which the error fell by less than `drop` over the last `window` steps (reply to reviewers).
+
+    Args:
+        window: steps of one epoch.
+    """
+    if window < 1:
+        raise ValueError(f"window: must be at least 1 step, got {window}")
+    earlier = np.interp(steps - window, steps, error)
+    return _first(steps, (steps >= window) & (earlier - error < drop))
+
+
+def training_times(steps: Steps, loss: Curve, error: Curve, *, thresholds: Sequence[float] = DEFAULT_THRESHOLDS,
+                   loss_thresholds: Sequence[float] = (), smoothing: int = 1, plateau_window: int = 10) -> dict:
+    """All definitions at once.
+
+    Args:
+        steps, loss, error: the curve, one entry a record.
+        thresholds: in (0, 1): ε of the ε-times, and levels of loss and error.
+        loss_thresholds: further levels of the loss, any positive number.
+        smoothing: records in the running mean; use the same for the two curves you compare.
+        plateau_window: steps over which the plateau is judged.
+
+    Returns:
+        `{"epsilon_relative": {"0.01": steps or None, …}, "epsilon_absolute": {…}, "loss_below": {…},
+        "error_below": {…}, "plateau": steps or None}`; the ε-times are those of the loss.
+
+    Raises:
+        ValueError: a threshold outside its range, or curves of different lengths.
+    """
+    if not len(steps) == len(loss) == len(error):
+        raise ValueError(f"curves: steps, loss and error must have one length, got {len(steps)}, {len(loss)}, {len(error)}")
+    check_thresholds(thresholds, loss_thresholds)
+    loss, error = smooth(loss, smoothing), smooth(error, smoothing)
+    return {
+        "epsilon_relative": {_name(e): epsilon_time(steps, loss, e, relative=True) for e in thresholds},
+        "epsilon_absolute": {_name(e): epsilon_time(steps, loss, e, relative=False) for e in thresholds},
+        "loss_below": {_name(level): threshold_time(steps, loss, level) for level in sorted({*thresholds, *loss_thresholds})},
+        "error_below": {_name(level): threshold_time(steps, error, level) for level in thresholds},
+        "plateau": plateau_time(steps, error, window=plateau_window),
+    }
+
+
+def check_thresholds(thresholds: Sequence[float], loss_thresholds: Sequence[float] = ()) -> None:
+    """Raises ValueError for a threshold outside (0, 1), or a loss threshold that is not positive and finite."""
+    if not thresholds and not loss_thresholds:
+        raise ValueError("thresholds: give at least one")
+    for value in thresholds:
+        _check_fraction("thresholds", value)
+    for value in loss_thresholds:
+        if not (math.isfinite(value) and value > 0):
+            raise ValueError(f"loss_thresholds: must be positive and finite, got {value}")
+
+
+def combine_times(times: Sequence[dict], fraction: float) -> dict:
+    """A quantile over several runs (seeds) of each time in dicts from `training_times`.
+
+    "Not reached" counts as later than every number, so the quantile is None where too few runs reach the target;
+    0.5 is the median. The quantile is one of the runs' own numbers, never between two.
+    """
+    if isinstance(times[0], dict):
+        return {name: combine_times([each[name] for each in times], fraction) for name in times[0]}
+    ordered = sorted(times, key=lambda time: math.inf if time is None else time)
+    return ordered[min(len(ordered) - 1, math.floor(fraction * len(ordered)))]
+
+
+def _check_fraction(name: str, value: float) -> None:
+    if not 0 < value < 1:
+        raise ValueError(f"{name}: must lie strictly between 0 and 1, got {value} (a loss level of 1 or more goes to loss_thresholds)")
+
+
+def _first(steps: Steps, condition: np.ndarray) -> Time:
+    return int(steps[int(np.argmax(condition))]) if condition.any() else None
+
+
+def _name(value: float) -> str:
+    return f"{value:g}"
