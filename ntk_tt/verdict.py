@@ -8,21 +8,19 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from ntk_tt.dynamics import replay
-from ntk_tt.finetune import TrainingRun, finetune
+from ntk_tt.dynamics.sde import noise_variance
+from ntk_tt.finetune import finetune
 from ntk_tt.learning_rate import batch_curvature_variance, largest_curvature, largest_safe_learning_rate
 from ntk_tt.linearize import Apply, logits_and_tangent
 from ntk_tt.losses import LossName
-from ntk_tt.dynamics.sde import noise_variance
-from ntk_tt.optimizer import OptimizerConfig
+from ntk_tt.optimizer import OptimizerConfig, check_num_steps
 from ntk_tt.problem import LinearizedProblem
 
 Trust = Literal["high", "medium", "low", "none"]
 
 RESIDUAL_STEPS = 5
 RESIDUAL_SAMPLES = 64
-_CURVATURE_RECORDS = 6
-# Chosen on cifar100 and dtd (experiments/trust.py), reported on others.
-RESIDUAL_LIMITS = (0.1, 0.3)
+_RECORDS = 6  # of the predicted logits at which the curvature is looked at
 
 
 class Verdict(NamedTuple):
@@ -33,56 +31,101 @@ class Verdict(NamedTuple):
         largest_safe_learning_rate: that rate, for the same momentum, batch size and weight decay.
         linearization_residual: ‖f(w) − f_lin(w)‖ / ‖f(w) − f₀‖ on a sample of the data after a few real steps; None
             where it was not measured.
+        expected_residual: the same, carried on to the last predicted step; None where it was not measured.
         trust: `high`, `medium`, `low`, or `none` past the stability bound.
         reason: one sentence with the numbers.
+        seconds_per_sample: of a real training step, measured on the few steps; None where there were none.
     """
 
     stability_margin: float
     largest_safe_learning_rate: float
     linearization_residual: float | None
+    expected_residual: float | None
     trust: Trust
     reason: str
+    seconds_per_sample: float | None
 
 
 class Residual(NamedTuple):
-    """Of `linearization_residual`: the value, the steps taken, and the run (whose seconds a step can be read from)."""
+    """Of `linearization_residual`.
+
+    Attributes:
+        value: the residual after the few steps.
+        expected: `value` times how much further the prediction moves the sample's logits until step T.
+        seconds_per_sample: training time a sample and step, without compilation.
+    """
 
     value: float
-    num_steps: int
-    run: TrainingRun
-    num_samples: int
+    expected: float
+    seconds_per_sample: float
 
 
-def stability(problem: LinearizedProblem, optimizer: OptimizerConfig, num_steps: int) -> tuple[float, float]:
+def assess(problem: LinearizedProblem, apply: Apply, params: PyTree, inputs: Float[Array | np.ndarray, "n ..."],
+           labels: Int[Array | np.ndarray, " n"] | Float[Array | np.ndarray, "n c"], optimizer: OptimizerConfig, num_steps: int, *, seed: int = 0) -> Verdict:
+    """The verdict on predictions of this setting; takes a few real steps on a sample of the data.
+
+    Args:
+        problem: from `linearize`, of the same network and data.
+        apply, params, inputs, labels: that network and data.
+        optimizer: the setting.
+        num_steps: T.
+        seed: of the sample.
+
+    Raises:
+        ValueError: an argument out of range.
+
+    Cost: one replay, a few hundred products with Θ, and about 10 steps' worth of 64 samples.
+    """
+    path = predicted_path(problem, optimizer, num_steps)
+    margin, safe = stability(problem, optimizer, num_steps, path)
+    residual = linearization_residual(apply, params, inputs, labels, optimizer, final_logits=path[-1], loss=problem.loss, seed=seed)
+    return judge(margin, safe, residual)
+
+
+def predicted_path(problem: LinearizedProblem, optimizer: OptimizerConfig, num_steps: int) -> Float[np.ndarray, "s n c"]:
+    """A handful of predicted logits between step 0 and T."""
+    check_num_steps(num_steps)
+    trajectory = replay(problem, optimizer, num_steps, record_every=-(-num_steps // _RECORDS), save_logits=True)
+    assert trajectory.logits is not None
+    return trajectory.logits
+
+
+def stability(problem: LinearizedProblem, optimizer: OptimizerConfig, num_steps: int, path: Float[np.ndarray, "s n c"] | None = None) -> tuple[float, float]:
     """(margin, largest safe learning rate): η_max over the schedule's highest rate, and η_max.
 
     The curvature λ is that of the Gauss–Newton Hessian of the loss, (1/N) Jᵀ H J, by Lanczos iteration without forming
-    Θ: its maximum over the initial logits and those predicted on the way, since cross-entropy sharpens while two
+    Θ: its maximum over the logits of `path` (by default `predicted_path`), since cross-entropy sharpens while two
     classes compete. Gradient descent is stable below 2(1+m)/λ; mini-batches lower that, see
     `largest_safe_learning_rate`.
     """
-    rates = optimizer.learning_rates(num_steps)
+    path = predicted_path(problem, optimizer, num_steps) if path is None else path
     noise = noise_variance(problem.num_samples, optimizer)
-    path = [problem.initial_logits]
-    if problem.loss == "ce":
-        horizon = min(num_steps, max(_CURVATURE_RECORDS, num_steps // 2))
-        trajectory = replay(problem, optimizer, horizon, record_every=-(-horizon // _CURVATURE_RECORDS), save_logits=True)
-        path += [jnp.asarray(logits) for logits in trajectory.logits[1:] if np.isfinite(logits).all()]  # pyright: ignore[reportOptionalSubscript]
     safe = np.inf
     for logits in path:
+        if not np.isfinite(logits).all():
+            break
+        logits = jnp.asarray(logits)
         curvature, direction = largest_curvature(problem, logits)
         variance = noise * batch_curvature_variance(problem, logits, curvature, direction) if noise else 0.0
         safe = min(safe, largest_safe_learning_rate(
             curvature, variance, momentum=optimizer.momentum, nesterov=optimizer.nesterov, weight_decay=optimizer.weight_decay))
-    return float(safe / rates.max()) if rates.max() > 0 else np.inf, float(safe)
+        if problem.loss == "mse":
+            break  # its curvature does not depend on the logits
+    highest = optimizer.learning_rates(num_steps).max()
+    return float(safe / highest) if highest > 0 else np.inf, float(safe)
 
 
 def linearization_residual(apply: Apply, params: PyTree, inputs: Float[Array | np.ndarray, "n ..."], labels: Int[Array | np.ndarray, " n"] | Float[Array | np.ndarray, "n c"],
-                           optimizer: OptimizerConfig, *, loss: LossName = "ce", num_steps: int = RESIDUAL_STEPS, num_samples: int = RESIDUAL_SAMPLES, seed: int = 0) -> Residual:
+                           optimizer: OptimizerConfig, *, final_logits: Float[Array | np.ndarray, "n c"] | None = None, loss: LossName = "ce",
+                           num_steps: int = RESIDUAL_STEPS, num_samples: int = RESIDUAL_SAMPLES, seed: int = 0) -> Residual:
     """‖f(w_k) − f₀ − J(w_k − w₀)‖ / ‖f(w_k) − f₀‖ after k real steps on a random sample of the data.
 
-    The sample is at most `num_samples` large, so this costs k small batches whatever N is; the full batch is
-    replaced by the sample.
+    The sample is at most `num_samples` large and stands for the full batch, so this costs k small batches whatever N
+    is. The residual is of second order in the displacement, so relative to it of first order: it is expected to grow
+    with the distance that the logits move, which `final_logits` (predicted, at step T) give.
+
+    Raises:
+        ValueError: an argument out of range.
     """
     count = min(num_samples, len(inputs))
     chosen = np.sort(np.random.default_rng(seed).choice(len(inputs), count, replace=False))
@@ -90,31 +133,38 @@ def linearization_residual(apply: Apply, params: PyTree, inputs: Float[Array | n
     batch_size = None if optimizer.batch_size is None or optimizer.batch_size >= count else optimizer.batch_size
     setting = OptimizerConfig(**{**vars(optimizer), "batch_size": batch_size})
     run = finetune(apply, params, x, y, setting, num_steps, loss=loss, seed=seed, record_every=num_steps)
-    displacement = jax.tree.map(jnp.subtract, run.params, params)
-    initial, tangent = logits_and_tangent(apply, params, x, displacement)
-    moved = jax.jit(apply)(run.params, x) - initial
-    value = float(jnp.linalg.norm(moved - tangent) / jnp.maximum(jnp.linalg.norm(moved), jnp.finfo(moved.dtype).tiny))
-    return Residual(value if np.isfinite(value) else np.inf, num_steps, run, count)
+    seconds = run.seconds / (num_steps * (batch_size or count))
+    initial, tangent = logits_and_tangent(apply, params, x, jax.tree.map(jnp.subtract, run.params, params))
+    moved = np.asarray(jax.jit(apply)(run.params, x) - initial, np.float64)
+    distance = np.linalg.norm(moved)
+    if not np.isfinite(distance):
+        return Residual(np.inf, np.inf, seconds)
+    value = float(np.linalg.norm(moved - np.asarray(tangent)) / max(distance, np.finfo(np.float32).tiny))
+    growth = 1.0
+    if final_logits is not None:
+        growth = max(1.0, float(np.linalg.norm(np.asarray(final_logits)[chosen] - np.asarray(initial)) / max(distance, np.finfo(np.float32).tiny)))
+    return Residual(value, value * growth, seconds)
 
 
-def judge(margin: float, safe_learning_rate: float, residual: float | None) -> Verdict:
-    """Trust from the two numbers; the worse one decides."""
+def judge(margin: float, safe_learning_rate: float, residual: Residual | None = None) -> Verdict:
+    """Trust from the margin and the expected residual; the worse one decides."""
+    value, expected, seconds = residual or (None, None, None)
+
+    def verdict(trust: Trust, reason: str) -> Verdict:
+        return Verdict(margin, safe_learning_rate, value, expected, trust, reason, seconds)
+
     if margin < 1:
-        reason = (f"unstable: the learning rate is {1 / margin:.2g} times the largest stable one; real training will oscillate or diverge, "
-                  f"so take at most {safe_learning_rate:.2g}")
-        return Verdict(margin, safe_learning_rate, residual, "none", reason)
-    parts, trust = [f"stable with a margin of {margin:.2g} (largest safe learning rate {safe_learning_rate:.2g})"], "high"
-    if margin < 1.5:
-        trust = "medium"
-        parts.append("close to the bound, where curvature that grows in training can cross it")
-    if residual is None:
-        parts.append("linearisation not measured")
-        trust = "medium"
-    else:
-        good, fair = RESIDUAL_LIMITS
-        parts.append(f"linearisation residual {residual:.2g} after a few real steps")
-        if residual > fair:
-            trust = "low"
-        elif residual > good and trust == "high":
-            trust = "medium"
-    return Verdict(margin, safe_learning_rate, residual, trust, "; ".join(parts))
+        return verdict("none", f"unstable: the learning rate is {1 / margin:.2g} times the largest stable one, so real training will oscillate or diverge; "
+                               f"take at most {safe_learning_rate:.2g}")
+    stable = f"stable with a margin of {margin:.2g} (largest safe learning rate {safe_learning_rate:.2g})"
+    if value is None or expected is None:
+        return verdict("medium", f"{stable}; the linearisation was not measured")
+    reason = f"{stable}; linearisation residual {value:.2g} after a few real steps, {expected:.2g} expected at the end"
+    high, medium = EXPECTED_RESIDUAL_LIMITS
+    if margin < CLOSE_MARGIN:
+        return verdict("low" if expected > medium else "medium", f"{reason}; close to the stability bound, which curvature that grows in training can cross")
+    return verdict("high" if expected <= high else "medium" if expected <= medium else "low", reason)
+
+
+EXPECTED_RESIDUAL_LIMITS = (0.3, 1.0)
+CLOSE_MARGIN = 1.5

@@ -1,0 +1,82 @@
+"""Which number tells a good prediction from a bad one? Chooses the limits of `ntk_tt.verdict`.
+
+    python -m experiments.trust --data cifar100 dtd              # tuning, about 10 minutes on two cores
+    python -m experiments.trust --data cifar10 trashnet digits   # report
+
+Fine-tunes the bundled network on small tasks at several settings; writes, for each run, the verdict and the error of
+the predicted times to experiments/results/trust/<data>.json.
+"""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+import jax
+import numpy as np
+import tyro
+
+import ntk_tt
+from ntk_tt.report import environment
+from ntk_tt.training_time import training_times
+
+RESULTS = Path(__file__).parent / "results" / "trust"
+# (learning rate, momentum, batch size)
+SETTINGS = ((0.0005, 0.0, None), (0.002, 0.0, None), (0.001, 0.9, None), (0.002, 0.0, 32), (0.01, 0.0, 32), (0.001, 0.9, 32), (0.005, 0.9, 32), (0.03, 0.0, 32))
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    data: tuple[str, ...] = ("cifar100", "dtd")
+    """Names under $NTK_TT_DATA, or `digits`."""
+    tasks: int = 2
+    """Random sets of classes of each."""
+    classes: int = 5
+    per_class: int = 40
+    steps: int = 150
+
+
+def median_log_error(predicted: dict, real: dict, num_steps: int) -> float:
+    """Median |log₂(predicted/real)| over the threshold times that either side reaches; not reached counts as 2 T."""
+    errors = []
+    for family in ("loss_below", "error_below"):
+        for name, time in real[family].items():
+            pair = (time, predicted[family][name])
+            if pair != (None, None):
+                a, b = (max(1, 2 * num_steps if each is None else each) for each in pair)
+                errors.append(abs(np.log2(a / b)))
+    return float(np.median(errors)) if errors else float("nan")
+
+
+def main(config: Config) -> None:
+    for data in config.data:
+        source = data if data == "digits" else f"folder:{os.environ.get('NTK_TT_DATA', '../shared/data')}/{data}"
+        rows = []
+        for seed in range(config.tasks):
+            task = ntk_tt.load_task(source, num_classes=config.classes, per_class=config.per_class, seed=seed)
+            model = ntk_tt.load_model(num_classes=config.classes, key=jax.random.key(seed))
+            images = model.preprocess(task.images)
+            problem = ntk_tt.linearize(model.apply, model.params, images, task.labels, key=jax.random.key(seed))
+            for learning_rate, momentum, batch_size in SETTINGS:
+                optimizer = ntk_tt.OptimizerConfig(learning_rate, momentum, batch_size=batch_size)
+                verdict = ntk_tt.assess(problem, model.apply, model.params, images, task.labels, optimizer, config.steps, seed=seed)
+                run = ntk_tt.finetune(model.apply, model.params, images, task.labels, optimizer, config.steps, seed=seed, record_every=2)
+                levels = tuple(float(fraction * run.loss[0]) for fraction in (0.75, 0.5, 0.25, 0.1))
+                reading = {"thresholds": (0.05, 0.1, 0.2, 0.4), "loss_thresholds": levels, "smoothing": 3}
+                prediction = ntk_tt.predict(problem, optimizer, config.steps, record_every=2, key=jax.random.key(seed + 1), **reading)
+                times = training_times(run.steps, run.loss, run.error, **reading)
+                rows.append({
+                    "seed": seed, "learning_rate": learning_rate, "momentum": momentum, "batch_size": batch_size, **verdict._asdict(),
+                    "median_log2_error": median_log_error(prediction.times, times, config.steps),
+                    "epsilon_errors": [abs(prediction.times["epsilon_relative"][name] - time) for name, time in times["epsilon_relative"].items()
+                                       if time is not None and prediction.times["epsilon_relative"][name] is not None],
+                    "final_loss": [float(prediction.loss[-1]), float(run.loss[-1])],
+                })
+                print(data, seed, learning_rate, momentum, batch_size, {k: round(v, 3) if isinstance(v, float) else v for k, v in rows[-1].items() if k not in ("reason",)}, flush=True)
+        RESULTS.mkdir(parents=True, exist_ok=True)
+        report = {"config": dataclasses.asdict(config), "environment": environment(0), "runs": rows}
+        (RESULTS / f"{data}.json").write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, description=__doc__))

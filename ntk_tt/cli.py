@@ -1,0 +1,228 @@
+"""`ntk-tt predict` and `ntk-tt verify`: flags in, tables, JSON and a figure out. The contract is docs/json.md."""
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import jax
+import numpy as np
+import tyro
+
+from ntk_tt import report as reports
+from ntk_tt.data import Task, load_task
+from ntk_tt.finetune import TrainingRun, finetune
+from ntk_tt.losses import LossName
+from ntk_tt.models import Model, load_model
+from ntk_tt.optimizer import OptimizerConfig, ScheduleName, check_num_steps, named_schedule
+from ntk_tt.plot import plot_report
+from ntk_tt.predict import linearize, plateau_window, predict
+from ntk_tt.problem import LinearizedProblem
+from ntk_tt.progress import progress_bar
+from ntk_tt.projection import ProjectionName
+from ntk_tt.stopwatch import Stopwatch
+from ntk_tt.training_time import DEFAULT_THRESHOLDS, check_thresholds, training_times
+from ntk_tt.verdict import assess
+
+CommandLineMethod = Literal["replay", "ode", "sde", "sde-diagonal", "sde-diagonal-constant"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Predict:
+    """Predict how long fine-tuning takes, without training. Without flags: the bundled network on handwritten digits."""
+
+    model: str = "resnet8"
+    """Name of the network."""
+    weights: str = "bundled"
+    """`bundled`, a safetensors file, or `hf:owner/name`."""
+    data: str = "digits"
+    """`digits`, `folder:PATH` (PATH/<split>/<class>/<image>) or `tfds:NAME`."""
+    classes: int = 5
+    """Random classes of the data set to learn."""
+    per_class: int = 150
+    """Random images of each class."""
+    image_size: int = 32
+    """Side of the images [pixels]."""
+    learning_rate: float = 0.001
+    """The highest rate of the schedule."""
+    momentum: float = 0.9
+    """Of SGD, in [0, 1)."""
+    nesterov: bool = False
+    """Nesterov's momentum instead of the heavy ball."""
+    weight_decay: float = 0.0
+    """L2 coefficient."""
+    batch_size: int | Literal["full"] = "full"
+    """Samples a step; `full` is gradient descent."""
+    sampling: Literal["epoch", "replacement"] = "epoch"
+    """Shuffle once an epoch, or draw with replacement."""
+    steps: int = 150
+    """Optimiser steps, T."""
+    schedule: ScheduleName = "constant"
+    """Of the learning rate."""
+    loss: LossName = "ce"
+    """Softmax cross-entropy, or ½‖f − y‖²."""
+    method: CommandLineMethod = "replay"
+    """How the linearised network is trained: see docs/method.md."""
+    projections: Literal["auto", "exact"] | int = "auto"
+    """Dimension D' of the projected gradients; `exact` projects nothing."""
+    projection: ProjectionName = "fold"
+    """Kind of random projection."""
+    batch_norm: Literal["frozen", "train"] = "frozen"
+    """Batch-norm statistics in real training; the prediction always freezes them."""
+    thresholds: tuple[float, ...] = DEFAULT_THRESHOLDS
+    """In (0, 1): ε of the ε-times, and levels of loss and error."""
+    loss_thresholds: tuple[float, ...] = (1.0,)
+    """Further levels of the loss, any positive number."""
+    seeds: int = 5
+    """Orders of the data to predict over; the times are their median, with their range."""
+    record_every: int | None = None
+    """Steps between records of the full-set loss; by default 1 for the full batch, else about 50 records."""
+    smoothing: int | None = None
+    """Records in the running mean before times are read, of prediction and truth alike; by default 1 for the full batch, else 3."""
+    price_per_hour: float | None = None
+    """Of the machine that will train; prints what training costs."""
+    seed: int = 0
+    """Of classes, images, head, projection and data order."""
+    json: Path | None = None
+    """Write the whole report here."""
+    plot: Path | None = None
+    """Draw the curves here (.png, .pdf or .svg)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Verify(Predict):
+    """Predict, then really train, and print both side by side."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The entry point; exits with 2 and one line where an argument is wrong, 130 where interrupted."""
+    commands = Annotated[Predict, tyro.conf.subcommand("predict")] | Annotated[Verify, tyro.conf.subcommand("verify")]
+    options: Any = tyro.cli(commands, prog="ntk-tt", description="How long fine-tuning will take, before you start it.", args=arguments)  # pyright: ignore[reportArgumentType,reportCallIssue]
+    try:
+        run(options)
+    except ValueError as error:
+        print(f"ntk-tt: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        print(f"ntk-tt: cannot write {error.filename or 'a file'}: {error.strerror or error}; free space or choose another path", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        kept = f"; what was finished is in {options.json}" if options.json and options.json.exists() else ""
+        print(f"ntk-tt: interrupted{kept}", file=sys.stderr)
+        sys.exit(130)
+
+
+def run(options: Predict) -> dict[str, Any]:
+    """Everything behind the command line; returns the report."""
+    _check(options)
+    task = load_task(options.data, num_classes=options.classes, per_class=options.per_class, image_size=options.image_size, seed=options.seed)
+    model = load_model(options.model, weights=options.weights, num_classes=task.num_classes, image_size=options.image_size, key=jax.random.key(options.seed))
+    optimizer = OptimizerConfig(
+        learning_rate=named_schedule(options.schedule, options.learning_rate, options.steps), momentum=options.momentum, nesterov=options.nesterov,
+        weight_decay=options.weight_decay, batch_size=None if options.batch_size == "full" else options.batch_size, sampling=options.sampling)
+    optimizer.checked_batch_size(len(task.labels))
+    full = optimizer.is_full_batch(len(task.labels))
+    record_every = options.record_every or (1 if full else max(1, options.steps // 50))
+    smoothing = options.smoothing or (1 if full else 3)
+    images = model.preprocess(task.images)
+
+    with Stopwatch() as feature_watch, progress_bar("features") as progress:
+        problem = linearize(
+            model.apply, model.params, images, task.labels, loss=options.loss, num_projections=options.projections, projection=options.projection,
+            space="primal" if options.method.startswith("sde-diagonal") else "auto", key=jax.random.key(options.seed), progress=progress)
+        jax.block_until_ready(problem)
+    with Stopwatch() as dynamics_watch, progress_bar("dynamics") as progress:
+        prediction = predict(
+            problem, optimizer, options.steps, method=options.method, num_seeds=options.seeds, key=jax.random.key(options.seed + 1), record_every=record_every,
+            thresholds=options.thresholds, loss_thresholds=options.loss_thresholds, smoothing=smoothing, progress=progress)
+    with Stopwatch() as verdict_watch:
+        verdict = assess(problem, model.apply, model.params, images, task.labels, optimizer, options.steps, seed=options.seed)
+
+    watches = {"features": feature_watch, "dynamics": dynamics_watch, "verdict": verdict_watch}
+    assert verdict.seconds_per_sample is not None
+    estimate = verdict.seconds_per_sample * optimizer.checked_batch_size(len(task.labels)) * options.steps
+    report = {
+        "task": _task(options, task, model, problem), "optimizer": _optimizer(options),
+        "prediction": reports.curve(prediction, prediction.times, times_low=prediction.times_low, times_high=prediction.times_high,
+                                    method=options.method, num_seeds=len(prediction.runs)),
+        "truth": None,
+        "cost": _cost(options, watches, estimate, None),
+        "verdict": verdict._asdict(), "environment": reports.environment(options.seed),
+    }
+    if options.json:
+        reports.write_json(options.json, report)
+    if isinstance(options, Verify):
+        with progress_bar("real training") as progress:
+            truth = finetune(
+                model.apply, model.params, images, task.labels, optimizer, options.steps, loss=options.loss, seed=options.seed + 2, record_every=record_every,
+                statistics=model.batch_statistics if options.batch_norm == "train" else None, progress=progress)
+        times = training_times(truth.steps, truth.loss, truth.error, thresholds=options.thresholds, loss_thresholds=options.loss_thresholds,
+                               smoothing=smoothing, plateau_window=plateau_window(optimizer, len(task.labels)))
+        report["truth"] = reports.curve(truth, times, diverged_at=truth.diverged_at)
+        report["cost"] = _cost(options, watches, truth.seconds * options.steps / (truth.diverged_at or options.steps), truth)
+        if options.json:
+            reports.write_json(options.json, report)
+    reports.print_report(report)
+    if options.plot:
+        plot_report(report, [{"loss": each.loss, "error": each.error} for each in prediction.runs], options.plot)
+        print(f"figure: {options.plot}")
+    if options.json:
+        print(f"report: {options.json}")
+    return report
+
+
+def _check(options: Predict) -> None:
+    """What can be said to be wrong before any data is read or work done."""
+    check_num_steps(options.steps)
+    check_thresholds(options.thresholds, options.loss_thresholds)
+    for name, value in (("projections", options.projections), ("record-every", options.record_every), ("smoothing", options.smoothing), ("seeds", options.seeds)):
+        if isinstance(value, int) and value < 1:
+            raise ValueError(f"{name}: must be at least 1, got {value}")
+    if options.price_per_hour is not None and not (np.isfinite(options.price_per_hour) and options.price_per_hour >= 0):
+        raise ValueError(f"price-per-hour: must be 0 or more, got {options.price_per_hour}")
+    OptimizerConfig(options.learning_rate, options.momentum, options.nesterov, options.weight_decay, None if options.batch_size == "full" else options.batch_size)
+    if options.plot and options.plot.suffix.lower() not in (".png", ".pdf", ".svg"):
+        raise ValueError(f"plot: cannot write {str(options.plot)!r}; give a name that ends in .png, .pdf or .svg")
+    for name, path in (("json", options.json), ("plot", options.plot)):
+        if path is not None:
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with path.open("ab"):
+                    pass
+            except OSError as error:
+                raise ValueError(f"{name}: cannot write {str(path)!r} ({error.strerror}); choose another path") from error
+
+
+def _task(options: Predict, task: Task, model: Model, problem: LinearizedProblem) -> dict[str, Any]:
+    return {
+        "model": model.name, "weights": options.weights, "num_params": model.num_params, "data": options.data, "class_names": list(task.class_names),
+        "num_classes": task.num_classes, "per_class": options.per_class, "num_samples": len(task.labels), "image_size": options.image_size,
+        "loss": options.loss, "batch_norm": options.batch_norm, "projections": options.projections, "projection": options.projection,
+        "space": type(problem.kernel).__name__.removesuffix("Kernel").lower(), "seed": options.seed,
+    }
+
+
+def _optimizer(options: Predict) -> dict[str, Any]:
+    return {
+        "learning_rate": options.learning_rate, "schedule": options.schedule, "momentum": options.momentum, "nesterov": options.nesterov,
+        "weight_decay": options.weight_decay, "batch_size": None if options.batch_size == "full" else options.batch_size,
+        "sampling": options.sampling, "steps": options.steps,
+    }
+
+
+def _cost(options: Predict, watches: dict[str, Stopwatch], train_seconds: float, truth: TrainingRun | None) -> dict[str, Any]:
+    """Seconds without compilation, compilation apart; training estimated from the verdict's real steps where there is no truth."""
+    predict_seconds = sum(watch.seconds for watch in watches.values())
+    price = None if options.price_per_hour is None else options.price_per_hour * train_seconds / 3600
+    return {
+        "predict_seconds": predict_seconds, "train_seconds": train_seconds, "ratio": train_seconds / predict_seconds,
+        "predict_compile_seconds": sum(watch.compile_seconds for watch in watches.values()),
+        "train_compile_seconds": None if truth is None else truth.compile_seconds,
+        "train_measured": truth is not None, "train_evaluation_seconds": None if truth is None else truth.evaluation_seconds,
+        "seconds_per_step": train_seconds / options.steps, "price": price, "price_per_hour": options.price_per_hour,
+        **{f"{name}_seconds": watch.seconds for name, watch in watches.items()},
+    }
+
+
+if __name__ == "__main__":
+    main()
