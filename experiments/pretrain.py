@@ -56,6 +56,8 @@ def main(config: Config) -> None:
     test = load_task(f"folder:{config.data}/test", num_classes=None, per_class=None, image_size=32)
     module = ResNet8(train.num_classes, rngs=nnx.Rngs(jax.random.key(config.seed)))
     model = from_nnx(module)
+    statistics = model.batch_statistics
+    assert statistics is not None
     steps_per_epoch = len(train.labels) // config.batch_size
     num_steps = config.epochs * steps_per_epoch
     schedule = optax.warmup_cosine_decay_schedule(0.0, config.peak_learning_rate, steps_per_epoch, num_steps)
@@ -64,7 +66,7 @@ def main(config: Config) -> None:
     @partial(jax.jit, donate_argnums=(0, 1, 2))
     def step(params, state, opt_state, images, labels):
         def loss(params):
-            logits, new_state = model.apply_train(params, state, model.preprocess(images))
+            logits, new_state = statistics.apply_train(params, state, model.preprocess(images))
             return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), new_state
 
         (value, state), gradient = jax.value_and_grad(loss, has_aux=True)(params)
@@ -80,7 +82,7 @@ def main(config: Config) -> None:
         return float(sum(correct(task.images[block], task.labels[block]) for block in blocks) / len(task.labels))
 
     rng = np.random.default_rng(config.seed)
-    params, state = jax.tree.map(jnp.array, (model.params, model.state))
+    params, state = jax.tree.map(jnp.array, (model.params, statistics.state))
     opt_state, start = optimizer.init(params), time.time()
     for epoch in range(config.epochs):
         order = rng.permutation(len(train.labels))[: steps_per_epoch * config.batch_size].reshape(-1, config.batch_size)

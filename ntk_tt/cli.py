@@ -104,11 +104,10 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"ntk-tt: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
-        print(f"ntk-tt: cannot write {error.filename or 'a file'}: {error.strerror or error}; free space or choose another path", file=sys.stderr)
+        print(f"ntk-tt: cannot read or write {error.filename or 'a file'}: {error.strerror or error}; check its permissions, free space or choose another path", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
-        kept = f"; what was finished is in {options.json}" if options.json and options.json.exists() else ""
-        print(f"ntk-tt: interrupted{kept}", file=sys.stderr)
+    except KeyboardInterrupt as interruption:
+        print(f"ntk-tt: interrupted{interruption}", file=sys.stderr)
         sys.exit(130)
 
 
@@ -152,10 +151,13 @@ def run(options: Predict) -> dict[str, Any]:
     if options.json:
         reports.write_json(options.json, report)
     if isinstance(options, Verify):
-        with progress_bar("real training") as progress:
-            truth = finetune(
-                model.apply, model.params, images, task.labels, optimizer, options.steps, loss=options.loss, seed=options.seed + 2, record_every=record_every,
-                statistics=model.batch_statistics if options.batch_norm == "train" else None, progress=progress)
+        try:
+            with progress_bar("real training") as progress:
+                truth = finetune(
+                    model.apply, model.params, images, task.labels, optimizer, options.steps, loss=options.loss, seed=options.seed + 2, record_every=record_every,
+                    statistics=model.batch_statistics if options.batch_norm == "train" else None, progress=progress)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"; the prediction is in {options.json}" if options.json else "") from None
         times = training_times(truth.steps, truth.loss, truth.error, thresholds=options.thresholds, loss_thresholds=options.loss_thresholds,
                                smoothing=smoothing, plateau_window=plateau_window(optimizer, len(task.labels)))
         report["truth"] = reports.curve(truth, times, diverged_at=truth.diverged_at)
@@ -178,6 +180,8 @@ def _check(options: Predict) -> None:
     for name, value in (("projections", options.projections), ("record-every", options.record_every), ("smoothing", options.smoothing), ("seeds", options.seeds)):
         if isinstance(value, int) and value < 1:
             raise ValueError(f"{name}: must be at least 1, got {value}")
+    if not 0 <= options.seed < 2**31:
+        raise ValueError(f"seed: must lie in 0 … {2**31 - 1}, got {options.seed}")
     if options.price_per_hour is not None and not (np.isfinite(options.price_per_hour) and options.price_per_hour >= 0):
         raise ValueError(f"price-per-hour: must be 0 or more, got {options.price_per_hour}")
     OptimizerConfig(options.learning_rate, options.momentum, options.nesterov, options.weight_decay, None if options.batch_size == "full" else options.batch_size)
@@ -186,9 +190,12 @@ def _check(options: Predict) -> None:
     for name, path in (("json", options.json), ("plot", options.plot)):
         if path is not None:
             try:
+                existed = path.exists()
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with path.open("ab"):
                     pass
+                if not existed:
+                    path.unlink()
             except OSError as error:
                 raise ValueError(f"{name}: cannot write {str(path)!r} ({error.strerror}); choose another path") from error
 

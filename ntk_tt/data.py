@@ -2,10 +2,10 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
@@ -53,7 +53,7 @@ def load_task(source: str, *, num_classes: int | None = 5, per_class: int | None
     Raises:
         ValueError: unknown source, fewer than two classes, fewer classes or images than asked, an unreadable image (named).
     """
-    for name, value, least in (("classes", num_classes, 2), ("per-class", per_class, 1), ("image-size", image_size, 1)):
+    for name, value, least in (("classes", num_classes, 2), ("per-class", per_class, 1), ("image-size", image_size, 1), ("seed", seed, 0)):
         if value is not None and value < least:
             raise ValueError(f"{name}: must be at least {least}, got {value}")
     kind, _, rest = source.partition(":")
@@ -84,6 +84,8 @@ def _sample(found: _Source, source: str, num_classes: int | None, per_class: int
 
 def _square(image: Image.Image, size: int) -> np.ndarray:
     """Resize the short side to `size`, crop the centre; RGB uint8."""
+    if image.mode.startswith("I"):  # 16-bit grey: Pillow would clip it at 255
+        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
     image = image.convert("RGB")
     scale = size / min(image.size)
     width, height = (max(size, round(side * scale)) for side in image.size)
@@ -109,7 +111,7 @@ def _read_folder(path: str, image_size: int) -> _Source:
         try:
             with Image.open(file) as image:
                 return _square(image, image_size)
-        except (UnidentifiedImageError, OSError, ValueError) as error:
+        except (OSError, ValueError, Image.DecompressionBombError) as error:
             raise ValueError(f"data: the image {str(file)!r} cannot be read ({error}); remove or replace it") from error
 
     return _Source(items, load)
@@ -120,7 +122,7 @@ def _read_digits(rest: str, image_size: int) -> _Source:
         raise ValueError(f"data: 'digits' takes no argument, got {rest!r}")
     from sklearn.datasets import load_digits
 
-    digits = load_digits()
+    digits: Any = load_digits()
     pixels = np.round(digits.images * (255 / 16)).astype(np.uint8)
     items = {str(name): list(pixels[digits.target == name]) for name in digits.target_names}
     return _Source(items, lambda array: _square(Image.fromarray(array), image_size))

@@ -1,5 +1,7 @@
 """Learning rates: the effective one under momentum, and the largest that is stable."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -86,11 +88,13 @@ def _largest(product, like: Float[Array, "n c"]) -> tuple[float, Float[Array, "n
     size = like.size
     if size == 1:
         return float(product(jnp.ones_like(like))[0, 0]), jnp.ones_like(like)
-    operator = scipy.sparse.linalg.LinearOperator(
-        (size, size), dtype=np.float64,
-        matvec=lambda vector: np.asarray(product(jnp.asarray(vector.reshape(like.shape), like.dtype)), np.float64).reshape(-1))
+
+    def matvec(vector):
+        return np.asarray(product(jnp.asarray(vector.reshape(like.shape), like.dtype)), np.float64).reshape(-1)
+
+    operator: Any = scipy.sparse.linalg.LinearOperator((size, size), matvec, dtype=np.float64)  # pyright: ignore
     start = np.random.default_rng(0).standard_normal(size)
-    values, vectors = scipy.sparse.linalg.eigsh(operator, k=1, which="LA", tol=1e-4, v0=start)
+    values, vectors = scipy.sparse.linalg.eigsh(operator, k=1, which="LA", tol=1e-4, v0=start)  # pyright: ignore[reportArgumentType]
     return max(float(values[0]), 0.0), jnp.asarray(vectors[:, 0].reshape(like.shape), like.dtype)
 
 

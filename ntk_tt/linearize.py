@@ -18,7 +18,7 @@ def blocks(num_samples: int, block_size: int) -> Iterator[slice]:
         yield slice(start, min(start + block_size, num_samples))
 
 
-def logits_and_tangent(apply: Apply, params: PyTree, inputs: Float[Array, "n ..."], tangent: PyTree, *,
+def logits_and_tangent(apply: Apply, params: PyTree, inputs: Float[Array | np.ndarray, "n ..."], tangent: PyTree, *,
                        block_size: int = 256) -> tuple[Float[Array, "n c"], Float[Array, "n c"]]:
     """f(w₀) and J·tangent for all samples, one forward-mode pass in blocks (about two forward passes).
 
@@ -83,6 +83,6 @@ def check_network(apply: Apply, params: PyTree, inputs: Float[Array | np.ndarray
 
 def check_logits(logits: Float[Array, "n c"]) -> None:
     """Raises ValueError where the network's outputs are not finite."""
-    finite = np.isfinite(np.asarray(logits)).all(-1)
+    finite = np.asarray(np.isfinite(np.asarray(logits)).all(-1))
     if not finite.all():
         raise ValueError(f"logits: the network gives NaN or infinity on {int((~finite).sum())} of {len(finite)} samples, the first is sample {int(finite.argmin())}; check its weights and the preprocessing")

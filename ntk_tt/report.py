@@ -60,16 +60,17 @@ def _finite(value: Any) -> Any:
 def print_report(report: dict[str, Any]) -> None:
     """The tables on standard output: times, costs, verdict."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     console = Console()
     prediction, truth, cost, task, optimizer = (report[name] for name in ("prediction", "truth", "cost", "task", "optimizer"))
     last = prediction["steps"][-1]
-    console.print(f"\n[bold]{task['model']}[/bold] on {task['data']}: {task['num_samples']} images, {task['num_classes']} classes; {_setting(optimizer)}; {last} steps")
+    console.print(f"\n[bold]{escape(task['model'])}[/bold] on {escape(task['data'])}: {task['num_samples']} images, {task['num_classes']} classes; {_setting(optimizer)}; {last} steps")
 
     table = Table("training time until …", title=None)
     for column in ("predicted [steps]", "seconds") if truth is None else ("predicted [steps]", "real [steps]", "difference", "seconds"):
-        table.add_column(column, justify="right")
+        table.add_column(escape(column), justify="right")
     for family, label in _FAMILIES.items():
         for name, steps in prediction["times"][family].items():
             bounds = prediction["times_low"][family][name], prediction["times_high"][family][name]

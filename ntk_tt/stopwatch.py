@@ -1,6 +1,7 @@
 """Wall time with compilation kept apart."""
 
 import time
+from typing import ClassVar
 
 import jax.monitoring
 
@@ -12,7 +13,7 @@ class Stopwatch:
     nested traces count once. Block on the results inside.
     """
 
-    _running: "list[Stopwatch]" = []
+    _running: ClassVar["list[Stopwatch]"] = []
     _listening = False
 
     def __enter__(self) -> "Stopwatch":
@@ -31,11 +32,11 @@ class Stopwatch:
         self.seconds = wall - self.compile_seconds
 
     @staticmethod
-    def _hear(event: str, duration: float, **_) -> None:
+    def _hear(event: str, duration_secs: float, **_) -> None:
         if event.startswith("/jax/core/compile"):
             now = time.perf_counter()
             for watch in Stopwatch._running:
-                watch._intervals.append((max(now - duration, watch._start), now))
+                watch._intervals.append((max(now - duration_secs, watch._start), now))
 
 
 def _union(intervals: list[tuple[float, float]]) -> float:

@@ -109,8 +109,14 @@ def combine_times(times: Sequence[dict], fraction: float) -> dict:
     "Not reached" counts as later than every number, so the quantile is None where too few runs reach the target;
     0.5 is the median. The quantile is one of the runs' own numbers, never between two.
     """
-    if isinstance(times[0], dict):
-        return {name: combine_times([each[name] for each in times], fraction) for name in times[0]}
+    combined = {}
+    for name, first in times[0].items():
+        each = [run[name] for run in times]
+        combined[name] = combine_times(each, fraction) if isinstance(first, dict) else _quantile(each, fraction)
+    return combined
+
+
+def _quantile(times: Sequence[Time], fraction: float) -> Time:
     ordered = sorted(times, key=lambda time: math.inf if time is None else time)
     return ordered[min(len(ordered) - 1, math.floor(fraction * len(ordered)))]
 

@@ -7,12 +7,13 @@ from jaxtyping import Array, Key
 from ntk_tt.dynamics.closed_form import solve_closed_form
 from ntk_tt.dynamics.ode import solve_ode
 from ntk_tt.dynamics.replay import replay
-from ntk_tt.dynamics.sde import solve_sde
+from ntk_tt.dynamics.sde import Noise, solve_sde
 from ntk_tt.dynamics.trajectory import Trajectory
-from ntk_tt.problem import LinearizedProblem
 from ntk_tt.optimizer import OptimizerConfig
+from ntk_tt.problem import LinearizedProblem
 
 Method = Literal["replay", "ode", "sde", "sde-diagonal", "sde-diagonal-constant", "closed-form"]
+_NOISES: dict[str, Noise] = {"sde": "full", "sde-diagonal": "diagonal", "sde-diagonal-constant": "diagonal-constant"}
 
 __all__ = ["LinearizedProblem", "Method", "Trajectory", "is_random", "replay", "simulate", "solve_closed_form", "solve_ode", "solve_sde"]
 
@@ -40,7 +41,7 @@ def simulate(problem: LinearizedProblem, optimizer: OptimizerConfig, num_steps: 
         case "closed-form":
             return solve_closed_form(problem, optimizer, num_steps, record_every=record_every, save_logits=save_logits)
         case "sde" | "sde-diagonal" | "sde-diagonal-constant":
-            noise = "full" if method == "sde" else method.removeprefix("sde-")
+            noise = _NOISES[method]
             return solve_sde(problem, optimizer, num_steps, key=key, noise=noise, record_every=record_every, save_logits=save_logits)
     raise ValueError(f"method: unknown {method!r}; known: {', '.join(get_args(Method))}")
 

@@ -9,9 +9,9 @@ from jaxtyping import Array, Float
 
 from ntk_tt import losses
 from ntk_tt.dynamics.trajectory import Trajectory, record_steps
-from ntk_tt.problem import LinearizedProblem, State, logits, zero_state
 from ntk_tt.learning_rate import effective_learning_rate
 from ntk_tt.optimizer import OptimizerConfig, check_num_steps
+from ntk_tt.problem import LinearizedProblem, State, logits, zero_state
 
 _MAX_SOLVER_STEPS = 1_000_000
 _DENSE_IMPLICIT_SIZE = 256  # states up to this size are cheap to solve implicitly
@@ -76,4 +76,5 @@ def _flow(problem: LinearizedProblem, solver, tolerances, save_logits: bool, wei
         diffrax.ODETerm(velocity), solver, times[0], times[-1], None, start, saveat=diffrax.SaveAt(ts=times, fn=record),
         stepsize_controller=diffrax.PIDController(rtol=tolerances[0], atol=tolerances[1]), max_steps=_MAX_SOLVER_STEPS,
         adjoint=diffrax.ForwardMode(), throw=False)
-    return *solution.ys, solution.result == diffrax.RESULTS.successful
+    loss, error, saved = solution.ys  # pyright: ignore[reportGeneralTypeIssues]
+    return loss, error, saved, solution.result == diffrax.RESULTS.successful

@@ -9,8 +9,8 @@ from jaxtyping import Array, Float, Int, Key
 
 from ntk_tt import losses
 from ntk_tt.dynamics.trajectory import Trajectory, record_steps
-from ntk_tt.problem import LinearizedProblem, State, logits, logits_rows, zero_state
 from ntk_tt.optimizer import OptimizerConfig, check_num_steps
+from ntk_tt.problem import LinearizedProblem, State, logits, logits_rows, zero_state
 
 
 def replay(problem: LinearizedProblem, optimizer: OptimizerConfig, num_steps: int, *, key: Key[Array, ""] | None = None,

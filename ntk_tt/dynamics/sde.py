@@ -14,9 +14,9 @@ from jaxtyping import Array, Float, Key
 from ntk_tt import losses
 from ntk_tt.dynamics.trajectory import Trajectory, record_steps
 from ntk_tt.kernel import PrimalKernel
-from ntk_tt.problem import LinearizedProblem, State, logits, zero_state
 from ntk_tt.learning_rate import effective_learning_rate, largest_curvature_bound
 from ntk_tt.optimizer import OptimizerConfig, check_num_steps
+from ntk_tt.problem import LinearizedProblem, State, logits, zero_state
 
 Noise = Literal["full", "diagonal", "diagonal-constant"]
 
@@ -65,8 +65,9 @@ def solve_sde(problem: LinearizedProblem, optimizer: OptimizerConfig, num_steps:
         shape = (problem.num_samples,) if noise == "full" else problem.kernel.zero().shape
         path = diffrax.UnsafeBrownianPath(jax.ShapeDtypeStruct(shape, dtype), key=jax.random.key(0) if key is None else key)
     scale = math.sqrt(noise_variance(problem.num_samples, optimizer))
-    loss, error, saved = _integrate(problem, noise, substeps, save_logits, jnp.asarray(scale, dtype), float(optimizer.weight_decay),
-                                    jnp.asarray(rates, dtype), jnp.asarray(steps, dtype), path, zero_state(problem))
+    loss, error, saved = _integrate(  # pyright: ignore[reportGeneralTypeIssues]
+        problem, noise, substeps, save_logits, jnp.asarray(scale, dtype), float(optimizer.weight_decay),
+        jnp.asarray(rates, dtype), jnp.asarray(steps, dtype), path, zero_state(problem))
     return Trajectory(steps, np.asarray(loss), np.asarray(error), np.asarray(saved) if save_logits else None)
 
 
@@ -97,7 +98,7 @@ def _integrate(problem: LinearizedProblem, noise: Noise, substeps: int, save_log
 
     initial_norm = jnp.linalg.norm(mean_residuals(start))
     deviation = None
-    if noise != "full":
+    if isinstance(kernel, PrimalKernel) and noise != "full":
         per_sample = jnp.einsum("nc,ncd->nd", num_samples * mean_residuals(start), kernel.features)
         deviation = per_sample.std(axis=0)
 

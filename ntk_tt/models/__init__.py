@@ -46,10 +46,20 @@ def load_model(name: str = "resnet8", *, weights: str | None = "bundled", num_cl
         if head is None:
             raise ValueError(f"weights: {weights} has no {_HEAD + '.kernel'!r}; give num_classes for a new head")
         outputs = int(head.shape[-1])
-    module = MODELS[name](outputs, rngs=nnx.Rngs(jax.random.key(0) if key is None else key))
-    if weights is not None:
+
+    def initialised() -> nnx.Module:
+        return MODELS[name](outputs, rngs=nnx.Rngs(jax.random.key(0) if key is None else key))
+
+    if weights is None:
+        module = initialised()
+    else:
+        # Shapes only, and only the head under jit: initialising what is then overwritten costs seconds of compilation.
+        module = nnx.eval_shape(initialised)
         fresh = () if num_classes is None else (_HEAD,)
-        set_values(module, fit_weights(nnx.to_pure_dict(nnx.state(module)), arrays, source=repr(weights), fresh=fresh))
+        values = fit_weights(nnx.to_pure_dict(nnx.state(module)), arrays, source=repr(weights), fresh=fresh)
+        if fresh:
+            values[_HEAD] = jax.jit(lambda: nnx.to_pure_dict(nnx.state(initialised()))[_HEAD])()
+        set_values(module, values)
     return from_nnx(module, name=name, num_classes=outputs, image_size=image_size or record.get("image_size", 32))
 
 

@@ -31,14 +31,23 @@ def read_weights(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any
         raise ValueError(f"weights: there is no file {str(path)!r}; give a .safetensors file, 'bundled' or 'hf:owner/name'")
     try:
         with safetensors.safe_open(str(file), framework="numpy") as opened:
-            arrays = {name: opened.get_tensor(name) for name in opened.keys()}
+            arrays = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (no mapping: it has keys() only)
             metadata = opened.metadata() or {}
     except (safetensors.SafetensorError, OSError) as error:
         raise ValueError(f"weights: {str(path)!r} is not a readable safetensors file ({error}); download or convert it again") from error
     for name, array in arrays.items():
-        if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
+        if jnp.issubdtype(array.dtype, jnp.floating) and not np.isfinite(array).all():
             raise ValueError(f"weights: {name!r} in {str(path)!r} holds NaN or infinity; the checkpoint is damaged")
-    return arrays, json.loads(metadata.get("record", "{}"))
+    return arrays, _record(metadata)
+
+
+def _record(metadata: dict[str, str]) -> dict[str, Any]:
+    """What `save_weights` stored; empty where another program wrote the file."""
+    try:
+        record = json.loads(metadata.get("record", "{}"))
+    except ValueError:
+        return {}
+    return record if isinstance(record, dict) else {}
 
 
 def fit_weights(template: PyTree, arrays: dict[str, np.ndarray], *, source: str, fresh: tuple[str, ...] = ()) -> PyTree:

@@ -1,0 +1,43 @@
+"""Shapes are checked at run time in every test; where the real image sets and weights lie."""
+
+import os
+from pathlib import Path
+
+import jaxtyping
+import pytest
+from jaxtyping import install_import_hook
+
+install_import_hook("ntk_tt", "beartype.beartype")  # before anything imports ntk_tt
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+def _folder(variable: str, default: Path) -> Path:
+    folder = Path(os.environ.get(variable, default))
+    if not folder.is_dir():
+        pytest.skip(f"there is no folder {folder}; set {variable}")
+    return folder
+
+
+def pytest_configure(config):
+    config.addinivalue_line("filterwarnings", "ignore::beartype.roar.BeartypeDecorHintPep585DeprecationWarning")  # of flax's types
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """Real image sets as `<name>/<split>/<class>/<image>`."""
+    return _folder("NTK_TT_DATA", SHARED / "data")
+
+
+@pytest.fixture(scope="session")
+def weights_root() -> Path:
+    """Published pre-trained weights as safetensors files."""
+    return _folder("NTK_TT_WEIGHTS", SHARED / "weights")
+
+
+@pytest.fixture
+def unchecked():
+    """Run-time type checks off: what a user's call with a wrong argument meets."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

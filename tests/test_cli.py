@@ -1,0 +1,369 @@
+"""The command line: what it refuses, the JSON it writes, what an interruption leaves."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import scipy.sparse.linalg
+from flax import nnx
+from PIL import Image
+
+import ntk_tt.models
+from ntk_tt import cli
+from ntk_tt.models import save_weights
+from ntk_tt.report import print_report
+
+TINY_TASK = ("--classes", "2", "--per-class", "4", "--image-size", "16", "--steps", "4")
+BATCHES = ("--batch-size", "4")
+
+
+# bad input
+
+
+def write_folder(root: Path, counts: dict[str, int]) -> str:
+    for name, count in counts.items():
+        (root / name).mkdir(parents=True)
+        for number in range(count):
+            Image.new("RGB", (8, 8), (number, 0, 0)).save(root / name / f"{number}.png")
+    return f"folder:{root}"
+
+
+def folder_with_a_broken_image(root: Path) -> str:
+    source = write_folder(root, {"a": 3, "b": 2})
+    (root / "b" / "broken.png").write_bytes((root / "b" / "0.png").read_bytes()[:40])
+    return source
+
+
+def changed_checkpoint(path: Path, change: Callable[[dict[str, np.ndarray]], object]) -> str:
+    """The bundled weights, changed, in a file."""
+    arrays, record = ntk_tt.models.read_weights(ntk_tt.models._weight_file("resnet8", "bundled"))
+    change(arrays)
+    save_weights(path, arrays, record=record)
+    return str(path)
+
+
+def set_nan(arrays: dict[str, np.ndarray]) -> None:
+    arrays["block2.conv1.kernel"][0, 0, 0, 0] = np.nan
+
+
+def drop_channels(arrays: dict[str, np.ndarray]) -> None:
+    arrays["block2.conv1.kernel"] = arrays["block2.conv1.kernel"][..., :40].copy()
+
+
+def below_a_file(folder: Path) -> str:
+    (folder / "file").write_text("")
+    return str(folder / "file" / "report.json")
+
+
+# What is given (as text, or as what makes it from an empty folder), then what the one line must hold: argument, value, remedy.
+BAD_INPUT = {
+    "unknown network": (["--model", "resnet9"], "model", "resnet9", "known: resnet8"),
+    "no such weights": (["--weights", "nothing.safetensors"], "weights", "nothing.safetensors", "give a .safetensors file"),
+    "weights with NaN": (["--weights", lambda folder: changed_checkpoint(folder / "nan.safetensors", set_nan)], "weights", "block2.conv1.kernel", "NaN"),
+    "weights that do not fit": (
+        ["--weights", lambda folder: changed_checkpoint(folder / "small.safetensors", drop_channels)], "weights", "(3, 3, 16, 40)", "needs (3, 3, 16, 48)"),
+    "unknown data": (["--data", "mnist"], "data", "'mnist'", "give 'digits'"),
+    "no such folder": (["--data", "folder:nowhere"], "data", "'nowhere'", "give folder:PATH"),
+    "a name too long": (["--data", "folder:" + "x" * 300], "", "x" * 300, "cannot read"),
+    "unreadable image": (["--data", folder_with_a_broken_image, "--classes", "2", "--per-class", "3"], "data", "broken.png", "remove or replace it"),
+    "one class": (["--data", lambda folder: write_folder(folder / "set", {"a": 3}), "--classes", "2"], "data", "1 class(es) (a)", "at least two"),
+    "too few images": (["--data", lambda folder: write_folder(folder / "set", {"a": 3, "b": 3}), "--classes", "2", "--per-class", "4"], "per-class", "4 images asked", "has 3"),
+    "too many classes": (["--classes", "11"], "classes", "11 asked", "at most 10"),
+    "a single class asked": (["--classes", "1"], "classes", "got 1", "at least 2"),
+    "no images asked": (["--per-class", "0"], "per-class", "got 0", "at least 1"),
+    "batch larger than the data": (["--classes", "2", "--per-class", "4", "--batch-size", "9"], "batch-size", "9 is larger than the 8", "take at most that"),
+    "batch of none": (["--batch-size", "0"], "batch-size", "got 0", "at least 1"),
+    "no steps": (["--steps", "0"], "steps", "got 0", "at least 1"),
+    "negative steps": (["--steps", "-5"], "steps", "got -5", "at least 1"),
+    "learning rate 0": (["--learning-rate", "0"], "learning-rate", "got 0.0", "must be positive"),
+    "learning rate negative": (["--learning-rate", "-0.1"], "learning-rate", "got -0.1", "must be positive"),
+    "learning rate nan": (["--learning-rate", "nan"], "learning-rate", "got nan", "must be positive and finite"),
+    "momentum 1": (["--momentum", "1.0"], "momentum", "got 1.0", "must lie in [0, 1)"),
+    "nesterov without momentum": (["--nesterov", "--momentum", "0"], "nesterov", "momentum above 0", "leave nesterov out"),
+    "weight decay negative": (["--weight-decay", "-1e-4"], "weight-decay", "got -0.0001", "must be 0 or more"),
+    "threshold 0": (["--thresholds", "0"], "thresholds", "got 0.0", "between 0 and 1"),
+    "threshold above 1": (["--thresholds", "0.5", "1.5"], "thresholds", "got 1.5", "loss-thresholds"),
+    "threshold negative": (["--thresholds", "-0.1"], "thresholds", "got -0.1", "between 0 and 1"),
+    "loss threshold negative": (["--loss-thresholds", "-1"], "loss-thresholds", "got -1.0", "must be positive"),
+    "projections 0": (["--projections", "0"], "projections", "got 0", "at least 1"),
+    "seeds 0": (["--seeds", "0"], "seeds", "got 0", "at least 1"),
+    "seed negative": (["--seed", "-1"], "seed", "got -1", "must lie in 0"),
+    "seed too large": (["--seed", str(2**70)], "seed", f"got {2**70}", "must lie in 0"),
+    "records every 0 steps": (["--record-every", "0"], "record-every", "got 0", "at least 1"),
+    "smoothing 0": (["--smoothing", "0"], "smoothing", "got 0", "at least 1"),
+    "price negative": (["--price-per-hour", "-2"], "price-per-hour", "got -2.0", "must be 0 or more"),
+    "plot of unknown kind": (["--plot", "figure.bmp"], "plot", "'figure.bmp'", "ends in .png, .pdf or .svg"),
+    "json below a file": (["--json", below_a_file], "json", "report.json", "choose another path"),
+    "json into a folder": (["--json", str], "json", "Is a directory", "choose another path"),
+}
+EXIT_CODES = {"a name too long": 1}  # the system refuses it, not a check of ours
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input_is_one_line_before_any_work(case, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for work in ("linearize", "predict", "assess", "finetune"):
+        monkeypatch.setattr(cli, work, lambda *_, work=work, **__: pytest.fail(f"{work} was reached"))
+    given, argument, value, remedy = BAD_INPUT[case]
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(["predict", *(text(tmp_path) if callable(text) else text for text in given)])
+    out, err = capsys.readouterr()
+    assert exit_.value.code == EXIT_CODES.get(case, 2)
+    assert out == ""
+    assert err.startswith("ntk-tt: ")
+    assert err.count("\n") == 1
+    line = err.replace("_", "-")
+    for part in (argument, value, remedy):
+        assert part.replace("_", "-") in line
+
+
+@pytest.mark.parametrize("given", [["--steps", "many"], ["--method", "magic"], ["--loss", "hinge"], ["--batch-size", "some"], ["--bogus", "1"]])
+def test_what_cannot_be_parsed_is_refused_by_name(given, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(["predict", *given])
+    out, err = capsys.readouterr()
+    assert exit_.value.code == 2
+    assert out == ""
+    assert given[0] in err
+    assert given[1] in err
+    assert "Traceback" not in err
+
+
+def test_bad_input_leaves_no_files_and_no_older_report_is_lost(tmp_path, capsys):
+    old = tmp_path / "old.json"
+    old.write_text("{}")
+    for report in (old, tmp_path / "new.json"):
+        with pytest.raises(SystemExit):
+            cli.main(["predict", "--data", "mnist", "--json", str(report), "--plot", str(tmp_path / "new.png")])
+    assert "mnist" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["old.json"]
+    assert old.read_text() == "{}"
+
+
+def test_a_full_disk_is_one_line(monkeypatch, capsys):
+    def full(_):
+        raise OSError(28, "No space left on device", "report.json")
+
+    monkeypatch.setattr(cli, "run", full)
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(["predict"])
+    assert exit_.value.code == 1
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert "report.json: No space left on device" in err
+
+
+# whole runs
+
+TIMES = {"epsilon_relative", "epsilon_absolute", "loss_below", "error_below", "plateau"}
+COST = {"predict_seconds", "train_seconds", "ratio", "predict_compile_seconds", "train_compile_seconds"}
+
+
+def strict(path: Path) -> dict:
+    """A JSON document without NaN or infinity, which are no JSON."""
+
+    def refuse(constant):
+        raise ValueError(f"{constant} is not JSON")
+
+    return json.loads(path.read_text(), parse_constant=refuse)
+
+
+def check_report(report: dict, *, num_steps: int, with_truth: bool) -> None:
+    """The contract of the JSON document."""
+    assert set(report) == {"task", "optimizer", "prediction", "truth", "cost", "verdict", "environment"}
+    assert (report["truth"] is not None) == with_truth
+    for curve in [report["prediction"]] + [report["truth"]] * with_truth:
+        assert {"steps", "loss", "error", "times"} <= set(curve)
+        assert curve["steps"][0] == 0
+        assert curve["steps"][-1] == num_steps
+        assert curve["steps"] == sorted(set(curve["steps"]))
+        assert len(curve["steps"]) == len(curve["loss"]) == len(curve["error"])
+        for number in curve["loss"] + curve["error"]:
+            assert number is None or (isinstance(number, float) and math.isfinite(number))
+        check_times(curve["times"], num_steps)
+    for bounds in ("times_low", "times_high"):
+        check_times(report["prediction"][bounds], num_steps)
+    cost = report["cost"]
+    assert set(cost) >= COST
+    for name in ("predict_seconds", "train_seconds", "predict_compile_seconds"):
+        assert cost[name] > 0
+    assert cost["ratio"] == pytest.approx(cost["train_seconds"] / cost["predict_seconds"])
+    assert (cost["train_compile_seconds"] is not None) == with_truth
+    assert set(report["verdict"]) >= {"stability_margin", "linearization_residual", "trust", "reason"}
+    assert report["verdict"]["trust"] in ("high", "medium", "low", "none")
+    assert report["verdict"]["reason"]
+    assert report["environment"]["jax"] == jax.__version__
+
+
+def check_times(times: dict, num_steps: int) -> None:
+    assert set(times) == TIMES
+    thresholds = {"0.01", "0.05", "0.1", "0.2", "0.4", "0.5"}
+    for family in TIMES - {"plateau"}:
+        assert set(times[family]) == thresholds | ({"1"} if family == "loss_below" else set())
+    for steps in [times["plateau"], *(steps for family in TIMES - {"plateau"} for steps in times[family].values())]:
+        assert steps is None or (isinstance(steps, int) and 0 <= steps <= num_steps)
+
+
+def test_verify_writes_report_figure_and_table(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "200")  # no line is broken
+    cli.main(["verify", *TINY_TASK, *BATCHES, "--seed", "3", "--json", str(tmp_path / "new" / "report.json"), "--plot", str(tmp_path / "figure.png")])
+    report = strict(tmp_path / "new" / "report.json")
+    check_report(report, num_steps=4, with_truth=True)
+    assert {name: report["task"][name] for name in ("model", "data", "num_samples", "num_classes", "image_size", "seed")} == {
+        "model": "resnet8", "data": "digits", "num_samples": 8, "num_classes": 2, "image_size": 16, "seed": 3}
+    assert {name: report["optimizer"][name] for name in ("learning_rate", "momentum", "batch_size", "steps")} == {
+        "learning_rate": 0.001, "momentum": 0.9, "batch_size": 4, "steps": 4}
+    assert report["prediction"]["num_seeds"] == 5
+    assert report["prediction"]["loss"][0] == pytest.approx(report["truth"]["loss"][0], rel=1e-4)  # one network, one task
+    assert report["prediction"]["error"][0] == report["truth"]["error"][0]
+    assert report["truth"]["diverged_at"] is None
+    assert Image.open(tmp_path / "figure.png").size[0] > 500
+    assert sorted(path.name for path in tmp_path.rglob("*.*")) == ["figure.png", "report.json"]  # nothing half-written
+    out = capsys.readouterr().out
+    for part in ("real [steps]", f"trust: {report['verdict']['trust']}", "report.json", "figure.png", "in truth"):
+        assert part in out
+
+
+def test_brackets_in_names_are_printed_as_they_are(capsys):
+    times = {family: {} for family in TIMES - {"plateau"}} | {"plateau": 3}
+    curve = {"steps": [0, 4], "loss": [1.0, 0.5], "error": [0.5, 0.25], "times": times, "times_low": times, "times_high": times}
+    print_report({
+        "task": {"model": "mine[bold]", "data": "folder:x/[/red]/y", "num_samples": 4, "num_classes": 2}, "prediction": curve, "truth": None, "verdict": None,
+        "optimizer": {"batch_size": None, "nesterov": False, "momentum": 0, "weight_decay": 0, "learning_rate": 0.1, "schedule": "constant"},
+        "cost": {"train_measured": False, "predict_seconds": 1.0, "predict_compile_seconds": 1.0, "train_seconds": 1.0, "ratio": 1.0, "seconds_per_step": 0.25}})
+    assert "mine[bold] on folder:x/[/red]/y: 4 images" in capsys.readouterr().out
+
+
+class TinyNetwork(nnx.Module):
+    """A network with batch norm that compiles in no time."""
+
+    def __init__(self, num_classes: int, *, rngs: nnx.Rngs):
+        self.conv = nnx.Conv(3, 6, (3, 3), strides=4, rngs=rngs)
+        self.norm = nnx.BatchNorm(6, rngs=rngs)
+        self.head = nnx.Linear(6, num_classes, rngs=rngs)
+
+    def __call__(self, images):
+        return self.head(jax.nn.relu(self.norm(self.conv(images))).mean(axis=(1, 2)))
+
+
+@pytest.fixture(scope="module")
+def tiny_run(tmp_path_factory):
+    """Runs a command on the tiny network through `main`; returns the report it wrote."""
+    folder = tmp_path_factory.mktemp("tiny")
+    save_weights(folder / "tiny.safetensors", nnx.to_pure_dict(nnx.state(TinyNetwork(2, rngs=nnx.Rngs(1)))))
+
+    def run(command: str, *more: str, report: Path = folder / "report.json") -> dict:
+        report.unlink(missing_ok=True)
+        cli.main([command, "--model", "tiny", "--weights", str(folder / "tiny.safetensors"), *TINY_TASK, *more, "--json", str(report)])
+        return strict(report)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ntk_tt.models.MODELS, "tiny", TinyNetwork)
+        yield run
+
+
+@pytest.fixture(scope="module")
+def plain(tiny_run) -> dict:
+    return tiny_run("verify", *BATCHES, "--learning-rate", "0.01")
+
+
+def test_predict_does_not_train(tiny_run, monkeypatch, capsys):
+    monkeypatch.setattr(cli, "finetune", lambda *_, **__: pytest.fail("predict trained the network"))
+    report = tiny_run("predict", "--price-per-hour", "36")
+    check_report(report, num_steps=4, with_truth=False)
+    assert report["optimizer"]["batch_size"] is None
+    assert report["prediction"]["steps"] == [0, 1, 2, 3, 4]
+    assert report["prediction"]["num_seeds"] == 1  # the full batch has no noise
+    assert report["cost"]["price"] == pytest.approx(report["cost"]["train_seconds"] / 100)
+    out = capsys.readouterr().out
+    assert "real [steps]" not in out
+    assert "would take about" in out
+
+
+@pytest.mark.parametrize("method", ["replay", "ode", "sde", "sde-diagonal", "sde-diagonal-constant"])
+def test_every_method_predicts(method, tiny_run, plain):
+    report = tiny_run("predict", *BATCHES, "--learning-rate", "0.01", "--method", method)
+    check_report(report, num_steps=4, with_truth=False)
+    prediction = report["prediction"]
+    assert prediction["method"] == method
+    assert prediction["num_seeds"] == (1 if method == "ode" else 5)
+    assert prediction["loss"][0] == pytest.approx(plain["prediction"]["loss"][0], rel=1e-5)
+    assert prediction["loss"][-1] < prediction["loss"][0]
+    assert (prediction["loss"] == plain["prediction"]["loss"]) == (method == "replay")
+
+
+FULL_BATCH = ("verify", "--learning-rate", "0.003", "--projections", "exact")
+
+
+@pytest.fixture(scope="module")
+def plain_full_batch(tiny_run) -> dict:
+    return tiny_run(*FULL_BATCH)
+
+
+@pytest.mark.parametrize("setting", [["--nesterov"], ["--schedule", "cosine"], ["--loss", "mse"], ["--weight-decay", "0.5"]], ids=lambda setting: setting[0])
+def test_every_setting_reaches_prediction_and_truth(setting, tiny_run, plain_full_batch):
+    report = tiny_run(*FULL_BATCH, *setting)
+    check_report(report, num_steps=4, with_truth=True)
+    predicted, real = (np.asarray(report[name]["loss"]) for name in ("prediction", "truth"))
+    fall = real[0] - real[-1]
+    assert fall > 5e-4
+    np.testing.assert_allclose(predicted, real, atol=0.1 * fall, rtol=0)  # steps so small that the network is its linearisation
+    for name in ("prediction", "truth"):
+        assert abs(report[name]["loss"][-1] - plain_full_batch[name]["loss"][-1]) > 0.15 * fall
+
+
+def test_trained_batch_norm_changes_the_truth_only(tiny_run, plain):
+    report = tiny_run("verify", *BATCHES, "--learning-rate", "0.01", "--batch-norm", "train")
+    check_report(report, num_steps=4, with_truth=True)
+    assert report["task"]["batch_norm"] == "train"
+    assert report["prediction"]["loss"] == plain["prediction"]["loss"]
+    assert report["truth"]["loss"][0] == pytest.approx(plain["truth"]["loss"][0], rel=1e-4)
+    assert abs(report["truth"]["loss"][-1] - plain["truth"]["loss"][-1]) > 1e-4  # a hundred times the rounding
+
+
+@pytest.mark.parametrize(("learning_rate", "loss"), [
+    ("2", "ce"), ("1e30", "mse"),
+    pytest.param("1000", "ce", marks=pytest.mark.xfail(
+        strict=True, raises=scipy.sparse.linalg.ArpackError, reason="largest_curvature fails where every softmax is saturated and the curvature is 0")),
+])
+def test_a_rate_past_the_stability_bound_has_no_trust(learning_rate, loss, tiny_run, tmp_path, capsys):
+    report = tiny_run("verify", *BATCHES, "--learning-rate", learning_rate, "--loss", loss, "--plot", str(tmp_path / "figure.png"))
+    check_report(report, num_steps=4, with_truth=True)
+    assert report["verdict"]["trust"] == "none"
+    assert 0 < report["verdict"]["stability_margin"] < 1
+    assert "unstable" in report["verdict"]["reason"]
+    assert (report["truth"]["diverged_at"] is not None) == (None in report["truth"]["loss"]) == (learning_rate == "1e30")
+    assert Image.open(tmp_path / "figure.png").size[0] > 500
+    assert "trust: none" in capsys.readouterr().out
+
+
+# interruptions
+
+
+def interrupt(*_, **__):
+    raise KeyboardInterrupt
+
+
+def test_an_interrupted_training_leaves_the_prediction(tiny_run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(cli, "finetune", interrupt)
+    with pytest.raises(SystemExit) as exit_:
+        tiny_run("verify", *BATCHES, report=tmp_path / "report.json")
+    assert exit_.value.code == 130
+    report = strict(tmp_path / "report.json")
+    check_report(report, num_steps=4, with_truth=False)
+    assert capsys.readouterr().err == f"ntk-tt: interrupted; the prediction is in {tmp_path / 'report.json'}\n"
+
+
+def test_an_earlier_interruption_keeps_the_older_report_and_says_nothing_of_it(tmp_path, monkeypatch, capsys):
+    old = tmp_path / "report.json"
+    old.write_text('{"older": true}')
+    monkeypatch.setattr(cli, "load_model", interrupt)
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(["verify", *TINY_TASK, "--json", str(old)])
+    assert exit_.value.code == 130
+    assert capsys.readouterr().err == "ntk-tt: interrupted\n"
+    assert strict(old) == {"older": True}

@@ -1,0 +1,293 @@
+"""Tasks from digits, image folders and tfds: what is read, what is sampled, what is refused."""
+
+import sys
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from ntk_tt.data import load_task
+
+RED, BLUE, GREEN = (255, 0, 0), (0, 0, 255), (0, 255, 0)
+
+
+def plain(colour, size=(8, 8)) -> Image.Image:
+    return Image.new("RGB", size, colour)
+
+
+def write_images(root, classes: dict[str, list[Image.Image]], suffix="png") -> str:
+    """`root/<class>/<number>.<suffix>`; returns the source."""
+    for name, images in classes.items():
+        (root / name).mkdir(parents=True)
+        for number, image in enumerate(images):
+            image.save(root / name / f"{number}.{suffix}")
+    return f"folder:{root}"
+
+
+@pytest.fixture
+def two_colours(tmp_path) -> str:
+    return write_images(tmp_path / "set", {"red": [plain(RED)] * 3, "blue": [plain(BLUE)] * 3})
+
+
+def read_one(image: Image.Image, tmp_path, image_size: int, suffix="png") -> np.ndarray:
+    source = write_images(tmp_path / "one", {"it": [image], "other": [plain(RED)]}, suffix)
+    return load_task(source, num_classes=2, per_class=1, image_size=image_size).images[0]
+
+
+# digits
+
+
+def test_digits_task_has_the_asked_images():
+    task = load_task("digits", num_classes=3, per_class=7, image_size=16, seed=4)
+    assert task.images.shape == (21, 16, 16, 3)
+    assert task.images.dtype == np.uint8
+    assert task.labels.dtype == np.int32
+    np.testing.assert_array_equal(task.labels, np.repeat([0, 1, 2], 7))
+    assert task.num_classes == len(task.class_names) == 3
+    assert list(task.class_names) == sorted(task.class_names)
+    assert set(task.class_names) <= set("0123456789")
+    assert (task.source, task.seed) == ("digits", 4)
+
+
+def test_digits_images_are_distinct_ones_of_the_class_that_labels_them():
+    task = load_task("digits", num_classes=4, per_class=20, image_size=8, seed=1)
+    digits = load_digits()
+    originals = np.round(digits.images * 255 / 16).astype(np.uint8)
+    for label, name in enumerate(task.class_names):
+        of_class = {image.tobytes() for image in originals[digits.target == int(name)]}
+        chosen = [image[..., 0].tobytes() for image in task.images[task.labels == label]]
+        assert set(chosen) <= of_class
+        assert len(set(chosen)) == 20
+    assert (task.images == task.images[..., :1]).all()
+
+
+def test_all_digits_are_taken_where_no_number_is_given():
+    task = load_task("digits", num_classes=None, per_class=None, image_size=8)
+    assert task.class_names == tuple("0123456789")
+    np.testing.assert_array_equal(np.bincount(task.labels), np.bincount(load_digits().target))
+
+
+def test_sampling_is_decided_by_the_seed():
+    first, again = (load_task("digits", num_classes=5, per_class=6, image_size=8, seed=0) for _ in range(2))
+    np.testing.assert_array_equal(first.images, again.images)
+    assert first.class_names == again.class_names
+    others = [load_task("digits", num_classes=5, per_class=6, image_size=8, seed=seed) for seed in range(1, 6)]
+    assert len({task.class_names for task in (first, *others)}) > 1
+    other_images = load_task("digits", num_classes=None, per_class=6, image_size=8, seed=1).images
+    assert not np.array_equal(load_task("digits", num_classes=None, per_class=6, image_size=8, seed=0).images, other_images)
+
+
+# folders
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "JPEG"])
+@pytest.mark.parametrize("layout", ["flat", "train"])
+def test_folder_layouts_and_suffixes(layout, suffix, tmp_path):
+    folder = tmp_path / "set" / "train" if layout == "train" else tmp_path / "set"
+    write_images(folder, {"red": [plain(RED)] * 3, "blue": [plain(BLUE)] * 2}, suffix)
+    if layout == "train":
+        write_images(tmp_path / "set" / "test", {"green": [plain(GREEN)]}, suffix)
+    (folder / "red" / "notes.txt").write_text("not an image")
+    (folder / "empty").mkdir()
+    task = load_task(f"folder:{tmp_path / 'set'}", num_classes=None, per_class=None, image_size=8)
+    assert task.class_names == ("blue", "red")
+    np.testing.assert_array_equal(task.labels, [0, 0, 1, 1, 1])
+    expected = np.asarray([BLUE, BLUE, RED, RED, RED])[:, None, None]
+    np.testing.assert_allclose(task.images.astype(int), np.broadcast_to(expected, task.images.shape), atol=2)  # JPEG rounds
+
+
+def test_wide_images_lose_their_sides_and_tall_ones_top_and_bottom(tmp_path):
+    bands = np.zeros((8, 16, 3), np.uint8)
+    bands[:, :4], bands[:, 4:8], bands[:, 8:12], bands[:, 12:] = RED, GREEN, BLUE, RED
+    kept = np.zeros((8, 8, 3), np.uint8)
+    kept[:, :4], kept[:, 4:] = GREEN, BLUE
+    np.testing.assert_array_equal(read_one(Image.fromarray(bands), tmp_path / "wide", 8), kept)
+    np.testing.assert_array_equal(read_one(Image.fromarray(bands.transpose(1, 0, 2)), tmp_path / "tall", 8), kept.transpose(1, 0, 2))
+
+
+def test_the_short_side_is_resized_before_the_crop(tmp_path):
+    halves = np.zeros((32, 64, 3), np.uint8)
+    halves[:, :32], halves[:, 32:] = GREEN, BLUE
+    image = read_one(Image.fromarray(halves), tmp_path, 8)
+    assert image.shape == (8, 8, 3)
+    np.testing.assert_array_equal(image[:, :3], np.broadcast_to(GREEN, (8, 3, 3)))
+    np.testing.assert_array_equal(image[:, 5:], np.broadcast_to(BLUE, (8, 3, 3)))
+
+
+def test_shrinking_averages_instead_of_picking_pixels(tmp_path):
+    stripes = np.zeros((64, 64, 3), np.uint8)
+    stripes[:, ::2] = 200
+    np.testing.assert_allclose(read_one(Image.fromarray(stripes), tmp_path, 8).astype(int), 100, atol=6)
+
+
+def test_small_images_are_enlarged(tmp_path):
+    np.testing.assert_array_equal(read_one(plain(GREEN, (3, 5)), tmp_path, 9), np.broadcast_to(GREEN, (9, 9, 3)))
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "1", "P", "RGBA"])
+def test_every_kind_of_image_becomes_rgb(mode, tmp_path):
+    values = np.where(np.arange(64).reshape(8, 8) % 3 == 0, 255, 0).astype(np.uint8)
+    image = read_one(Image.fromarray(values).convert("RGB").convert(mode), tmp_path, 8)
+    np.testing.assert_array_equal(image, np.repeat(values[..., None], 3, axis=-1))
+
+
+def test_sixteen_bit_grey_keeps_its_range(tmp_path):
+    values = np.arange(0, 65536, 1024, dtype=np.uint16).reshape(8, 8)
+    image = read_one(Image.fromarray(values), tmp_path, 8)
+    np.testing.assert_array_equal(image[..., 0], values // 256)
+    np.testing.assert_array_equal(image[..., 1:], np.repeat(image[..., :1], 2, axis=-1))
+
+
+def test_folder_sampling_draws_without_replacement(tmp_path):
+    grey = [plain((10 * level,) * 3) for level in range(20)]
+    source = write_images(tmp_path / "set", {"a": grey, "b": grey, "c": grey})
+    task = load_task(source, num_classes=2, per_class=12, image_size=8, seed=3)
+    for label in range(2):
+        assert len({image.tobytes() for image in task.images[task.labels == label]}) == 12
+
+
+# what is refused
+
+
+@pytest.mark.parametrize(("numbers", "message"), [
+    ({"num_classes": 1}, "classes: must be at least 2, got 1"),
+    ({"num_classes": 0}, "classes: must be at least 2, got 0"),
+    ({"per_class": 0}, "per-class: must be at least 1, got 0"),
+    ({"per_class": -3}, "per-class: must be at least 1, got -3"),
+    ({"image_size": 0}, "image-size: must be at least 1, got 0"),
+    ({"seed": -1}, "seed: must be at least 0, got -1"),
+    ({"num_classes": 11}, "classes: 11 asked, but 'digits' has 10"),
+    ({"per_class": 1000}, r"per-class: 1000 images asked, but class '\d' of 'digits' has 1\d\d"),
+])
+def test_bad_numbers_are_refused(numbers, message):
+    with pytest.raises(ValueError, match=message):
+        load_task("digits", **numbers)
+
+
+@pytest.mark.parametrize(("source", "message"), [
+    ("mnist", "data: unknown source 'mnist'; give 'digits', 'folder:PATH' or 'tfds:NAME'"),
+    ("", "data: unknown source ''"),
+    ("digits:8", "data: 'digits' takes no argument, got '8'"),
+    ("folder:", "data: there is no folder ''"),
+    ("folder:/no/such/place", "data: there is no folder '/no/such/place'"),
+])
+def test_unknown_sources_are_refused(source, message):
+    with pytest.raises(ValueError, match=message):
+        load_task(source)
+
+
+def test_a_file_is_not_a_folder(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"data: there is no folder '.*file'"):
+        load_task(f"folder:{tmp_path / 'file'}")
+
+
+def test_an_empty_folder_and_a_single_class_are_refused(tmp_path):
+    (tmp_path / "set").mkdir()
+    with pytest.raises(ValueError, match=r"has 0 class\(es\) \(none\); classification needs at least two"):
+        load_task(f"folder:{tmp_path / 'set'}")
+    source = write_images(tmp_path / "set", {"red": [plain(RED)] * 3})
+    with pytest.raises(ValueError, match=r"has 1 class\(es\) \(red\); classification needs at least two"):
+        load_task(source, num_classes=None)
+
+
+def test_too_few_classes_or_images_are_refused(two_colours):
+    with pytest.raises(ValueError, match=r"classes: 3 asked, but 'folder:.*' has 2; ask for at most 2"):
+        load_task(two_colours, num_classes=3, per_class=1)
+    with pytest.raises(ValueError, match=r"per-class: 4 images asked, but class 'blue' of 'folder:.*' has 3"):
+        load_task(two_colours, num_classes=2, per_class=4)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "bmp"])
+def test_a_truncated_image_is_named(suffix, tmp_path):
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
+    source = write_images(tmp_path / "set", {"a": [noise, noise], "b": [noise, noise]}, suffix)
+    damaged = tmp_path / "set" / "b" / f"1.{suffix}"
+    damaged.write_bytes(damaged.read_bytes()[: damaged.stat().st_size // 2])
+    with pytest.raises(ValueError, match=rf"data: the image '.*set/b/1\.{suffix}' cannot be read .*remove or replace it"):
+        load_task(source, num_classes=2, per_class=2)
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"BM" + bytes(range(200))])
+def test_something_else_than_an_image_is_named(content, two_colours, tmp_path):
+    (tmp_path / "set" / "red" / "0.png").write_bytes(content)
+    with pytest.raises(ValueError, match=r"data: the image '.*red/0\.png' cannot be read"):
+        load_task(two_colours, num_classes=2, per_class=3)
+
+
+def test_an_absurdly_large_image_is_named(two_colours, tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)  # an image of 8×8 is more than twice that
+    with pytest.raises(ValueError, match=r"data: the image '.*blue/0\.png' cannot be read \(Image size"):
+        load_task(two_colours, num_classes=2, per_class=3)
+
+
+# tfds
+
+
+def test_tfds_without_the_package_says_how_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
+    with pytest.raises(ValueError, match=r"data: 'tfds:' needs tensorflow-datasets; install it with: pip install 'ntk-tt\[tfds\]'"):
+        load_task("tfds:cifar10")
+
+
+def fake_tfds(monkeypatch, records: list[dict], features: dict) -> list[str]:
+    """Stands in for tensorflow_datasets; returns the list into which the calls go."""
+    calls = []
+
+    def builder(name):
+        calls.append(name)
+        if name == "nothing":
+            raise LookupError("no such data set\nand a long explanation")
+        return SimpleNamespace(
+            download_and_prepare=lambda: calls.append("prepare"), info=SimpleNamespace(features=features),
+            as_data_source=lambda split: calls.append(split) or records)
+
+    module = ModuleType("tensorflow_datasets")
+    module.builder = builder  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", module)
+    return calls
+
+
+def test_tfds_records_become_a_task(monkeypatch):
+    features = {"image": None, "label": SimpleNamespace(names=["zebra", "ape", "unused"])}
+    levels = [(0, 10), (1, 20), (0, 30), (1, 40)]
+    records = [{"image": np.full((8, 8, 1), level, np.uint8), "label": label} for label, level in levels]
+    calls = fake_tfds(monkeypatch, records, features)
+    task = load_task("tfds:animals", num_classes=2, per_class=2, image_size=8)
+    assert calls == ["animals", "prepare", "train"]
+    assert task.class_names == ("ape", "zebra")
+    np.testing.assert_array_equal(task.labels, [0, 0, 1, 1])
+    np.testing.assert_array_equal(task.images[:, 0, 0], [[20] * 3, [40] * 3, [10] * 3, [30] * 3])
+
+
+@pytest.mark.parametrize(("source", "features", "message"), [
+    ("tfds:", {}, "data: give a data set name, as in tfds:cifar10"),
+    ("tfds:nothing", {}, r"data: tfds could not prepare 'nothing' \(LookupError: no such data set\); check"),
+    ("tfds:text", {"text": None}, "data: tfds data set 'text' has no 'image' and 'label' features"),
+])
+def test_tfds_failures_are_explained(source, features, message, monkeypatch):
+    fake_tfds(monkeypatch, [], features)
+    with pytest.raises(ValueError, match=message):
+        load_task(source)
+
+
+# real images
+
+
+@pytest.mark.data
+def test_a_real_set_is_read_at_the_asked_size(data_root):
+    task = load_task(f"folder:{data_root / 'dtd'}", num_classes=3, per_class=5, image_size=32, seed=2)
+    assert task.images.shape == (15, 32, 32, 3)
+    assert set(task.class_names) <= {folder.name for folder in (data_root / "dtd" / "train").iterdir()}
+    assert len({image.tobytes() for image in task.images}) == 15
+    assert task.images.std(axis=(1, 2, 3)).min() > 5  # photographs, not blanks
+
+
+@pytest.mark.data
+def test_images_of_the_asked_size_are_read_unchanged(data_root):
+    task = load_task(f"folder:{data_root / 'cifar100'}", num_classes=2, per_class=None, image_size=32)
+    folder = data_root / "cifar100" / "train" / task.class_names[1]
+    expected = [np.asarray(Image.open(file).convert("RGB")) for file in sorted(folder.iterdir())]
+    np.testing.assert_array_equal(task.images[task.labels == 1], expected)

@@ -1,0 +1,148 @@
+"""Real training against its own definition, and the linearised dynamics against real training on toy networks."""
+
+import ast
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+import ntk_tt
+from ntk_tt.models import from_nnx
+from ntk_tt.optimizer import OptimizerConfig
+from tests.networks import _ConvNet, mlp
+
+
+def problem_of(width, num_samples=24, num_outputs=3, loss="ce"):
+    case = mlp(num_outputs, width=width)
+    x = case.inputs(num_samples, 0)
+    labels = np.asarray(jax.random.randint(jax.random.key(5), (num_samples,), 0, num_outputs))
+    return case, x, labels
+
+
+def test_finetune_imports_nothing_of_the_prediction():
+    source = (Path(ntk_tt.__file__).parent / "finetune.py").read_text()
+    imported = {node.module for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom) and node.module}
+    imported |= {alias.name for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Import) for alias in node.names}
+    assert {name for name in imported if name.startswith("ntk_tt")} == {"ntk_tt.models.model", "ntk_tt.optimizer", "ntk_tt.progress"}
+
+
+@pytest.mark.parametrize("loss", ["ce", "mse"])
+@pytest.mark.parametrize("block_size", [5, 7, 100])
+def test_gradient_descent_equals_a_plain_loop_in_any_block_size(loss, block_size):
+    case, x, labels = problem_of(12)
+    optimizer = OptimizerConfig(0.2, 0.9, nesterov=True, weight_decay=0.01)
+    run = ntk_tt.finetune(case.apply, case.params, x, labels, optimizer, 6, loss=loss, block_size=block_size)
+
+    def objective(params):
+        logits, y = case.apply(params, x), jax.nn.one_hot(labels, 3)
+        return (-(y * jax.nn.log_softmax(logits)).sum(-1) if loss == "ce" else 0.5 * ((logits - y) ** 2).sum(-1)).mean()
+
+    params, velocity, losses = case.params, jax.tree.map(jnp.zeros_like, case.params), []
+    for _ in range(6):
+        losses.append(float(objective(params)))
+        gradient = jax.tree.map(lambda g, w: g + 0.01 * w, jax.grad(objective)(params), params)
+        velocity = jax.tree.map(lambda v, g: 0.9 * v + g, velocity, gradient)
+        params = jax.tree.map(lambda w, g, v: w - 0.2 * (g + 0.9 * v), params, gradient, velocity)
+    losses.append(float(objective(params)))
+    np.testing.assert_allclose(run.loss, losses, rtol=1e-4)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), run.params, params)
+    assert run.error[-1] == pytest.approx(float((case.apply(params, x).argmax(-1) != labels).mean()))
+
+
+def test_mini_batches_records_and_schedule():
+    case, x, labels = problem_of(12)
+    optimizer = OptimizerConfig(optax.cosine_decay_schedule(0.2, 20), batch_size=5)
+    run = ntk_tt.finetune(case.apply, case.params, x, labels, optimizer, 20, record_every=6)
+    np.testing.assert_array_equal(run.steps, [0, 6, 12, 18, 20])
+    again = ntk_tt.finetune(case.apply, case.params, x, labels, optimizer, 20, record_every=1)
+    np.testing.assert_allclose(again.loss[run.steps], run.loss, rtol=1e-5)
+    other = ntk_tt.finetune(case.apply, case.params, x, labels, optimizer, 20, seed=1)
+    assert np.abs(other.loss - again.loss).max() > 1e-4
+    logits = case.apply(run.params, x)
+    assert run.loss[-1] == pytest.approx(float(optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()), rel=1e-4)
+
+
+def test_batch_norm_frozen_and_training():
+    module = _ConvNet(3, True, rngs=nnx.Rngs(0), dtype=jnp.float32)
+    model = from_nnx(module)
+    x = jax.random.normal(jax.random.key(1), (12, 6, 6, 2))
+    labels = np.arange(12) % 3
+    optimizer = OptimizerConfig(0.1, batch_size=6)
+    frozen = ntk_tt.finetune(model.apply, model.params, x, labels, optimizer, 10)
+    training = ntk_tt.finetune(model.apply, model.params, x, labels, optimizer, 10, statistics=model.batch_statistics)
+    assert frozen.loss[0] == pytest.approx(training.loss[0], rel=1e-5)  # the same network to begin with
+    assert abs(frozen.loss[-1] - training.loss[-1]) > 1e-3
+
+
+def test_divergence_ends_the_run_and_is_named():
+    case, x, labels = problem_of(12)
+    run = ntk_tt.finetune(case.apply, case.params, x, labels, OptimizerConfig(1e4, 0.9), 60, loss="mse")
+    assert run.diverged_at is not None
+    assert run.diverged_at < 60
+    assert np.isnan(run.loss[-1])
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"num_steps": 0}, "num_steps"), ({"record_every": 0}, "record_every"), ({"optimizer": OptimizerConfig(0.1, batch_size=25)}, "batch_size: 25"),
+])
+def test_bad_arguments(change, message):
+    case, x, labels = problem_of(8)
+    arguments = {"optimizer": OptimizerConfig(0.1), "num_steps": 3} | change
+    with pytest.raises(ValueError, match=message):
+        ntk_tt.finetune(case.apply, case.params, x, labels, **arguments)
+
+
+def gap(width, learning_rate, num_steps, **setting):
+    """Largest distance of the predicted from the real loss curve, relative to how far the loss fell."""
+    case, x, labels = problem_of(width)
+    optimizer = OptimizerConfig(learning_rate, **setting)
+    problem = ntk_tt.linearize(case.apply, case.params, x, labels, num_projections="exact")
+    predicted = ntk_tt.predict(problem, optimizer, num_steps)
+    real = ntk_tt.finetune(case.apply, case.params, x, labels, optimizer, num_steps)
+    assert real.loss[0] - real.loss[-1] > 0.01
+    return np.abs(predicted.loss - real.loss).max() / (real.loss[0] - real.loss[-1])
+
+
+def test_agreement_tightens_with_width():
+    gaps = [gap(width, 1.0, 300) for width in (8, 64, 512)]
+    assert gaps[0] > 2 * gaps[1] > 4 * gaps[2]
+    assert gaps[2] < 0.05
+
+
+def test_agreement_tightens_with_smaller_steps():
+    gaps = [gap(24, learning_rate, 60) for learning_rate in (1.0, 0.1, 0.01)]
+    assert gaps[0] > 1.5 * gaps[1] > 1.5**2 * gaps[2]
+    assert gaps[2] < 0.02
+
+
+@pytest.mark.parametrize("side", [0.9, 1.1, 2.0])
+def test_past_the_stability_bound_real_training_diverges_and_the_verdict_says_so(side):
+    """Just past the bound a real network is thrown to a flatter place and recovers; well past it, it is lost."""
+    case, x, labels = problem_of(256)
+    problem = ntk_tt.linearize(case.apply, case.params, x, labels, loss="mse", num_projections="exact")
+    _, safe = ntk_tt.stability(problem, OptimizerConfig(1e-3), 100)
+    optimizer = OptimizerConfig(side * safe)
+    verdict = ntk_tt.assess(problem, case.apply, case.params, x, labels, optimizer, 100)
+    real = ntk_tt.finetune(case.apply, case.params, x, labels, optimizer, 100, loss="mse")
+    assert verdict.stability_margin == pytest.approx(1 / side, rel=1e-3)
+    assert verdict.largest_safe_learning_rate == pytest.approx(safe, rel=1e-3)
+    assert (verdict.trust == "none") == (side > 1)
+    assert ("unstable" in verdict.reason) == (side > 1)
+    if side < 1:
+        assert real.loss.max() == real.loss[0]
+    elif side < 2:
+        assert np.nanmax(real.loss) > 1.5 * real.loss[0]
+    else:
+        assert real.diverged_at is not None or real.loss[-1] > 1e6 * real.loss[0]
+
+
+def test_residual_grows_with_the_step_and_vanishes_for_a_linear_model():
+    case, x, labels = problem_of(24)
+    small, large = (ntk_tt.linearization_residual(case.apply, case.params, x, labels, OptimizerConfig(rate)).value for rate in (0.01, 0.5))
+    assert 0 < small < 0.2 * large
+    linear = {"weight": jnp.zeros((6, 3))}
+    assert ntk_tt.linearization_residual(lambda params, x: x @ params["weight"], linear, x, labels, OptimizerConfig(0.5)).value < 1e-5
