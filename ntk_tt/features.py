@@ -1,6 +1,7 @@
 """Features Φ = J R: the projected Jacobian of all outputs for all samples, in jitted blocks."""
 
 from functools import partial
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +11,16 @@ from jaxtyping import Array, Float, Key, PyTree
 from ntk_tt.linearize import Apply, blocks, check_network, jacobian_block
 from ntk_tt.progress import Progress, silent
 from ntk_tt.projection import AbstractProjection, ProjectionName, default_num_projections, make_projection
+from ntk_tt.structured import structured_jacobian
+
+JacobianPath = Literal["structured", "plain"]
 
 BLOCK_BYTES = 256 << 20  # of one block's unprojected Jacobian
 
 
 def jacobian_features(apply: Apply, params: PyTree, inputs: Float[Array | np.ndarray, "n ..."], *,
                       num_projections: int | str = "auto", projection: ProjectionName = "fold", key: Key[Array, ""] | None = None,
-                      block_size: int | None = None, progress: Progress = silent) -> Float[Array, "n c d"]:
+                      path: JacobianPath = "structured", block_size: int | None = None, progress: Progress = silent) -> Float[Array, "n c d"]:
     """Φ (N, C, D') with E[ΦΦᵀ] = Θ, or the Jacobian itself.
 
     Args:
@@ -27,6 +31,8 @@ def jacobian_features(apply: Apply, params: PyTree, inputs: Float[Array | np.nda
             From D' ≥ D on, the result is exact.
         projection: `fold`, `achlioptas` or `gaussian` (see `ntk_tt.projection`).
         key: of the projection; key 0 where none is given. The same key gives the same R for the same network.
+        path: `structured` (activations and back-propagated signals, see `ntk_tt.structured`) or `plain`
+            (`vmap(jacrev)`); the same numbers to rounding.
         block_size: samples at a time; None fits a block's Jacobian into 256 MiB.
         progress: called as `progress(done, total)` after each block.
 
@@ -36,9 +42,10 @@ def jacobian_features(apply: Apply, params: PyTree, inputs: Float[Array | np.nda
     Raises:
         ValueError: an argument out of range, NaN in inputs or weights.
 
-    Cost: one forward pass and C vector-Jacobian products a sample, 2·D·C flops a sample for the fold;
-    memory N·C·D' for the result and about 3·block_size·C·D for the block at work: linear in N.
+    Cost: one forward pass and C backward passes a sample (the plain path: C vector-Jacobian products), 2·D·C flops a
+    sample for the fold; memory N·C·D' for the result and about 3·block_size·C·D for the block at work: linear in N.
     """
+    check_path(path)
     num_outputs = check_network(apply, params, inputs)
     num_samples, num_params = len(inputs), sum(leaf.size for leaf in jax.tree.leaves(params))
     dtype = jnp.result_type(*jax.tree.leaves(params))
@@ -55,9 +62,14 @@ def jacobian_features(apply: Apply, params: PyTree, inputs: Float[Array | np.nda
     for block in blocks(num_samples, size):
         # The last block is moved back to full size, so one compiled step serves all of them.
         start = min(block.start, num_samples - size)
-        features = _write_block(apply, projector, features, params, jnp.asarray(inputs[start : start + size]), start)
+        features = _write_block(apply, path, projector, features, params, jnp.asarray(inputs[start : start + size]), start)
         progress(block.stop, num_samples)
     return features
+
+
+def check_path(path: str) -> None:
+    if path not in get_args(JacobianPath):
+        raise ValueError(f"path: unknown {path!r}; give 'structured' or 'plain'")
 
 
 def block_samples(num_outputs: int, num_params: int, itemsize: int) -> int:
@@ -65,15 +77,15 @@ def block_samples(num_outputs: int, num_params: int, itemsize: int) -> int:
     return max(1, min(32, BLOCK_BYTES // (num_outputs * num_params * itemsize)))
 
 
-def projected_jacobian(apply: Apply, projection: AbstractProjection, params: PyTree, inputs: Float[Array, "n ..."]) -> Float[Array, "n c d"]:
+def projected_jacobian(apply: Apply, path: JacobianPath, projection: AbstractProjection, params: PyTree, inputs: Float[Array, "n ..."]) -> Float[Array, "n c d"]:
     """Φ of one block."""
-    jacobian = jacobian_block(apply, params, inputs)
+    jacobian = structured_jacobian(apply, params, inputs) if path == "structured" else jacobian_block(apply, params, inputs)
     num_samples, num_outputs = jax.tree.leaves(jacobian)[0].shape[:2]
     rows = jax.tree.map(lambda leaf: leaf.reshape(num_samples * num_outputs, *leaf.shape[2:]), jacobian)
     return projection(rows).reshape(num_samples, num_outputs, -1)
 
 
-@partial(jax.jit, static_argnums=0, donate_argnums=2)
-def _write_block(apply, projection, features, params, inputs, start):
-    block = projected_jacobian(apply, projection, params, inputs).astype(features.dtype)
+@partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
+def _write_block(apply, path, projection, features, params, inputs, start):
+    block = projected_jacobian(apply, path, projection, params, inputs).astype(features.dtype)
     return jax.lax.dynamic_update_slice_in_dim(features, block, start, axis=0)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from ntk_tt.features import projected_jacobian
+from ntk_tt.features import JacobianPath, check_path, projected_jacobian
 from ntk_tt.linearize import Apply, blocks, check_network
 from ntk_tt.progress import Progress, silent
 from ntk_tt.projection import Identity
@@ -17,13 +17,14 @@ _BLOCK = 16
 
 
 def empirical_ntk(apply: Apply, params: PyTree, x1: Float[Array | np.ndarray, "n1 ..."], x2: Float[Array | np.ndarray, "n2 ..."] | None = None, *,
-                  block_size: int | None = None, progress: Progress = silent) -> Float[Array, "n1 c n2 c"]:
+                  path: JacobianPath = "structured", block_size: int | None = None, progress: Progress = silent) -> Float[Array, "n1 c n2 c"]:
     """Θ[i, a, j, b] = ∂f_a(x1ᵢ)/∂w · ∂f_b(x2ⱼ)/∂w, exact.
 
     Args:
         apply: pure `(params, inputs) -> logits (N, C)`, each sample on its own.
         params: w₀.
         x1, x2: (N1, ...) and (N2, ...); x2 = None means x1, and uses the symmetry.
+        path: see `jacobian_features`.
         block_size: samples whose Jacobian is held at a time; None holds what 1 GiB does. Results agree to rounding.
         progress: called as `progress(done, total)` in units of blocks.
 
@@ -36,6 +37,7 @@ def empirical_ntk(apply: Apply, params: PyTree, x1: Float[Array | np.ndarray, "n
     Cost: C vector-Jacobian products a sample and 2·D·N1·C·N2·C flops. Where the Jacobian is larger than the strip it
     is recomputed for each of the N1/block_size strips. Memory: Θ and two strips.
     """
+    check_path(path)
     num_outputs = check_network(apply, params, x1)
     columns = x1 if x2 is None else x2
     if x2 is not None and check_network(apply, params, x2) != num_outputs:
@@ -52,8 +54,8 @@ def empirical_ntk(apply: Apply, params: PyTree, x1: Float[Array | np.ndarray, "n
     current, rows = -1, None
     for done, (i, j) in enumerate(pairs, 1):
         if i != current:
-            current, rows = i, _strip(apply, params, x1[row_blocks[i]])
-        other = rows if x2 is None and i == j else _strip(apply, params, columns[column_blocks[j]])
+            current, rows = i, _strip(apply, path, params, x1[row_blocks[i]])
+        other = rows if x2 is None and i == j else _strip(apply, path, params, columns[column_blocks[j]])
         product = np.asarray(_gram(rows, other))
         ntk[row_blocks[i], :, column_blocks[j], :] = product
         if x2 is None and i != j:
@@ -68,18 +70,18 @@ def ntk_from_features(features: Float[Array, "n c d"]) -> Float[Array, "nc nc"]:
     return jnp.matmul(rows, rows.T, precision=jax.lax.Precision.HIGHEST)
 
 
-def _strip(apply: Apply, params: PyTree, inputs) -> Float[Array, "n c d"]:
+def _strip(apply: Apply, path: JacobianPath, params: PyTree, inputs) -> Float[Array, "n c d"]:
     size = min(_BLOCK, len(inputs))
     starts = [min(block.start, len(inputs) - size) for block in blocks(len(inputs), size)]
-    parts = [_exact_block(apply, params, jnp.asarray(inputs[start : start + size])) for start in starts]
+    parts = [_exact_block(apply, path, params, jnp.asarray(inputs[start : start + size])) for start in starts]
     parts[-1] = parts[-1][len(parts) * size - len(inputs) :]  # the last block was moved back to full size
     return jnp.concatenate(parts)
 
 
-@partial(jax.jit, static_argnums=0)
-def _exact_block(apply, params, inputs):
+@partial(jax.jit, static_argnums=(0, 1))
+def _exact_block(apply, path, params, inputs):
     num_params = sum(leaf.size for leaf in jax.tree.leaves(params))
-    return projected_jacobian(apply, Identity(num_params), params, inputs)
+    return projected_jacobian(apply, path, Identity(num_params), params, inputs)
 
 
 @jax.jit

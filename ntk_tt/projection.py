@@ -5,7 +5,7 @@ All unbiased sketches have about the same error at equal D', so they differ in c
 
 | projection | flops per row of D numbers | random numbers per block | use |
 |---|---|---|---|
-| `SignFold`   | 2 D      | D     | the default |
+| `SignFold`   | 2 D      | D     | the default: cheapest |
 | `Achlioptas` | 2 D D'   | D D'  | the paper's {−1, 0, +1} |
 | `Gaussian`   | 2 D D'   | D D'  | the reference |
 | `Identity`   | 0        | 0     | exact: D' = D |
@@ -46,30 +46,29 @@ class Identity(AbstractProjection):
 
 
 class SignFold(AbstractProjection):
-    """Random signs, then fold: the D signed coordinates are cut in pieces of D', each piece is rotated by a random
-    shift, and the pieces are added. A CountSketch whose hash is (position + shift of the piece) mod D': one pass over
-    the data, no scatter. Unbiased because every coordinate has its own sign.
+    """Random signs, then fold: each parameter's signed coordinates are cut in pieces of at most D', and each piece is
+    added to the result from a random offset on, around the end. A CountSketch whose hash is (offset of the piece +
+    position) mod D': two passes over the data, no scatter. Unbiased because every coordinate has its own sign.
     """
 
     key: Key[Array, ""]
     num_projections: int = eqx.field(static=True)
 
     def __call__(self, gradients: PyTree[Float[Array, "rows ..."]]) -> Float[Array, "rows d"]:
-        signed = []
-        for name, leaf in named_leaves(gradients).items():
-            rows = _rows(leaf)
-            signed.append(rows * jax.random.rademacher(path_key(self.key, name), rows.shape[1:], rows.dtype))
-        flat = jnp.concatenate(signed, axis=1)
-        num_rows, size = flat.shape
-        pieces = -(-size // self.num_projections)
-        flat = jnp.pad(flat, ((0, 0), (0, pieces * self.num_projections - size)))
-        shifts = jax.random.randint(path_key(self.key, "shifts"), (pieces,), 0, self.num_projections)
-
-        def add_piece(index, total):
-            piece = jax.lax.dynamic_slice_in_dim(flat, index * self.num_projections, self.num_projections, axis=1)
-            return total + jnp.roll(piece, shifts[index], axis=1)
-
-        return jax.lax.fori_loop(0, pieces, add_piece, jnp.zeros((num_rows, self.num_projections), flat.dtype))
+        leaves = named_leaves(gradients)
+        num_rows, dtype = next(iter(leaves.values())).shape[0], jnp.result_type(*leaves.values())
+        dimension = self.num_projections
+        total = jnp.zeros((num_rows, 2 * dimension), dtype)  # the second half takes what runs over the end
+        for name, leaf in leaves.items():
+            rows, key = _rows(leaf), path_key(self.key, name)
+            signs = jax.random.rademacher(key, rows.shape[1:], dtype)
+            pieces = range(0, rows.shape[1], dimension)
+            offsets = jax.random.randint(jax.random.fold_in(key, 0), (len(pieces),), 0, dimension)
+            for offset, start in zip(offsets, pieces, strict=True):
+                piece = rows[:, start : start + dimension] * signs[start : start + dimension]
+                so_far = jax.lax.dynamic_slice_in_dim(total, offset, piece.shape[1], axis=1)
+                total = jax.lax.dynamic_update_slice_in_dim(total, so_far + piece, offset, axis=1)
+        return total[:, :dimension] + total[:, dimension:]
 
 
 class _Dense(AbstractProjection):

@@ -16,16 +16,17 @@ def relative_error(value, truth) -> float:
     return float(np.linalg.norm(np.asarray(value, np.float64) - truth) / np.linalg.norm(truth))
 
 
+@pytest.mark.parametrize("path", ["structured", "plain"])
 @pytest.mark.parametrize("num_outputs", [1, 2, 5])
 @pytest.mark.parametrize("name", CASES)
-def test_exact_ntk_equals_dense(name, num_outputs):
+def test_exact_ntk_equals_dense(name, num_outputs, path):
     case = CASES[name](num_outputs)
     x1, x2 = case.inputs(5, 0), case.inputs(3, 1)
-    square = ntk_tt.empirical_ntk(case.apply, case.params, x1, block_size=2)
+    square = ntk_tt.empirical_ntk(case.apply, case.params, x1, block_size=2, path=path)
     assert square.shape == (5, num_outputs, 5, num_outputs)
     assert square.dtype == jnp.float32
     assert relative_error(square, dense_ntk(case, x1, x1)) < 1e-5
-    assert relative_error(ntk_tt.empirical_ntk(case.apply, case.params, x1, x2, block_size=2), dense_ntk(case, x1, x2)) < 1e-5
+    assert relative_error(ntk_tt.empirical_ntk(case.apply, case.params, x1, x2, block_size=2, path=path), dense_ntk(case, x1, x2)) < 1e-5
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -89,7 +90,7 @@ def test_peak_memory_is_linear_in_the_number_of_samples():
 
     def scratch(num_samples):
         features = jnp.zeros((num_samples, 2, 64))
-        compiled = _write_block.lower(case.apply, projection, features, case.params, case.inputs(4, 0), 0).compile()
+        compiled = _write_block.lower(case.apply, "structured", projection, features, case.params, case.inputs(4, 0), 0).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
     assert scratch(4096) <= scratch(64) + 1024

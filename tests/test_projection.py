@@ -60,7 +60,7 @@ def test_fold_keeps_every_coordinate_with_a_sign():
     matrix = np.asarray(make_projection("fold", SIZE, 30, jax.random.key(0))(gradients))
     assert (np.abs(matrix).sum(1) == 1).all()
     assert ((matrix == 0) | (np.abs(matrix) == 1)).all()
-    assert np.abs(matrix).sum(0).max() <= -(-SIZE // 30)
+    assert (np.abs(matrix).sum(0) > 0).sum() > 20  # and uses the space it has
 
 
 def test_identity_from_d_on_and_exactness():

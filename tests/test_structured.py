@@ -1,0 +1,127 @@
+"""The structured Jacobian against one output of one sample at a time, over every way parameters can meet activations."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ntk_tt.features import jacobian_features
+from ntk_tt.linearize import jacobian_block
+from ntk_tt.structured import structured_jacobian
+from tests.networks import Case, dense_jacobian
+
+
+def _random(seed: int, **shapes) -> dict:
+    keys = jax.random.split(jax.random.key(seed), len(shapes))
+    return {name: 0.5 * jax.random.normal(key, shape) for key, (name, shape) in zip(keys, shapes.items(), strict=True)}
+
+
+def _images(number: int, seed: int) -> jax.Array:
+    return jax.random.normal(jax.random.key(seed), (number, 7, 6, 4))
+
+
+def _vectors(number: int, seed: int) -> jax.Array:
+    return jax.random.normal(jax.random.key(seed), (number, 5))
+
+
+def _sequences(number: int, seed: int) -> jax.Array:
+    return jax.random.normal(jax.random.key(seed), (number, 6, 8))
+
+
+def _convolution(kernel_shape, spec=("NHWC", "HWIO", "NHWC"), **options) -> Case:
+    def apply(params, x):
+        if spec[0] == "NCHW":
+            x = x.transpose(0, 3, 1, 2)
+        y = jax.lax.conv_general_dilated(x, params["kernel"], dimension_numbers=spec, **({"window_strides": (1, 1), "padding": "SAME"} | options))
+        y = jnp.tanh(y + params["bias"].reshape([1, -1, 1, 1] if spec[2] == "NCHW" else [-1]))
+        return jnp.stack([y.mean((1, 2, 3)), (y**2).sum((1, 2, 3)), jnp.sin(y).sum((1, 2, 3))], -1)
+
+    return Case(apply, _random(1, kernel=kernel_shape, bias=(kernel_shape[spec[1].index("O")],)), _images)
+
+
+def _attention(params, x):
+    def norm(z, scale, shift):
+        z = z - z.mean(-1, keepdims=True)
+        return z * jax.lax.rsqrt((z**2).mean(-1, keepdims=True) + 1e-5) * scale + shift
+
+    z = norm(x, params["scale"], params["shift"])
+    q, k, v = jnp.split(z @ params["qkv"], 3, axis=-1)
+    weights = jax.nn.softmax(jnp.einsum("nqd,nkd->nqk", q, k) / np.sqrt(8))
+    x = x + weights @ v @ params["out"]
+    return x.mean(1) @ params["head"]
+
+
+def _scan(params, x):
+    def layer(z, now):
+        weight, bias = now
+        return jnp.tanh(z @ weight + bias), None
+
+    return jax.lax.scan(layer, x, (params["weights"], params["biases"]))[0][:, :3]
+
+
+@jax.custom_jvp
+def _custom(x, w):
+    return x * w
+
+
+@_custom.defjvp
+def _custom_jvp(primals, tangents):
+    return _custom(*primals), 2 * tangents[0] * primals[1] + 3 * primals[0] * tangents[1]  # not the derivative, on purpose
+
+
+def _depends_on_parameters_only(params, x):
+    return jnp.broadcast_to(params["constant"] ** 2, (x.shape[0], 3)) + x[:, :3] * jnp.exp(params["log_scale"]).sum()
+
+
+CASES = {
+    "convolution, stride and padding": _convolution((3, 3, 4, 5), window_strides=(2, 1), padding=((1, 0), (2, 1))),
+    "convolution, dilated": _convolution((3, 2, 4, 5), rhs_dilation=(2, 1), padding="VALID"),
+    "convolution, grouped": _convolution((3, 3, 2, 6), feature_group_count=2),
+    "convolution, depthwise": _convolution((3, 3, 1, 8), feature_group_count=4),
+    "convolution, transposed": _convolution((3, 3, 4, 5), lhs_dilation=(2, 2), padding=((1, 1), (1, 1))),
+    "convolution, channels first": _convolution((5, 4, 3, 3), ("NCHW", "OIHW", "NCHW")),
+    "convolution, negative padding": _convolution((3, 3, 4, 5), padding=((-1, 0), (0, 0))),
+    "attention and layer norm": Case(_attention, _random(2, qkv=(8, 24), out=(8, 8), head=(8, 3), scale=(8,), shift=(8,)), _sequences),
+    "tied weights": Case(lambda p, x: jnp.tanh(jnp.tanh(x @ p["w"]) @ p["w"].T) @ p["w"], _random(3, w=(5, 3)), _vectors),
+    "scan over layers": Case(_scan, _random(4, weights=(3, 5, 5), biases=(3, 5)), _vectors),
+    "remat": Case(lambda p, x: jax.checkpoint(lambda w, z: jnp.tanh(z @ w))(p["a"], x) @ p["b"], _random(5, a=(5, 7), b=(7, 3)), _vectors),
+    "jit inside": Case(lambda p, x: jax.jit(lambda w, z: jnp.tanh(z @ w))(p["a"].T, x) @ p["b"], _random(5, a=(7, 5), b=(7, 3)), _vectors),
+    "custom jvp": Case(lambda p, x: _custom(x, p["w"])[:, :3] * p["v"], _random(6, w=(5,), v=(3,)), _vectors),
+    "embedding": Case(lambda p, x: p["table"][(x > 0).astype(int).sum(-1)] * p["scale"], _random(7, table=(6, 3), scale=(3,)), _vectors),
+    "functions of parameters alone": Case(_depends_on_parameters_only, _random(8, constant=(3,), log_scale=(2,)), _vectors),
+    "weight normalisation": Case(lambda p, x: x @ (p["v"] / jnp.linalg.norm(p["v"], axis=0) * p["g"]), _random(9, v=(5, 3), g=(3,)), _vectors),
+    "a parameter as the output": Case(lambda p, x: jnp.broadcast_to(p["bias"], (x.shape[0], 3)), _random(10, bias=(3,)), _vectors),
+    "an unused parameter": Case(lambda p, x: x @ p["w"], _random(11, w=(5, 3), unused=(4,)), _vectors),
+    "cond and while": Case(lambda p, x: jax.lax.cond(x.sum() > 0, lambda w: x @ w, lambda w: x @ (2 * w), p["w"]), _random(12, w=(5, 3)), _vectors),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_equals_one_output_at_a_time(name):
+    case = CASES[name]
+    x = case.inputs(3, 0)
+    structured = jax.jit(lambda params, x: structured_jacobian(case.apply, params, x))(case.params, x)
+    assert jax.tree.map(jnp.shape, structured) == jax.tree.map(lambda leaf: (3, 3, *leaf.shape), case.params)
+    flat = np.concatenate([np.asarray(leaf).reshape(3, 3, -1) for leaf in jax.tree.leaves(structured)], -1)
+    truth = dense_jacobian(case, x)
+    assert np.linalg.norm(flat - truth) <= 1e-5 * np.linalg.norm(truth)
+    assert np.linalg.norm(truth) > 0
+    plain = jacobian_block(case.apply, case.params, x)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5 * np.abs(truth).max()), structured, plain)
+
+
+def test_features_do_not_depend_on_the_path():
+    case = CASES["convolution, grouped"]
+    x = case.inputs(5, 0)
+    one, two = (jacobian_features(case.apply, case.params, x, num_projections=16, path=path, block_size=2) for path in ("structured", "plain"))
+    np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-4)
+
+
+def test_a_convolution_forms_no_grouped_convolution():
+    """The point of it: the compiled block has no convolution with more groups than the network's own."""
+    case = CASES["convolution, stride and padding"]
+    text = str(jax.make_jaxpr(lambda params, x: structured_jacobian(case.apply, params, x))(case.params, case.inputs(3, 0)))
+    assert "feature_group_count=3" not in text
+    plain = str(jax.make_jaxpr(lambda params, x: jacobian_block(case.apply, params, x))(case.params, case.inputs(3, 0)))
+    assert "feature_group_count=3" in plain or "batch_group_count=3" in plain
+    assert "batch_group_count=3" not in text
