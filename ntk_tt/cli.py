@@ -127,7 +127,7 @@ def run(options: Predict) -> dict[str, Any]:
 
     with Stopwatch() as feature_watch, progress_bar("features") as progress:
         problem = linearize(
-            model.apply, model.params, images, task.labels, loss=options.loss, num_projections=options.projections, projection=options.projection,
+            model.apply, model.params, images, task.labels, loss=options.loss, outputs="contrasts" if options.loss == "ce" and not options.method.startswith("sde-diagonal") else "logits", num_projections=options.projections, projection=options.projection,
             space="primal" if options.method.startswith("sde-diagonal") else "auto", key=jax.random.key(options.seed), progress=progress)
         jax.block_until_ready(problem)
     with Stopwatch() as dynamics_watch, progress_bar("dynamics") as progress:
@@ -205,7 +205,7 @@ def _task(options: Predict, task: Task, model: Model, problem: LinearizedProblem
         "model": model.name, "weights": options.weights, "num_params": model.num_params, "data": options.data, "class_names": list(task.class_names),
         "num_classes": task.num_classes, "per_class": options.per_class, "num_samples": len(task.labels), "image_size": options.image_size,
         "loss": options.loss, "batch_norm": options.batch_norm, "projections": options.projections, "projection": options.projection,
-        "space": type(problem.kernel).__name__.removesuffix("Kernel").lower(), "seed": options.seed,
+        "space": problem.kernel.space, "seed": options.seed,
     }
 
 

@@ -2,6 +2,7 @@
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ntk_tt.ntk import ntk_from_features
@@ -14,6 +15,11 @@ class AbstractKernel(eqx.Module):
 
     `push(z)` is J u, `pull(g)` is the state of the displacement Jᵀ g; so `push(pull(g))` is Θ g.
     """
+
+    @property
+    def space(self) -> str:
+        """`primal` or `dual`."""
+        raise NotImplementedError
 
     def zero(self) -> Array:
         """The state of no displacement."""
@@ -49,6 +55,10 @@ class PrimalKernel(AbstractKernel):
 
     features: Float[Array, "n c d"]
 
+    @property
+    def space(self) -> str:
+        return "primal"
+
     def zero(self) -> Float[Array, " d"]:
         return jnp.zeros(self.features.shape[-1], self.features.dtype)
 
@@ -73,6 +83,10 @@ class DualKernel(AbstractKernel):
 
     ntk: Float[Array, "n c n c"]
 
+    @property
+    def space(self) -> str:
+        return "dual"
+
     def zero(self) -> Float[Array, "n c"]:
         return jnp.zeros(self.ntk.shape[:2], self.ntk.dtype)
 
@@ -90,6 +104,48 @@ class DualKernel(AbstractKernel):
 
     def diagonal_blocks(self) -> Float[Array, "n c c"]:
         return jnp.einsum("iaib->iab", self.ntk)
+
+
+class ContrastKernel(AbstractKernel):
+    """Θ as softmax cross-entropy sees it, from C−1 outputs a sample instead of C.
+
+    Every residual softmax(f) − y sums to zero over the outputs, and so does every change of the loss with the logits: the
+    common direction of a sample's logits matters nowhere. With Q (C, C−1) an orthonormal basis of the rest, the inner
+    kernel is that of the contrasts f Q, and `push` gives the logits up to a constant a sample.
+    """
+
+    inner: AbstractKernel
+    basis: Float[Array, "c k"]
+
+    @property
+    def space(self) -> str:
+        return self.inner.space
+
+    def zero(self) -> Array:
+        return self.inner.zero()
+
+    def push(self, state: Array) -> Float[Array, "n c"]:
+        return self.inner.push(state) @ self.basis.T
+
+    def push_rows(self, state: Array, indices: Indices) -> Float[Array, "b c"]:
+        return self.inner.push_rows(state, indices) @ self.basis.T
+
+    def pull(self, residuals: Float[Array, "n c"]) -> Array:
+        return self.inner.pull(residuals @ self.basis)
+
+    def pull_rows(self, residuals: Float[Array, "b c"], indices: Indices) -> Array:
+        return self.inner.pull_rows(residuals @ self.basis, indices)
+
+    def diagonal_blocks(self) -> Float[Array, "n c c"]:
+        return jnp.einsum("ak,nkl,bl->nab", self.basis, self.inner.diagonal_blocks(), self.basis)
+
+
+def contrast_basis(num_outputs: int, dtype=jnp.float32) -> Float[Array, "c k"]:
+    """(C, C−1) orthonormal columns that sum to zero (Helmert's)."""
+    rows = np.arange(num_outputs)[:, None]
+    columns = np.arange(1, num_outputs)[None, :]
+    helmert = np.where(rows < columns, 1.0, np.where(rows == columns, -columns, 0.0))
+    return jnp.asarray(helmert / np.sqrt(columns * (columns + 1.0)), dtype)
 
 
 def smaller_kernel(features: Float[Array, "n c d"]) -> AbstractKernel:

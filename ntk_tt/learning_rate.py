@@ -94,6 +94,8 @@ def _largest(product, like: Float[Array, "n c"]) -> tuple[float, Float[Array, "n
 
     operator: Any = scipy.sparse.linalg.LinearOperator((size, size), matvec, dtype=np.float64)  # pyright: ignore
     start = np.random.default_rng(0).standard_normal(size)
+    if not matvec(start).any():  # every softmax is saturated: ARPACK refuses a zero operator
+        return 0.0, jnp.asarray(start.reshape(like.shape) / np.linalg.norm(start), like.dtype)
     values, vectors = scipy.sparse.linalg.eigsh(operator, k=1, which="LA", tol=1e-4, v0=start)  # pyright: ignore[reportArgumentType]
     return max(float(values[0]), 0.0), jnp.asarray(vectors[:, 0].reshape(like.shape), like.dtype)
 

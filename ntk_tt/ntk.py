@@ -65,9 +65,20 @@ def empirical_ntk(apply: Apply, params: PyTree, x1: Float[Array | np.ndarray, "n
 
 
 def ntk_from_features(features: Float[Array, "n c d"]) -> Float[Array, "nc nc"]:
-    """ΦΦᵀ, the unbiased estimate of Θ, as a matrix over (sample, output) pairs; 2·(N·C)²·D' flops."""
-    rows = features.reshape(-1, features.shape[-1])
-    return jnp.matmul(rows, rows.T, precision=jax.lax.Precision.HIGHEST)
+    """ΦΦᵀ, the unbiased estimate of Θ, as a matrix over (sample, output) pairs.
+
+    Strips of the lower triangle, then mirrored: little more than (N·C)²·D' flops, half of a plain product.
+    """
+    return _symmetric_product(features.reshape(-1, features.shape[-1]))
+
+
+@jax.jit
+def _symmetric_product(rows: Float[Array, "rows d"]) -> Float[Array, "rows rows"]:
+    lower = jnp.zeros((len(rows), len(rows)), rows.dtype)
+    for strip in blocks(len(rows), max(256, -(-len(rows) // 8))):
+        product = jnp.matmul(rows[strip], rows[: strip.stop].T, precision=jax.lax.Precision.HIGHEST)
+        lower = lower.at[strip, : strip.stop].set(product)
+    return jnp.tril(lower) + jnp.tril(lower, -1).T
 
 
 def _strip(apply: Apply, path: JacobianPath, params: PyTree, inputs) -> Float[Array, "n c d"]:

@@ -59,6 +59,7 @@ def _finite(value: Any) -> Any:
 
 def print_report(report: dict[str, Any]) -> None:
     """The tables on standard output: times, costs, verdict."""
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -68,9 +69,10 @@ def print_report(report: dict[str, Any]) -> None:
     last = prediction["steps"][-1]
     console.print(f"\n[bold]{escape(task['model'])}[/bold] on {escape(task['data'])}: {task['num_samples']} images, {task['num_classes']} classes; {_setting(optimizer)}; {last} steps")
 
-    table = Table("training time until …", title=None)
-    for column in ("predicted [steps]", "seconds") if truth is None else ("predicted [steps]", "real [steps]", "difference", "seconds"):
-        table.add_column(escape(column), justify="right")
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("steps until …", no_wrap=True)
+    for column in ("predicted", "seconds") if truth is None else ("predicted", "real", "difference", "seconds"):
+        table.add_column(column, justify="right", no_wrap=True)
     for family, label in _FAMILIES.items():
         for name, steps in prediction["times"][family].items():
             bounds = prediction["times_low"][family][name], prediction["times_high"][family][name]

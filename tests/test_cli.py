@@ -8,7 +8,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-import scipy.sparse.linalg
 from flax import nnx
 from PIL import Image
 
@@ -326,9 +325,7 @@ def test_trained_batch_norm_changes_the_truth_only(tiny_run, plain):
 
 
 @pytest.mark.parametrize(("learning_rate", "loss", "diverges"), [
-    ("2", "ce", False), ("1e30", "mse", True),
-    pytest.param("1000", "ce", True, marks=pytest.mark.xfail(
-        strict=True, raises=scipy.sparse.linalg.ArpackError, reason="largest_curvature fails where every softmax is saturated and the curvature is 0")),
+    ("2", "ce", False), ("1e30", "mse", True), ("1000", "ce", True),
 ])
 def test_a_rate_past_the_stability_bound_has_no_trust(learning_rate, loss, diverges, tiny_run, tmp_path, capsys):
     report = tiny_run("verify", *BATCHES, "--learning-rate", learning_rate, "--loss", loss, "--plot", str(tmp_path / "figure.png"))

@@ -70,6 +70,14 @@ def test_exact_features_give_the_ntk_and_products_agree():
     assert relative_error(ntk_vector_product(case.apply, case.params, x)(vector), np.einsum("iajb,jb->ia", truth, vector)) < 1e-5
 
 
+def test_kernel_from_features_over_several_strips():
+    features = np.random.default_rng(0).standard_normal((350, 3, 7)).astype(np.float32)
+    rows = features.reshape(1050, 7)
+    result = np.asarray(ntk_from_features(jnp.asarray(features)))
+    assert relative_error(result, rows.astype(np.float64) @ rows.T) < 1e-6
+    np.testing.assert_array_equal(result, result.T)
+
+
 def test_logits_and_tangent():
     case = CASES["batch-norm"](3)
     x = case.inputs(7, 0)

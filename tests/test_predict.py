@@ -89,3 +89,21 @@ def test_small_steps_of_the_bundled_network_agree_within_three_steps(setting):
     for family in ("epsilon_relative", "epsilon_absolute"):
         for name, time in times[family].items():
             assert abs(prediction.times[family][name] - time) <= 3, (family, name)
+
+
+def test_contrasts_give_the_same_curves_as_logits():
+    """Cross-entropy does not see the sum of a sample's logits: C−1 outputs carry the same dynamics, weight decay and curvature."""
+    case = mlp(4, width=32)
+    x = case.inputs(16, 0)
+    labels = np.arange(16) % 4
+    whole, contrasts = (ntk_tt.linearize(case.apply, case.params, x, labels, outputs=outputs, num_projections="exact") for outputs in ("logits", "contrasts"))
+    assert contrasts.kernel.inner.diagonal_blocks().shape == (16, 3, 3)
+    optimizer = ntk_tt.OptimizerConfig(0.3, 0.8, nesterov=True, weight_decay=0.02, batch_size=5)
+    one, two = (ntk_tt.simulate(problem, optimizer, 80, save_logits=True) for problem in (whole, contrasts))
+    np.testing.assert_allclose(two.loss, one.loss, rtol=1e-4)
+    np.testing.assert_array_equal(two.error, one.error)
+    centred = [run.logits - run.logits.mean(-1, keepdims=True) for run in (one, two)]
+    np.testing.assert_allclose(centred[1], centred[0], atol=2e-3)
+    assert ntk_tt.stability(contrasts, optimizer, 20)[1] == pytest.approx(ntk_tt.stability(whole, optimizer, 20)[1], rel=1e-3)
+    with pytest.raises(ValueError, match="outputs: give 'logits', or 'contrasts' with loss='ce'"):
+        ntk_tt.linearize(case.apply, case.params, x, labels, outputs="contrasts", loss="mse")
