@@ -26,7 +26,8 @@ def logits_and_tangent(apply: Apply, params: PyTree, inputs: Float[Array | np.nd
         tangent: a direction in parameter space, a tree like `params`.
     """
     step = jax.jit(lambda params, x, tangent: jax.jvp(lambda w: apply(w, x), (params,), (tangent,)))
-    parts = [step(params, inputs[block], tangent) for block in blocks(len(inputs), block_size)]
+    count = -(-len(inputs) // block_size)  # blocks of one size where they can be: each size is compiled
+    parts = [step(params, inputs[block], tangent) for block in blocks(len(inputs), -(-len(inputs) // count))]
     return jnp.concatenate([part[0] for part in parts]), jnp.concatenate([part[1] for part in parts])
 
 

