@@ -150,7 +150,7 @@ class _Recorder:
         return results
 
 
-def _bind(equation, values: list):
+def _bind(equation, values: list) -> Any:
     """The equation's primitive on these values; without an equation, the value itself."""
     if equation is None:
         return values
