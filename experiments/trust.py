@@ -25,7 +25,7 @@ from ntk_tt.verdict import Residual, judge
 TUNING, REPORTING = ("cifar100", "dtd"), ("digits", "cifar10", "trashnet")
 RESULTS = Path(__file__).parent / "results" / "trust"
 # (learning rate, momentum, batch size)
-SETTINGS = ((0.0005, 0.0, None), (0.002, 0.0, None), (0.001, 0.9, None), (0.002, 0.0, 32), (0.01, 0.0, 32), (0.001, 0.9, 32), (0.005, 0.9, 32), (0.03, 0.0, 32))
+SETTINGS = ((0.0005, 0.0, 32), (0.002, 0.0, 32), (0.01, 0.0, 32), (0.03, 0.0, 32), (0.001, 0.9, 32), (0.005, 0.9, 32), (0.001, 0.9, None))
 
 
 @dataclasses.dataclass(frozen=True)

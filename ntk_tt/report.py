@@ -71,7 +71,7 @@ def print_report(report: dict[str, Any]) -> None:
 
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("steps until …", no_wrap=True)
-    for column in ("predicted", "seconds") if truth is None else ("predicted", "real", "difference", "seconds"):
+    for column in ("predicted", "seconds") if truth is None else ("predicted", "real", "off by", "seconds"):
         table.add_column(column, justify="right", no_wrap=True)
     for family, label in _FAMILIES.items():
         for name, steps in prediction["times"][family].items():

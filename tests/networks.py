@@ -39,8 +39,8 @@ class _ConvNet(nnx.Module):
         self.norm = nnx.BatchNorm(6, rngs=rngs, param_dtype=dtype) if norm else None
         self.head = nnx.Linear(6, num_outputs, rngs=rngs, param_dtype=dtype)
         if self.norm is not None:  # statistics and scales that a wrong treatment of them would show
-            self.norm.mean[...] = jnp.linspace(-0.2, 0.3, 6, dtype=jnp.float32)
-            self.norm.var[...] = jnp.linspace(0.5, 1.5, 6, dtype=jnp.float32)
+            self.norm.mean[...] = jnp.linspace(-0.2, 0.3, 6, dtype=dtype)
+            self.norm.var[...] = jnp.linspace(0.5, 1.5, 6, dtype=dtype)
             self.norm.scale[...] = jnp.linspace(0.7, 1.4, 6, dtype=dtype)
 
     def __call__(self, x):
