@@ -290,7 +290,7 @@ def test_every_method_predicts(method, tiny_run, plain):
     assert prediction["method"] == method
     assert prediction["num_seeds"] == (1 if method == "ode" else 5)
     assert prediction["loss"][0] == pytest.approx(plain["prediction"]["loss"][0], rel=1e-5)
-    assert prediction["loss"][-1] < prediction["loss"][0]
+    assert prediction["loss"][-1] == pytest.approx(plain["prediction"]["loss"][-1], rel=0.1)  # a handful of noisy steps
     assert (prediction["loss"] == plain["prediction"]["loss"]) == (method == "replay")
 
 
