@@ -75,8 +75,9 @@ def test_a_new_head_is_seeded_and_the_rest_is_pretrained(bundled):
     assert kernels[0].shape == (96, 4)
     np.testing.assert_array_equal(kernels[0], kernels[1])
     assert not np.isclose(kernels[0], kernels[2]).any()
-    assert kernels[0].std() == pytest.approx(96**-0.5, rel=0.15)  # LeCun normal
-    np.testing.assert_array_equal(first.params["head"]["bias"], np.zeros(4))
+    for values in (kernels[0], np.asarray(first.params["head"]["bias"])):  # uniform in ±1/√96, as PyTorch does
+        assert 0 < np.abs(values).max() <= 96**-0.5
+    assert kernels[0].std() == pytest.approx((3 * 96) ** -0.5, rel=0.15)
     for name, leaf in named_leaves(first.params).items():
         if not name.startswith("head."):
             np.testing.assert_array_equal(leaf, named_leaves(bundled.params)[name], err_msg=name)
