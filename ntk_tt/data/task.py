@@ -1,0 +1,133 @@
+"""`Task`, and the paper's sampler: K random classes, up to N random images of each."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
+
+OnCorrupt = Literal["raise", "skip"]
+
+
+class UpTo(NamedTuple):
+    """As many as this, or all there are: the paper's "150 images (or the maximum available for the specific dataset)"."""
+
+    most: int
+
+
+PAPER_CLASSES = 5
+PAPER_PER_CLASS = UpTo(150)
+
+
+class Task(NamedTuple):
+    """A classification problem to fine-tune on.
+
+    Attributes:
+        images: (N, H, W, 3) uint8.
+        labels: (N,) int32, 0 … C−1 in the order of `class_names`.
+        class_names: the C classes.
+        source: where it came from, as given (`digits`, `folder:PATH`, `tfds:NAME`, `arrays`).
+        seed: the seed of the class and image sampling.
+        asked_per_class: images of each class that were asked for; None for all.
+        skipped: the names of the unreadable images that were left out on request.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    class_names: tuple[str, ...]
+    source: str
+    seed: int
+    asked_per_class: int | None = None
+    skipped: tuple[str, ...] = ()
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def per_class(self) -> tuple[int, ...]:
+        """Images of each class, in the order of `class_names`."""
+        return tuple(np.bincount(self.labels, minlength=self.num_classes).tolist())
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What differs from what was asked, a line each: classes with fewer images, unreadable images left out."""
+        asked = self.asked_per_class or 0
+        few = [f"{name!r} has {count}" for name, count in zip(self.class_names, self.per_class, strict=True) if count < asked]
+        lines = [f"fewer than {asked} images in {len(few)} of {self.num_classes} classes: {', '.join(few)}"] if few else []
+        if self.skipped:
+            lines.append(f"{len(self.skipped)} unreadable image(s) left out, the first is {self.skipped[0]!r}")
+        return tuple(lines)
+
+
+class UnreadableImage(ValueError):
+    """An image that cannot be decoded; `name` says which."""
+
+    def __init__(self, name: str, reason: object):
+        super().__init__(f"data: the image {name!r} cannot be read ({reason}); remove or replace it, or leave such images out with on_corrupt='skip'")
+        self.name = name
+
+
+class Source(NamedTuple):
+    """What a reader found.
+
+    Attributes:
+        items: for each class, in the order of the labels, whatever `load` takes.
+        load: `(item, image_size) -> (image_size, image_size, 3)` uint8; raises `UnreadableImage`.
+    """
+
+    items: Mapping[str, Sequence[Any]]
+    load: Callable[[Any, int], np.ndarray]
+
+
+def sample(found: Source, source: str, *, num_classes: int | None, per_class: int | UpTo | None, image_size: int, seed: int,
+           on_corrupt: OnCorrupt = "raise") -> Task:
+    """K random classes, N random images of each, without replacement; the arguments are those of `load_task`."""
+    count = per_class.most if isinstance(per_class, UpTo) else per_class
+    for name, value, least in (("classes", num_classes, 2), ("per-class", count, 1), ("image-size", image_size, 1), ("seed", seed, 0)):
+        if value is not None and value < least:
+            raise ValueError(f"{name}: must be at least {least}, got {value}")
+    if on_corrupt not in get_args(OnCorrupt):
+        raise ValueError(f"on_corrupt: unknown {on_corrupt!r}; give 'raise' or 'skip'")
+    names = list(found.items)
+    if len(names) < 2:
+        raise ValueError(f"data: {source!r} has {len(names)} class(es) ({', '.join(names) or 'none'}); classification needs at least two")
+    if num_classes is not None and num_classes > len(names):
+        raise ValueError(f"classes: {num_classes} asked, but {source!r} has {len(names)}; ask for at most {len(names)}")
+    rng = np.random.default_rng(seed)
+    chosen = names if num_classes is None else sorted(rng.choice(names, num_classes, replace=False).tolist(), key=names.index)
+    images, labels, skipped = [], [], []
+    for label, name in enumerate(chosen):
+        found_images, unreadable = _images_of_class(found, name, source, per_class, image_size, rng, np.random.default_rng((seed, label)), on_corrupt)
+        images += found_images
+        labels += [label] * len(found_images)
+        skipped += unreadable
+    return Task(np.stack(images), np.asarray(labels, np.int32), tuple(chosen), source, seed, count, tuple(skipped))
+
+
+def _images_of_class(found: Source, name: str, source: str, per_class: int | UpTo | None, image_size: int, rng: np.random.Generator,
+                     replacement_rng: np.random.Generator, on_corrupt: OnCorrupt) -> tuple[list[np.ndarray], list[str]]:
+    """The sampled images of one class, in the order of its items, and the names of the unreadable ones."""
+    items = found.items[name]
+    strict = isinstance(per_class, int)
+    count = len(items) if per_class is None else per_class if isinstance(per_class, int) else min(per_class.most, len(items))
+    if count > len(items):
+        raise ValueError(f"per-class: {count} images asked, but class {name!r} of {source!r} has {len(items)}; ask for at most that")
+    first = rng.choice(len(items), count, replace=False)
+    # Unreadable images are replaced by others of the class, drawn apart so that the other classes' samples stay the same.
+    others = replacement_rng.permutation(np.setdiff1d(np.arange(len(items)), first))
+    images: dict[int, np.ndarray] = {}
+    unreadable = []
+    for index in [*sorted(first), *others]:
+        if len(images) == count:
+            break
+        try:
+            images[int(index)] = found.load(items[index], image_size)
+        except UnreadableImage as error:
+            if on_corrupt == "raise":
+                raise
+            unreadable.append(error.name)
+    if not images or (strict and len(images) < count):
+        raise ValueError(
+            f"per-class: {count} images asked, but class {name!r} of {source!r} has {len(images)} readable ones of {len(items)} "
+            f"(the first unreadable is {unreadable[0]!r}); ask for fewer or repair the images")
+    return [images[index] for index in sorted(images)], unreadable

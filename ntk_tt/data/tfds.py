@@ -1,0 +1,125 @@
+"""Reader of TensorFlow Datasets, without TensorFlow: array records through tfds, TFRecord files by their framing.
+
+Only *preparing* a data set for the first time may need TensorFlow, where its tfds recipe uses it (those of CIFAR, CUB and
+Cars do). Once prepared, in either format, it is read without.
+"""
+
+import struct
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ntk_tt.data.images import read_square, square
+from ntk_tt.data.task import Source
+
+
+def read_tfds(name: str, split: str) -> Source:
+    """A split of a tfds image classification set; downloaded and prepared (as array records) where it is not there.
+
+    Labels are read without decoding the images. Where the files lie is tfds's business: `TFDS_DATA_DIR`, else
+    `~/tensorflow_datasets`.
+    """
+    try:
+        import tensorflow_datasets as tfds
+    except ImportError as error:
+        raise ValueError("data: 'tfds:' needs tensorflow-datasets; install it with: pip install 'ntk-tt[tfds]'") from error
+    if not name:
+        raise ValueError("data: give a data set name, as in tfds:cifar10")
+    builder: Any = _prepared(tfds, name)
+    image_key, label_key = _keys(builder.info, name)
+    if builder.info.splits and split not in builder.info.splits:
+        raise ValueError(f"split: tfds data set {name!r} has no split {split!r}; it has {', '.join(builder.info.splits)}")
+    records = _records(tfds, builder, name, split)
+    names = builder.info.features[label_key].names
+    items: dict[str, list[int]] = {label: [] for label in names}
+    for index in range(len(records)):
+        label = int(records[index][label_key])
+        if label < 0:
+            raise ValueError(f"split: {split!r} of the tfds data set {name!r} has no labels; take another of {', '.join(builder.info.splits)}")
+        items[names[label]].append(index)
+
+    def load(index: int, image_size: int) -> np.ndarray:
+        encoded = records[index][image_key]
+        if isinstance(encoded, bytes):
+            return read_square(encoded, image_size, f"{name} {split} {index}")
+        array = np.asarray(encoded)
+        return square(Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array), image_size)
+
+    return Source({label: items[label] for label in sorted(items) if items[label]}, load)
+
+
+def _prepared(tfds, name: str):
+    """The builder, after preparing the data set where that has not been done."""
+    try:
+        builder = tfds.builder(name)
+        if not builder.is_prepared():
+            builder = tfds.builder(name, file_format="array_record")
+            builder.download_and_prepare()
+    except Exception as error:  # tfds raises its own many kinds; every one means that this data set cannot be had
+        if "tensorflow'" in str(error):  # "No module named 'tensorflow'", at times wrapped
+            raise ValueError(
+                f"data: preparing the tfds data set {name!r} for the first time needs TensorFlow, reading it afterwards does not; "
+                "install it with: pip install 'ntk-tt[tfds]'") from error
+        reason = (str(error).splitlines() or [""])[0]
+        raise ValueError(f"data: tfds could not prepare {name!r} ({type(error).__name__}: {reason}); check the name and the network") from error
+    return builder
+
+
+def _keys(info, name: str) -> tuple[str, str]:
+    """The names of the image and of the label among the features."""
+    features = info.features or {}
+    keys = info.supervised_keys if info.supervised_keys and len(info.supervised_keys) == 2 else ("image", "label")
+    if not set(keys) <= set(features) or not hasattr(features[keys[1]], "names") or len(features[keys[0]].shape or ()) != 3:
+        raise ValueError(f"data: tfds data set {name!r} has no 'image' and 'label' features; it is not an image classification set")
+    return keys
+
+
+def _records(tfds, builder, name: str, split: str) -> Sequence[dict[str, Any]]:
+    """The examples of a split in random access, images left encoded."""
+    decoders = {key: tfds.decode.SkipDecoding() for key, feature in builder.info.features.items() if isinstance(feature, tfds.features.Image)}
+    if str(getattr(builder.info.file_format, "value", "")) == "tfrecord":
+        records = _TFRecords(builder.info.splits[split].filepaths, builder.info.features, decoders)
+        if len(records) != builder.info.splits[split].num_examples:
+            raise ValueError(
+                f"data: the files of the tfds data set {name!r} in {str(builder.data_dir)!r} hold {len(records)} examples instead of "
+                f"{builder.info.splits[split].num_examples}; they are damaged: delete that folder to have it prepared again")
+        return records
+    try:
+        return builder.as_data_source(split=split, decoders=decoders)
+    except ImportError as error:
+        raise ValueError(f"data: reading {name!r} needs array-record ({error}); install it with: pip install 'ntk-tt[tfds]'") from error
+    except (NotImplementedError, ValueError) as error:
+        raise ValueError(
+            f"data: tfds data set {name!r} lies at {str(builder.data_dir)!r} in a format without random access "
+            f"({getattr(builder.info.file_format, 'value', 'unknown')}); delete that folder to have it prepared again") from error
+
+
+class _TFRecords(Sequence):
+    """The examples of TFRecord files in random access.
+
+    A record is its length (8 bytes, little endian), a checksum of that (4), the bytes, and their checksum (4). The
+    positions are found by hopping from length to length; checksums are not verified.
+    """
+
+    def __init__(self, paths, features, decoders):
+        self._features, self._decoders = features, decoders
+        self._positions: list[tuple[str, int, int]] = []
+        for path in map(str, paths):
+            with open(path, "rb") as file:
+                position = 0
+                while len(header := file.read(12)) == 12:
+                    (length,) = struct.unpack("<Q", header[:8])
+                    self._positions.append((path, position + 12, length))
+                    position += length + 16
+                    file.seek(position)
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    def __getitem__(self, index):
+        path, position, length = self._positions[index]
+        with open(path, "rb") as file:
+            file.seek(position)
+            return self._features.deserialize_example_np(file.read(length), decoders=self._decoders)
