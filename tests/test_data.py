@@ -1,14 +1,12 @@
-"""Tasks from digits, image folders and tfds: what is read, what is sampled, what is refused."""
-
-import sys
-from types import ModuleType, SimpleNamespace
+"""Tasks from digits and image folders: what is read, what is sampled, what is refused."""
 
 import numpy as np
 import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from ntk_tt.data import load_task
+from ntk_tt.data import UpTo, load_task
+from ntk_tt.data.images import resized_size, square
 
 RED, BLUE, GREEN = (255, 0, 0), (0, 0, 255), (0, 255, 0)
 
@@ -167,7 +165,7 @@ def test_bad_numbers_are_refused(numbers, message):
 
 
 @pytest.mark.parametrize(("source", "message"), [
-    ("mnist", "data: unknown source 'mnist'; give 'digits', 'folder:PATH' or 'tfds:NAME'"),
+    ("mnist", "data: unknown source 'mnist'; give 'digits', 'folder:PATH', 'tfds:NAME' or one of cifar10, cifar100, cub200, cars"),
     ("", "data: unknown source ''"),
     ("digits:8", "data: 'digits' takes no argument, got '8'"),
     ("folder:", "data: there is no folder ''"),
@@ -223,54 +221,132 @@ def test_an_absurdly_large_image_is_named(two_colours, tmp_path, monkeypatch):
         load_task(two_colours, num_classes=2, per_class=3)
 
 
-# tfds
+# size and crop
 
 
-def test_tfds_without_the_package_says_how_to_install_it(monkeypatch):
-    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
-    with pytest.raises(ValueError, match=r"data: 'tfds:' needs tensorflow-datasets; install it with: pip install 'ntk-tt\[tfds\]'"):
-        load_task("tfds:cifar10")
-
-
-def fake_tfds(monkeypatch, records: list[dict], features: dict) -> list[str]:
-    """Stands in for tensorflow_datasets; returns the list into which the calls go."""
-    calls = []
-
-    def builder(name):
-        calls.append(name)
-        if name == "nothing":
-            raise LookupError("no such data set\nand a long explanation")
-        return SimpleNamespace(
-            download_and_prepare=lambda: calls.append("prepare"), info=SimpleNamespace(features=features),
-            as_data_source=lambda split: calls.append(split) or records)
-
-    module = ModuleType("tensorflow_datasets")
-    module.builder = builder  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "tensorflow_datasets", module)
-    return calls
-
-
-def test_tfds_records_become_a_task(monkeypatch):
-    features = {"image": None, "label": SimpleNamespace(names=["zebra", "ape", "unused"])}
-    levels = [(0, 10), (1, 20), (0, 30), (1, 40)]
-    records = [{"image": np.full((8, 8, 1), level, np.uint8), "label": label} for label, level in levels]
-    calls = fake_tfds(monkeypatch, records, features)
-    task = load_task("tfds:animals", num_classes=2, per_class=2, image_size=8)
-    assert calls == ["animals", "prepare", "train"]
-    assert task.class_names == ("ape", "zebra")
-    np.testing.assert_array_equal(task.labels, [0, 0, 1, 1])
-    np.testing.assert_array_equal(task.images[:, 0, 0], [[20] * 3, [40] * 3, [10] * 3, [30] * 3])
-
-
-@pytest.mark.parametrize(("source", "features", "message"), [
-    ("tfds:", {}, "data: give a data set name, as in tfds:cifar10"),
-    ("tfds:nothing", {}, r"data: tfds could not prepare 'nothing' \(LookupError: no such data set\); check"),
-    ("tfds:text", {"text": None}, "data: tfds data set 'text' has no 'image' and 'label' features"),
+@pytest.mark.parametrize(("given", "size", "expected"), [
+    ((500, 375), 224, (298, 224)),  # 298.67 is rounded down
+    ((375, 500), 224, (224, 298)),
+    ((640, 427), 32, (47, 32)),  # 47.96
+    ((33, 32), 32, (33, 32)),
+    ((10, 3), 5, (16, 5)),  # enlarged, 16.67
+    ((7, 7), 9, (9, 9)),
 ])
-def test_tfds_failures_are_explained(source, features, message, monkeypatch):
-    fake_tfds(monkeypatch, [], features)
-    with pytest.raises(ValueError, match=message):
-        load_task(source)
+def test_the_long_side_follows_torchvision(given, size, expected):
+    """torchvision's `_compute_resized_output_size`: int(size * long / short)."""
+    assert resized_size(*given, size) == expected
+
+
+@pytest.mark.parametrize(("width", "left"), [(9, 0), (11, 2), (13, 2), (15, 4)])
+def test_an_odd_margin_is_halved_as_torchvision_does(width, left):
+    """torchvision's `center_crop`: int(round((width - size) / 2)), halves to even."""
+    columns = np.repeat(np.arange(width, dtype=np.uint8)[None, :, None] * 10, 3, axis=2)
+    image = Image.fromarray(np.repeat(columns, 8, axis=0))
+    np.testing.assert_array_equal(square(image, 8)[0, :, 0], 10 * np.arange(left, left + 8))
+    np.testing.assert_array_equal(square(image.transpose(Image.Transpose.TRANSPOSE), 8)[:, 0, 0], 10 * np.arange(left, left + 8))
+
+
+# splits
+
+
+def test_a_split_is_a_folder(tmp_path):
+    write_images(tmp_path / "set" / "train", {"red": [plain(RED)] * 2, "blue": [plain(BLUE)] * 2})
+    source = write_images(tmp_path / "set" / "test", {"red": [plain(RED)], "blue": [plain(BLUE)], "green": [plain(GREEN)]}).removesuffix("/test")
+    task = load_task(source, num_classes=None, per_class=None, split="test")
+    assert task.class_names == ("blue", "green", "red")
+    np.testing.assert_array_equal(task.labels, [0, 1, 2])
+    with pytest.raises(ValueError, match=r"split: '.*set' has no folder 'val'; take 'train' or make '.*set/val'"):
+        load_task(source, split="val")
+    with pytest.raises(ValueError, match="split: 'digits' has no split 'test'; take 'train'"):
+        load_task("digits", split="test")
+
+
+def test_hidden_files_are_no_images(two_colours, tmp_path):
+    (tmp_path / "set" / "red" / "._0.png").write_bytes(b"resource fork")
+    assert load_task(two_colours, num_classes=None, per_class=None).per_class == (3, 3)
+
+
+# up to N
+
+
+def test_up_to_takes_what_there_is_and_says_so(tmp_path):
+    """The paper: "150 images (or the maximum available for the specific dataset)"."""
+    grey = [plain((10 * level,) * 3) for level in range(9)]
+    source = write_images(tmp_path / "set", {"few": grey[:2], "many": grey, "some": grey[:5]})
+    task = load_task(source, num_classes=None, per_class=UpTo(5))
+    assert task.per_class == (2, 5, 5)
+    assert task.asked_per_class == 5
+    assert task.notes == ("fewer than 5 images in 1 of 3 classes: 'few' has 2",)
+    assert load_task(source, num_classes=None).per_class == (2, 9, 5)  # by default up to 150
+    assert load_task(source, num_classes=None, per_class=None).notes == ()
+
+
+def test_up_to_draws_the_same_images_as_the_number(tmp_path):
+    for seed in (0, 1):
+        exact, up_to = (load_task("digits", num_classes=3, per_class=number, image_size=8, seed=seed) for number in (6, UpTo(6)))
+        np.testing.assert_array_equal(exact.images, up_to.images)
+        assert exact.class_names == up_to.class_names
+
+
+def test_up_to_none_is_refused():
+    with pytest.raises(ValueError, match="per-class: must be at least 1, got 0"):
+        load_task("digits", per_class=UpTo(0))
+
+
+# unreadable images left out
+
+
+@pytest.fixture
+def damaged(tmp_path):
+    """20 shades in each of two classes; 1, 2, 3 of `b` are damaged."""
+    grey = [plain((10 * level,) * 3) for level in range(20)]
+    source = write_images(tmp_path / "set", {"a": grey, "b": grey, "c": grey})
+    for number in (1, 2, 3):
+        (tmp_path / "set" / "b" / f"{number}.png").write_bytes(b"no image")
+    return source
+
+
+def test_unreadable_images_are_replaced_on_request(damaged):
+    with pytest.raises(ValueError, match=r"data: the image '.*b/[123]\.png' cannot be read .*on_corrupt='skip'"):
+        load_task(damaged, num_classes=None, per_class=17)
+    task = load_task(damaged, num_classes=None, per_class=17, image_size=8, on_corrupt="skip", seed=1)
+    assert task.per_class == (17, 17, 17)
+    shades = task.images[task.labels == 1][:, 0, 0, 0]
+    assert sorted(set(shades.tolist())) == [0, *range(40, 200, 10)]  # each readable one once
+    assert 1 <= len(task.skipped) <= 3
+    assert {name[-7:] for name in task.skipped} <= {"b/1.png", "b/2.png", "b/3.png"}
+    assert task.notes[-1].startswith(f"{len(task.skipped)} unreadable image(s) left out, the first is ")
+
+
+def test_leaving_images_out_of_one_class_does_not_change_the_others(damaged, tmp_path):
+    skipping = load_task(damaged, num_classes=None, per_class=15, image_size=8, on_corrupt="skip", seed=3)
+    assert skipping.skipped
+    for number in (1, 2, 3):
+        plain((10 * number,) * 3).save(tmp_path / "set" / "b" / f"{number}.png")
+    whole = load_task(damaged, num_classes=None, per_class=15, image_size=8, seed=3)
+    for label in (0, 2):
+        np.testing.assert_array_equal(skipping.images[skipping.labels == label], whole.images[whole.labels == label])
+
+
+def test_too_few_readable_images_are_refused_where_a_number_was_asked(damaged):
+    with pytest.raises(ValueError, match=r"per-class: 18 images asked, but class 'b' of 'folder:.*' has 17 readable ones of 20 \(the first unreadable is '.*b/\d\.png'\)"):
+        load_task(damaged, num_classes=None, per_class=18, on_corrupt="skip")
+    assert load_task(damaged, num_classes=None, per_class=UpTo(18), on_corrupt="skip").per_class == (18, 17, 18)
+    assert load_task(damaged, num_classes=None, per_class=UpTo(30), on_corrupt="skip").notes == (
+        "fewer than 30 images in 3 of 3 classes: 'a' has 20, 'b' has 17, 'c' has 20",
+        load_task(damaged, num_classes=None, on_corrupt="skip").notes[-1])
+
+
+def test_a_class_without_a_readable_image_is_refused(two_colours, tmp_path):
+    for file in (tmp_path / "set" / "red").iterdir():
+        file.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"class 'red' of 'folder:.*' has 0 readable ones of 3"):
+        load_task(two_colours, num_classes=2, per_class=UpTo(3), on_corrupt="skip")
+
+
+def test_an_unknown_way_with_unreadable_images_is_refused(unchecked):
+    with pytest.raises(ValueError, match="on_corrupt: unknown 'ignore'; give 'raise' or 'skip'"):
+        load_task("digits", on_corrupt="ignore")  # type: ignore[arg-type]
 
 
 # real images

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from ntk_tt.data.catalog import PAPER_DATASETS, DataRow, PaperDataset, resolve, summarize
 from ntk_tt.data.readers import read_arrays, read_digits, read_folder
@@ -42,7 +43,7 @@ def load_task(source: str, *, num_classes: int | None = PAPER_CLASSES, per_class
     return sample(_read(source, split), source, num_classes=num_classes, per_class=per_class, image_size=image_size, seed=seed, on_corrupt=on_corrupt)
 
 
-def task_from_arrays(images: np.ndarray, labels: np.ndarray | Sequence[int] | Sequence[str], *, class_names: Sequence[str] | None = None,
+def task_from_arrays(images: ArrayLike, labels: ArrayLike, *, class_names: Sequence[str] | None = None,
                      num_classes: int | None = None, per_class: int | UpTo | None = None, image_size: int | None = None, seed: int = 0,
                      name: str = "arrays") -> Task:
     """A task of images and labels of your own; all of them unless fewer are asked for.

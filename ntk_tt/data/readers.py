@@ -53,7 +53,7 @@ def read_arrays(images: np.ndarray, labels: np.ndarray, class_names: tuple[str, 
     if labels.shape != (len(pixels),):
         raise ValueError(f"labels: must be one for each of the {len(pixels)} images, got shape {labels.shape}")
     if class_names is None:
-        if labels.dtype.kind not in "iuUS":
+        if labels.dtype.kind not in "iuU":
             raise ValueError(f"labels: must be integers or strings, got dtype {labels.dtype}; convert them, one-hot rows with argmax(-1)")
         return Source({str(value): list(pixels[labels == value]) for value in np.unique(labels)}, _square_array)
     if labels.dtype.kind not in "iu":

@@ -4,6 +4,7 @@ Only *preparing* a data set for the first time may need TensorFlow, where its tf
 Cars do). Once prepared, in either format, it is read without.
 """
 
+import re
 import struct
 from collections.abc import Sequence
 from typing import Any
@@ -58,9 +59,10 @@ def _prepared(tfds, name: str):
             builder = tfds.builder(name, file_format="array_record")
             builder.download_and_prepare()
     except Exception as error:  # tfds raises its own many kinds; every one means that this data set cannot be had
-        if "tensorflow'" in str(error):  # "No module named 'tensorflow'", at times wrapped
+        missing = re.search(r"No module named '([\w.]+)'", str(error))  # at times wrapped in another error
+        if missing:
             raise ValueError(
-                f"data: preparing the tfds data set {name!r} for the first time needs TensorFlow, reading it afterwards does not; "
+                f"data: preparing the tfds data set {name!r} for the first time needs {missing[1]}, reading it afterwards does not; "
                 "install it with: pip install 'ntk-tt[tfds]'") from error
         reason = (str(error).splitlines() or [""])[0]
         raise ValueError(f"data: tfds could not prepare {name!r} ({type(error).__name__}: {reason}); check the name and the network") from error

@@ -1,0 +1,215 @@
+"""tfds data sets, offline: a real builder prepared in the test, tfds's own mock, and what is refused."""
+
+import io
+import json
+import struct
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ntk_tt.data import UpTo, describe_data, load_task
+
+SHADES = {"zebra": range(0, 60, 10), "ape": range(100, 140, 10)}  # the grey of each image of a class
+
+
+def test_tfds_without_the_package_says_how_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
+    with pytest.raises(ValueError, match=r"data: 'tfds:' needs tensorflow-datasets; install it with: pip install 'ntk-tt\[tfds\]'"):
+        load_task("tfds:cifar10")
+
+
+@pytest.fixture(scope="module")
+def tfds():
+    pytest.importorskip("array_record", reason="array-record is not installed (pip install 'ntk-tt[tfds]')")
+    return pytest.importorskip("tensorflow_datasets", reason="tensorflow-datasets is not installed (pip install 'ntk-tt[tfds]')")
+
+
+@pytest.fixture(scope="module")
+def shades(tfds):
+    """The recipe of a small data set; images are encoded here, so that preparing it needs no TensorFlow."""
+
+    class NtkTtShades(tfds.core.GeneratorBasedBuilder):
+        """Grey squares, and a mask for each that nobody asks for."""
+
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            image = tfds.features.Image(shape=(None, None, 3))
+            label = tfds.features.ClassLabel(names=["zebra", "unused", "ape"])
+            return tfds.core.DatasetInfo(
+                builder=self, features=tfds.features.FeaturesDict({"picture": image, "kind": label, "mask": image}), supervised_keys=("picture", "kind"))
+
+        def _split_generators(self, dl_manager):
+            return {"train": self._generate_examples(damage=False), "damaged": self._generate_examples(damage=True)}
+
+        def _generate_examples(self, damage):
+            for kind, levels in SHADES.items():
+                for level in levels:
+                    file = io.BytesIO()
+                    Image.new("L" if level == 10 else "RGB", (8, 8), level if level == 10 else (level,) * 3).save(file, "PNG")
+                    encoded = file.getvalue()[: 40 if damage and level == 120 else None]
+                    yield f"{kind}{level}", {"picture": io.BytesIO(encoded), "kind": kind, "mask": io.BytesIO(b"never decoded")}
+
+    return NtkTtShades
+
+
+@pytest.fixture(scope="module")
+def prepared(tfds, shades, tmp_path_factory):
+    """Where the data set was prepared, as array records."""
+    folder = tmp_path_factory.mktemp("tfds")
+    tfds.builder("ntk_tt_shades", data_dir=folder, file_format="array_record").download_and_prepare()
+    return folder
+
+
+@pytest.fixture
+def use(tfds, monkeypatch):
+    """`use(folder)`: tfds reads there, as it does with TFDS_DATA_DIR set before it is imported."""
+    real = tfds.builder
+
+    def use(folder):
+        monkeypatch.setattr(tfds, "builder", lambda name, **more: real(name, data_dir=folder, **more))
+
+    return use
+
+
+def read_shades(task) -> dict[str, list[int]]:
+    assert (task.images == task.images[:, :1, :1, :1]).all()
+    return {name: sorted(task.images[task.labels == label][:, 0, 0, 0].tolist()) for label, name in enumerate(task.class_names)}
+
+
+def test_a_prepared_set_is_read_without_tensorflow(prepared, use):
+    use(prepared)
+    task = load_task("tfds:ntk_tt_shades", num_classes=None, per_class=None, image_size=8)
+    assert task.class_names == ("ape", "zebra")  # the class without images is no class
+    assert read_shades(task) == {name: list(levels) for name, levels in SHADES.items()}
+    assert "tensorflow" not in sys.modules
+
+
+def test_a_set_is_prepared_where_it_is_not_there(shades, use, tmp_path):
+    use(tmp_path)
+    task = load_task("tfds:ntk_tt_shades", num_classes=2, per_class=UpTo(5), image_size=8)
+    assert task.per_class == (4, 5)
+    assert list(tmp_path.glob("ntk_tt_shades/1.0.0/*train.array_record*"))
+
+
+def test_labels_are_counted_without_decoding_images(prepared, use, monkeypatch):
+    use(prepared)
+    monkeypatch.setattr(Image, "open", None)
+    row = describe_data("tfds:ntk_tt_shades")
+    assert (row.num_images, row.num_classes, row.mean_per_class, row.imbalance) == (10, 2, 5.0, 1.5)
+
+
+def test_a_damaged_image_is_named_or_left_out(prepared, use):
+    use(prepared)
+    with pytest.raises(ValueError, match=r"data: the image 'ntk_tt_shades damaged \d+' cannot be read"):
+        load_task("tfds:ntk_tt_shades", num_classes=None, per_class=None, split="damaged")
+    task = load_task("tfds:ntk_tt_shades", num_classes=None, split="damaged", image_size=8, on_corrupt="skip")
+    assert read_shades(task) == {"ape": [100, 110, 130], "zebra": list(SHADES["zebra"])}
+    assert len(task.skipped) == 1
+
+
+def write_tfrecords(prepared, folder, *, drop: int = 0):
+    """The prepared set once more as TFRecord files, two a split, framed by hand: length, checksum, bytes, checksum."""
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    source, target = prepared / "ntk_tt_shades" / "1.0.0", folder / "ntk_tt_shades" / "1.0.0"
+    target.mkdir(parents=True)
+    for name in ("features.json", "kind.labels.txt"):
+        (target / name).write_bytes((source / name).read_bytes())
+    info = json.loads((source / "dataset_info.json").read_text().replace("array_record", "tfrecord"))
+    for split in info["splits"]:
+        records = ArrayRecordReader(str(next(source.glob(f"*-{split['name']}.array_record*")))).read_all()
+        halves = [records[:3], records[3 : len(records) - drop]]
+        split["shardLengths"] = ["3", str(len(records) - 3)]
+        for number, half in enumerate(halves):
+            framed = b"".join(struct.pack("<Q", len(record)) + bytes(4) + record + bytes(4) for record in half)
+            (target / f"ntk_tt_shades-{split['name']}.tfrecord-0000{number}-of-00002").write_bytes(framed)
+    (target / "dataset_info.json").write_text(json.dumps(info))
+
+
+def test_a_set_prepared_as_tfrecords_is_read_without_tensorflow(prepared, use, tmp_path):
+    write_tfrecords(prepared, tmp_path)
+    use(tmp_path)
+    task = load_task("tfds:ntk_tt_shades", num_classes=None, per_class=None, image_size=8)
+    assert read_shades(task) == {name: list(levels) for name, levels in SHADES.items()}
+    assert "tensorflow" not in sys.modules
+
+
+def test_missing_tfrecords_are_noticed(prepared, use, tmp_path):
+    write_tfrecords(prepared, tmp_path, drop=2)
+    use(tmp_path)
+    with pytest.raises(ValueError, match=r"data: the files of the tfds data set 'ntk_tt_shades' in '.*' hold 8 examples instead of 10; they are damaged"):
+        load_task("tfds:ntk_tt_shades")
+
+
+def test_the_mock_of_tfds_is_read(tfds):
+    """tfds's own mock around the real CIFAR-10 builder: its label names, our records, given undecoded as they are."""
+    file = io.BytesIO()
+    Image.new("RGB", (32, 32), (7, 7, 7)).save(file, "PNG")
+    calls = []
+
+    def records(builder, split, decoders):
+        calls.append((builder.name, split, list(decoders)))
+        return [{"image": file.getvalue() if index < 10 else np.full((32, 32, 3), 9, np.uint8), "label": index % 10} for index in range(20)]
+
+    with tfds.testing.mock_data(as_data_source_fn=records):
+        task = load_task("cifar10", num_classes=3, per_class=2)
+    assert calls == [("cifar10", "train", ["image"])]
+    assert (task.source, task.per_class, task.images.shape) == ("cifar10", (2, 2, 2), (6, 32, 32, 3))
+    assert read_shades(task) == {name: [7, 9] for name in task.class_names}
+
+
+@pytest.mark.parametrize(("source", "message"), [
+    ("tfds:", "data: give a data set name, as in tfds:cifar10"),
+    ("tfds:no_such_set", r"data: tfds could not prepare 'no_such_set' \(DatasetNotFoundError: .*\); check the name and the network"),
+])
+def test_unknown_sets_are_refused(source, message, tfds, use, tmp_path):
+    use(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        load_task(source)
+
+
+def test_splits_that_are_not_there_are_refused(prepared, use):
+    use(prepared)
+    with pytest.raises(ValueError, match=r"split: tfds data set 'ntk_tt_shades' has no split 'test'; it has .*train"):
+        load_task("tfds:ntk_tt_shades", split="test")
+
+
+def test_a_set_whose_recipe_needs_tensorflow_says_so(tfds, use, tmp_path, monkeypatch):
+    use(tmp_path)
+
+    def fail(self):
+        raise ModuleNotFoundError("Failed to finalize writing: No module named 'tensorflow'")
+
+    monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", fail)
+    with pytest.raises(ValueError, match=r"data: preparing the tfds data set 'cifar10' for the first time needs tensorflow, reading it afterwards does not"):
+        load_task("tfds:cifar10")
+
+
+def test_sets_of_other_things_are_refused(tfds, use, tmp_path):
+    class NtkTtNumbers(tfds.core.GeneratorBasedBuilder):
+        """Numbers."""
+
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict({"image": np.float32, "label": np.int64}))
+
+        def _split_generators(self, dl_manager):
+            return {"train": self._generate_examples()}
+
+        def _generate_examples(self):
+            yield 0, {"image": 1.0, "label": 1}
+
+    use(tmp_path)
+    with pytest.raises(ValueError, match="data: tfds data set 'ntk_tt_numbers' has no 'image' and 'label' features; it is not an image classification set"):
+        load_task("tfds:ntk_tt_numbers")
+
+
+def test_a_split_without_labels_is_refused(prepared, use, tfds, monkeypatch):
+    use(prepared)
+    monkeypatch.setattr(tfds.core.DatasetBuilder, "as_data_source", lambda self, split, decoders: [{"picture": b"", "kind": -1, "mask": b""}])
+    with pytest.raises(ValueError, match="split: 'train' of the tfds data set 'ntk_tt_shades' has no labels; take another of"):
+        load_task("tfds:ntk_tt_shades")
