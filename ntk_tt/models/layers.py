@@ -1,0 +1,79 @@
+"""What the networks share besides convolutions: batch norm, heads and pooling, with PyTorch's conventions."""
+
+from typing import Literal, get_args
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Key
+
+HeadRule = Literal["pytorch", "lecun", "zero"]
+
+
+def batch_norm(width: int, rngs: nnx.Rngs) -> nnx.BatchNorm:
+    """ε = 1e-5 and a running mean of ten steps, as in torchvision."""
+    return nnx.BatchNorm(width, momentum=0.9, epsilon=1e-5, rngs=rngs)
+
+
+def linear_head(inputs: int, outputs: int | None, rngs: nnx.Rngs) -> nnx.Linear | None:
+    """A new last layer, initialised as PyTorch does by default; None where there are no outputs, as in a backbone without head."""
+    if outputs is None:
+        return None
+    bound = inputs**-0.5
+
+    def uniform(key, shape, dtype, **_):
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return nnx.Linear(inputs, outputs, kernel_init=uniform, bias_init=uniform, rngs=rngs)
+
+
+def head_values(rule: HeadRule, inputs: int, outputs: int, key: Key[Array, ""]) -> dict[str, Float[Array, "..."]]:
+    """Kernel (inputs, outputs) and bias (outputs,) of a new head.
+
+    Args:
+        rule: `pytorch`, kernel and bias uniform in ±1/√inputs (PyTorch's default for linear layers, as in the paper);
+            `lecun`, kernel normal with variance 1/inputs, bias 0 (Flax's default); `zero`, nothing but zeros, so that
+            training begins from equal class probabilities and the kernel, at first, is that of the head alone.
+    """
+    shape, zeros = (inputs, outputs), jnp.zeros((outputs,))
+    if rule == "pytorch":
+        kernel_key, bias_key = jax.random.split(key)
+        bound = inputs**-0.5
+        return {"kernel": jax.random.uniform(kernel_key, shape, minval=-bound, maxval=bound),
+                "bias": jax.random.uniform(bias_key, (outputs,), minval=-bound, maxval=bound)}
+    if rule == "lecun":
+        return {"kernel": jax.random.normal(key, shape) * inputs**-0.5, "bias": zeros}
+    if rule == "zero":
+        return {"kernel": jnp.zeros(shape), "bias": zeros}
+    raise ValueError(f"head: unknown rule {rule!r}; give {', '.join(map(repr, get_args(HeadRule)))}")
+
+
+def apply_head(head: nnx.Module | None, features: Float[Array, "n f"]) -> Float[Array, "n k"]:
+    """Logits, or what to do where a backbone was loaded without a head."""
+    if head is None:
+        raise ValueError("apply: this network has no head, only `features`; load it with num_classes for a new one")
+    return head(features)  # pyright: ignore[reportCallIssue]
+
+
+def max_pool(x: Float[Array, "n h w c"], window: int, stride: int, *, padding: int = 0, ceil: bool = False) -> Float[Array, "n h2 w2 c"]:
+    """The largest value of each window; padding counts as −∞.
+
+    Args:
+        ceil: keep a last window that reaches over the edge (PyTorch's `ceil_mode`), as SqueezeNet does.
+
+    Raises:
+        ValueError: the map is smaller than the window.
+    """
+    pads = []
+    for size in x.shape[1:3]:
+        beyond = (size + 2 * padding - window) % stride
+        # PyTorch drops a last window that would begin beyond the image.
+        extra = stride - beyond if ceil and beyond and (size + 2 * padding - window) // stride * stride + stride < size + padding else 0
+        if size + 2 * padding < window:
+            raise ValueError(f"images: a map of {x.shape[1]}×{x.shape[2]} is too small to be pooled {window}×{window}; give larger images")
+        pads.append((padding, padding + extra))
+    return nnx.max_pool(x, (window, window), strides=(stride, stride), padding=pads)  # pyright: ignore[reportArgumentType]  (Flax's annotation says str only)
+
+
+def global_average(x: Float[Array, "n h w c"]) -> Float[Array, "n c"]:
+    return x.mean(axis=(1, 2))
