@@ -260,7 +260,7 @@ def tiny_run(tmp_path_factory):
         return strict(report)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(ntk_tt.models.MODELS, "tiny", TinyNetwork)
+        patch.setitem(ntk_tt.models.MODELS, "tiny", ntk_tt.models.Architecture(TinyNetwork))
         yield run
 
 

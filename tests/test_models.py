@@ -1,17 +1,14 @@
 """Networks, their pure functions and their checkpoints."""
 
-import sys
-
 import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 import pytest
-import safetensors.numpy
 from flax import nnx
 
 from ntk_tt.data import load_task
-from ntk_tt.models import Model, from_nnx, load_model, read_weights, save_weights
+from ntk_tt.models import MODELS, Model, from_nnx, load_model, read_weights, save_weights
+from ntk_tt.models.load import weight_file
 from ntk_tt.models.model import IMAGENET_MEAN, IMAGENET_STD, set_values
 from ntk_tt.models.resnet8 import ResNet8
 from ntk_tt.paths import named_leaves
@@ -60,7 +57,7 @@ class NormedLinear(nnx.Module):
 
 
 def test_the_bundled_network_keeps_its_head(bundled):
-    arrays, record = read_weights(_bundled_file())
+    arrays, record = read_weights(weight_file("resnet8", MODELS["resnet8"], "bundled"))
     assert bundled.num_classes == record["classes"] == NUM_PRETRAINED_CLASSES
     assert bundled.image_size == record["image_size"] == 32
     np.testing.assert_array_equal(bundled.params["head"]["kernel"], arrays["head.kernel"])
@@ -90,7 +87,7 @@ def test_a_new_head_of_the_old_size_is_new_as_well(bundled):
 
 
 def test_a_network_without_weights_is_seeded():
-    first, again, other = (load_model("resnet8", weights=None, num_classes=3, key=jax.random.key(seed)) for seed in (1, 1, 2))
+    first, again, other = (load_model("resnet8", weights="random", num_classes=3, key=jax.random.key(seed)) for seed in (1, 1, 2))
     stems = [np.asarray(model.params["stem"]["kernel"]) for model in (first, again, other)]
     np.testing.assert_array_equal(stems[0], stems[1])
     assert not np.isclose(stems[0], stems[2]).any()
@@ -200,166 +197,6 @@ def test_preprocess_scales_pixels_and_normalises_channels():
     np.testing.assert_allclose(normalised, expected, rtol=1e-5, atol=1e-6)
     other = from_nnx(NormedLinear(nnx.Rngs(0)), mean=(0.0, 0.5, 1.0), std=(1.0, 0.5, 0.25)).preprocess(pixels)
     np.testing.assert_allclose(other[0, 0, 1], [1.0, 1.0, 0.0], atol=1e-6)
-
-
-# checkpoints
-
-
-def _bundled_file() -> str:
-    from ntk_tt.models import _weight_file
-
-    return str(_weight_file("resnet8", "bundled"))
-
-
-@pytest.fixture
-def checkpoint(tmp_path):
-    """Writes the bundled arrays, changed by a function, and returns the file's name."""
-
-    def write(change, name="changed.safetensors") -> str:
-        arrays, _ = read_weights(_bundled_file())
-        change(arrays)
-        safetensors.numpy.save_file(arrays, str(tmp_path / name))
-        return str(tmp_path / name)
-
-    return write
-
-
-def test_saved_weights_come_back(tmp_path):
-    module = ResNet8(7, rngs=nnx.Rngs(3))
-    module.stem_norm.mean[...] = jnp.linspace(-1, 1, 16)
-    path, record = tmp_path / "weights.safetensors", {"data": "made up", "steps": 12, "rates": [0.1, 0.2]}
-    save_weights(path, nnx.to_pure_dict(nnx.state(module)), dtype=np.float32, record=record)
-    arrays, read_record = read_weights(path)
-    assert read_record == record
-    original = arrays_of(module)
-    assert set(arrays) == set(original)
-    assert all((arrays[name] == original[name]).all() for name in original)
-
-    model, expected = load_model("resnet8", weights=str(path)), from_nnx(module)
-    assert model.num_classes == 7
-    for restored, first in zip(jax.tree.leaves((model.params, model.batch_statistics.state)),
-                               jax.tree.leaves((expected.params, expected.batch_statistics.state)), strict=True):
-        np.testing.assert_array_equal(restored, first)
-
-
-def test_half_precision_checkpoints_are_read_in_full_precision(tmp_path):
-    module = ResNet8(2, rngs=nnx.Rngs(3))
-    save_weights(tmp_path / "half.safetensors", nnx.to_pure_dict(nnx.state(module)), dtype=np.float16)
-    kernel = load_model(weights=str(tmp_path / "half.safetensors")).params["stem"]["kernel"]
-    assert kernel.dtype == jnp.float32
-    np.testing.assert_array_equal(kernel, np.asarray(module.stem.kernel[...]).astype(np.float16).astype(np.float32))
-
-
-@pytest.mark.parametrize("record", ["not json", "[1]", "null"])
-def test_metadata_of_other_programs_is_no_record(record, tmp_path):
-    safetensors.numpy.save_file({"a": np.ones(2, np.float32)}, str(tmp_path / "other.safetensors"), metadata={"record": record})
-    arrays, read_record = read_weights(tmp_path / "other.safetensors")
-    assert read_record == {}
-    np.testing.assert_array_equal(arrays["a"], [1, 1])
-
-
-def test_unknown_networks_are_refused():
-    with pytest.raises(ValueError, match="model: unknown network 'resnet9'; known: resnet8"):
-        load_model("resnet9")
-
-
-def test_random_weights_need_a_number_of_classes():
-    with pytest.raises(ValueError, match="num_classes: give the number of classes for a randomly initialised network"):
-        load_model(weights=None)
-    with pytest.raises(ValueError, match="num_classes: must be at least 1, got 0"):
-        load_model(num_classes=0)
-
-
-def test_missing_and_unreadable_files_are_named(tmp_path):
-    with pytest.raises(ValueError, match=r"weights: there is no file '.*nothing\.safetensors'; give a \.safetensors file"):
-        load_model(weights=str(tmp_path / "nothing.safetensors"))
-    with pytest.raises(ValueError, match="weights: there is no file"):
-        load_model(weights=str(tmp_path))
-
-
-@pytest.mark.parametrize("content", [b"", b"garbage", b"\xff" * 100])
-def test_garbage_is_not_a_checkpoint(content, tmp_path):
-    (tmp_path / "garbage.safetensors").write_bytes(content)
-    with pytest.raises(ValueError, match=r"weights: '.*garbage\.safetensors' is not a readable safetensors file"):
-        load_model(weights=str(tmp_path / "garbage.safetensors"))
-
-
-def test_a_cut_checkpoint_is_refused(checkpoint, tmp_path):
-    whole = checkpoint(lambda arrays: None)
-    cut = tmp_path / "cut.safetensors"
-    with open(whole, "rb") as file:
-        cut.write_bytes(file.read()[:-1000])
-    with pytest.raises(ValueError, match=r"weights: '.*cut\.safetensors' is not a readable safetensors file"):
-        load_model(weights=str(cut))
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-@pytest.mark.parametrize("name", ["block2.conv2.kernel", "block1.norm1.var"])
-def test_non_finite_weights_are_named(name, value, checkpoint):
-    def damage(arrays):
-        arrays[name].reshape(-1)[-1] = value
-
-    with pytest.raises(ValueError, match=rf"weights: '{name}' in '.*changed\.safetensors' holds NaN or infinity"):
-        load_model(weights=checkpoint(damage), num_classes=3)
-
-
-def test_non_finite_bfloat16_weights_are_named(tmp_path):
-    safetensors.numpy.save_file({"a": np.asarray([1, np.nan], ml_dtypes.bfloat16)}, str(tmp_path / "brain.safetensors"))
-    with pytest.raises(ValueError, match=r"weights: 'a' in .* holds NaN or infinity"):
-        read_weights(tmp_path / "brain.safetensors")
-
-
-def test_a_missing_name_is_given_with_the_shape_it_needs(checkpoint):
-    path = checkpoint(lambda arrays: arrays.pop("block3.conv1.kernel"))
-    with pytest.raises(ValueError, match=r"weights: '.*changed\.safetensors' has no 'block3\.conv1\.kernel' \(the network needs shape \(3, 3, 48, 96\)\)"):
-        load_model(weights=path)
-
-
-def test_a_wrong_shape_is_given_with_both_shapes(checkpoint):
-    def transpose(arrays):
-        arrays["block2.conv1.kernel"] = np.ascontiguousarray(arrays["block2.conv1.kernel"].transpose(3, 2, 0, 1))
-
-    with pytest.raises(ValueError, match=r"weights: 'block2\.conv1\.kernel' has shape \(48, 16, 3, 3\) in '.*', but the network needs \(3, 3, 16, 48\)"):
-        load_model(weights=checkpoint(transpose), num_classes=3)
-
-
-def test_an_extra_name_is_given(checkpoint):
-    path = checkpoint(lambda arrays: arrays.update({"block4.conv1.kernel": np.zeros((1, 2), np.float32)}))
-    with pytest.raises(ValueError, match=r"weights: '.*' holds 'block4\.conv1\.kernel' \(1, 2\), which the network does not have"):
-        load_model(weights=path, num_classes=3)
-
-
-def test_a_backbone_without_head_takes_a_new_one_only(checkpoint):
-    def behead(arrays):
-        del arrays["head.kernel"], arrays["head.bias"]
-
-    path = checkpoint(behead)
-    with pytest.raises(ValueError, match=r"weights: .* has no 'head\.kernel'; give num_classes for a new head"):
-        load_model(weights=path)
-    assert load_model(weights=path, num_classes=3).num_classes == 3
-
-
-def test_the_hub_without_its_package_says_how_to_install_it(monkeypatch):
-    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(ValueError, match=r"weights: 'hf:' needs huggingface_hub; install it with: pip install 'ntk-tt\[hub\]'"):
-        load_model(weights="hf:owner/name")
-
-
-def test_hub_failures_are_explained_and_its_files_are_read(monkeypatch, tmp_path):
-    hub = pytest.importorskip("huggingface_hub")
-    asked = []
-
-    def download(repository, name):
-        asked.append((repository, name))
-        if repository == "owner/broken":
-            raise LookupError("404 not found\nlong explanation")
-        return _bundled_file()
-
-    monkeypatch.setattr(hub, "hf_hub_download", download)
-    assert load_model(weights="hf:owner/name").num_classes == NUM_PRETRAINED_CLASSES
-    assert asked == [("owner/name", "model.safetensors")]
-    with pytest.raises(ValueError, match=r"weights: cannot get model\.safetensors of 'owner/broken' from the hub \(404 not found\); check"):
-        load_model(weights="hf:owner/broken")
 
 
 # the bundled network

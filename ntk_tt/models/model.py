@@ -37,9 +37,11 @@ class Model(eqx.Module):
             where the network has none.
         apply_features: `(params, images) -> pooled activations before the head`, or None.
         name: what the network is called in reports.
-        num_classes: logits per sample, C.
+        num_classes: logits per sample, C; 0 for a network without head, whose `apply` raises a ValueError.
         image_size: side of the square images the weights expect [pixels].
         mean, std: per-channel normalisation that belongs to the weights, on pixel values in [0, 1].
+        head: dotted name in `params` of the last linear layer, which maps `features` to logits; empty where unknown.
+        note: what of the network the checkpoint decided, such as a cut after a stage; empty for a whole network.
     """
 
     params: PyTree
@@ -51,6 +53,8 @@ class Model(eqx.Module):
     image_size: int = eqx.field(static=True, default=32)
     mean: tuple[float, ...] = eqx.field(static=True, default=IMAGENET_MEAN)
     std: tuple[float, ...] = eqx.field(static=True, default=IMAGENET_STD)
+    head: str = eqx.field(static=True, default="")
+    note: str = eqx.field(static=True, default="")
 
     @property
     def num_params(self) -> int:
@@ -74,7 +78,7 @@ class Model(eqx.Module):
 
 
 def from_nnx(module: nnx.Module, *, name: str = "", num_classes: int = 0, image_size: int = 32,
-             mean: tuple[float, ...] = IMAGENET_MEAN, std: tuple[float, ...] = IMAGENET_STD) -> Model:
+             mean: tuple[float, ...] = IMAGENET_MEAN, std: tuple[float, ...] = IMAGENET_STD, head: str = "", note: str = "") -> Model:
     """A Flax NNX module as a `Model`: `module(images) -> logits`, parameters are its `nnx.Param`s.
 
     The module itself is not changed. `apply` runs batch norm and dropout in evaluation mode with the module's
@@ -110,7 +114,7 @@ def from_nnx(module: nnx.Module, *, name: str = "", num_classes: int = 0, image_
         params=_values(param_state), apply=apply,
         batch_statistics=BatchStatistics(statistics, apply_train, apply_eval) if jax.tree.leaves(statistics) else None,
         apply_features=apply_features if hasattr(module, "features") else None,
-        name=name or type(module).__name__, num_classes=num_classes, image_size=image_size, mean=mean, std=std)
+        name=name or type(module).__name__, num_classes=num_classes, image_size=image_size, mean=mean, std=std, head=head, note=note)
 
 
 def set_values(module: nnx.Module, values: dict) -> None:

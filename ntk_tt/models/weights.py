@@ -1,4 +1,4 @@
-"""Checkpoints: a params/state tree to and from safetensors, every mismatch named."""
+"""Checkpoints: a params/state tree to and from files, ours or PyTorch's, every mismatch named."""
 
 import json
 from pathlib import Path
@@ -11,6 +11,7 @@ import safetensors
 import safetensors.numpy
 from jaxtyping import PyTree
 
+from ntk_tt.models.torch_format import from_torch, is_torch_format
 from ntk_tt.paths import named_leaves, path_name
 
 
@@ -21,7 +22,7 @@ def save_weights(path: str | Path, tree: PyTree, *, dtype: Any = None, record: d
 
 
 def read_weights(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """All arrays of a safetensors file by name, and the record stored with them.
+    """All arrays of a file by our names, and the record stored with them; PyTorch's names and layouts are translated.
 
     Raises:
         ValueError: the file is missing, unreadable, not safetensors, or holds a NaN or infinity.
@@ -38,7 +39,7 @@ def read_weights(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any
     for name, array in arrays.items():
         if jnp.issubdtype(array.dtype, jnp.floating) and not np.isfinite(array).all():
             raise ValueError(f"weights: {name!r} in {str(path)!r} holds NaN or infinity; the checkpoint is damaged")
-    return arrays, _record(metadata)
+    return from_torch(arrays) if is_torch_format(arrays) else arrays, _record(metadata)
 
 
 def _record(metadata: dict[str, str]) -> dict[str, Any]:
@@ -57,13 +58,14 @@ def fit_weights(template: PyTree, arrays: dict[str, np.ndarray], *, source: str,
         template: the tree to fill; its shapes are what the network needs.
         arrays: by dotted name, as `read_weights` gives them.
         source: the file's name, for messages.
-        fresh: names whose first part is listed here (a new head) keep the template's values.
+        fresh: what lies under these dotted names (a new head) keeps the template's values.
 
     Raises:
         ValueError: a name is missing, a shape differs, or the file holds a name the network lacks; the first is named.
     """
     wanted = named_leaves(template)
-    kept = {name for name in wanted if name.split(".")[0] in fresh}
+    kept = {name for name in wanted if name.startswith(tuple(f"{part}." for part in fresh))}
+    arrays = {name: _as_matrix(array) if name in wanted and len(wanted[name].shape) == 2 else array for name, array in arrays.items()}
     for name, leaf in wanted.items():
         if name in kept:
             continue
@@ -71,8 +73,13 @@ def fit_weights(template: PyTree, arrays: dict[str, np.ndarray], *, source: str,
             raise ValueError(f"weights: {source} has no {name!r} (the network needs shape {tuple(leaf.shape)}); is it the checkpoint of another network?")
         if arrays[name].shape != tuple(leaf.shape):
             raise ValueError(f"weights: {name!r} has shape {arrays[name].shape} in {source}, but the network needs {tuple(leaf.shape)}")
-    unused = [name for name in arrays if name not in wanted]
+    unused = [name for name in arrays if name not in wanted and not name.startswith(tuple(f"{part}." for part in fresh))]
     if unused:
         raise ValueError(f"weights: {source} holds {unused[0]!r} {arrays[unused[0]].shape}, which the network does not have; is it the checkpoint of another network?")
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: leaf if path_name(path) in kept else jnp.asarray(arrays[path_name(path)], leaf.dtype), template)
+
+
+def _as_matrix(array: np.ndarray) -> np.ndarray:
+    """A 1×1 convolution's kernel as the matrix it is."""
+    return array[0, 0] if array.ndim == 4 and array.shape[:2] == (1, 1) else array

@@ -1,0 +1,128 @@
+"""A network by name with its weights: the one door."""
+
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, get_args
+
+import jax
+from flax import nnx
+from jaxtyping import PyTree
+
+from ntk_tt.models.catalogue import MODELS, Architecture
+from ntk_tt.models.layers import HeadRule, head_values
+from ntk_tt.models.model import IMAGENET_MEAN, IMAGENET_STD, Model, from_nnx, set_values
+from ntk_tt.models.weights import fit_weights, read_weights
+
+
+def load_model(name: str = "resnet8", *, weights: str | None = None, num_classes: int | None = None, image_size: int | None = None,
+               key: Any = None, head: HeadRule = "pytorch") -> Model:
+    """A network by name with pre-trained weights.
+
+    A checkpoint may hold less than the network: cut after a stage, or without head. The network is then built as deep
+    as the checkpoint, which `Model.note` says. Files may carry our names or PyTorch's (see `ntk_tt.models.weights`).
+
+    Args:
+        name: one of `MODELS`.
+        weights: a file (.safetensors, .pth), `hf:owner/name`, `bundled` for those that ship with the package, or `random`;
+            None takes the bundled ones where the network has some and random ones otherwise.
+        num_classes: a new head of this many outputs, initialised from `key`; None keeps the checkpoint's own head. Without
+            either, the model has `features` only.
+        image_size: side of the images it will see [pixels]; None takes the side the weights were trained on, where their
+            record tells, else the network's usual one.
+        key: a `jax.random.key` for whatever is initialised; key 0 where none is given.
+        head: how a new head starts: `pytorch`, `lecun` or `zero` (see `ntk_tt.models.layers.head_values`).
+
+    Raises:
+        ValueError: unknown name, unreadable file, weights that do not fit (the first mismatch is named), images too small.
+    """
+    architecture = _checked(name, num_classes, head)
+    if weights is None:
+        weights = "bundled" if architecture.bundled else "random"
+    if weights == "random" and num_classes is None:
+        raise ValueError("num_classes: give the number of classes for a randomly initialised network")
+    arrays, record = ({}, {}) if weights == "random" else read_weights(weight_file(name, architecture, weights))
+    held = arrays.get(f"{architecture.head}.kernel")
+    outputs = num_classes if num_classes is not None or held is None else int(held.shape[-1])
+    options = architecture.options(arrays) if arrays else {}
+    size = image_size or record.get("image_size", architecture.image_size)
+    if size < architecture.minimum_size:
+        raise ValueError(f"image_size: {name} needs images of at least {architecture.minimum_size} pixels, got {size}")
+
+    key = jax.random.key(0) if key is None else key
+
+    def initialised() -> nnx.Module:
+        return architecture.build(outputs, rngs=nnx.Rngs(key), **options)
+
+    if weights == "random":
+        module = initialised()
+    else:
+        # Shapes only, and only the head under jit: initialising what is then overwritten costs seconds of compilation.
+        module = nnx.eval_shape(initialised)
+        fresh = () if num_classes is None else (architecture.head,)
+        values = fit_weights(nnx.to_pure_dict(nnx.state(module)), arrays, source=repr(weights), fresh=fresh)
+        if fresh and head == "pytorch":
+            _replace(values, architecture.head, jax.jit(lambda: _part(nnx.to_pure_dict(nnx.state(initialised())), architecture.head))())
+        set_values(module, values)
+    if num_classes is not None and head != "pytorch":
+        values = nnx.to_pure_dict(nnx.state(module))
+        inputs, outputs = _part(values, architecture.head)["kernel"].shape
+        _replace(values, architecture.head, head_values(head, inputs, outputs, key))
+        set_values(module, values)
+    return from_nnx(module, name=name, num_classes=outputs or 0, image_size=size, head=architecture.head if outputs else "",
+                    note=", ".join(f"{option} {value}" for option, value in options.items()),
+                    mean=tuple(record.get("mean", IMAGENET_MEAN)), std=tuple(record.get("std", IMAGENET_STD)))
+
+
+def _checked(name: str, num_classes: int | None, head: str) -> Architecture:
+    if name not in MODELS:
+        raise ValueError(f"model: unknown network {name!r}; known: {', '.join(MODELS)}")
+    if num_classes is not None and num_classes < 1:
+        raise ValueError(f"num_classes: must be at least 1, got {num_classes}")
+    if head not in get_args(HeadRule):
+        raise ValueError(f"head: unknown rule {head!r}; give {', '.join(map(repr, get_args(HeadRule)))}")
+    return MODELS[name]
+
+
+def weight_file(name: str, architecture: Architecture, weights: str) -> Path:
+    """Where the weights lie, fetched from the hub if they are there."""
+    if weights == "bundled":
+        if architecture.bundled is None:
+            raise ValueError(f"weights: no weights of {name!r} ship with the package; give a file, 'hf:owner/name' or 'random'")
+        return Path(str(resources.files("ntk_tt.models") / "bundled" / architecture.bundled))
+    if not weights.startswith("hf:"):
+        return Path(weights)
+    try:
+        from huggingface_hub import hf_hub_download
+    except ImportError as error:
+        raise ValueError("weights: 'hf:' needs huggingface_hub; install it with: pip install 'ntk-tt[hub]'") from error
+    repository = weights.removeprefix("hf:")
+    try:
+        return Path(hf_hub_download(repository, "model.safetensors"))
+    except Exception as error:  # the hub raises its own many kinds; every one means that the file cannot be had
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"weights: cannot get model.safetensors of {repository!r} from the hub ({reason}); check the name and the network") from error
+
+
+def _steps(tree: Mapping[Any, Any], name: str) -> list[Any]:
+    """A dotted name as the keys that lead to it; lists have integer keys."""
+    keys = []
+    for part in name.split("."):
+        key = part if part in tree else int(part)
+        keys.append(key)
+        tree = tree[key]
+    return keys
+
+
+def _part(tree: Mapping[Any, Any], name: str) -> Any:
+    part: Any = tree
+    for key in _steps(tree, name):
+        part = part[key]
+    return part
+
+
+def _replace(tree: dict[Any, Any], name: str, value: PyTree) -> None:
+    *parents, last = _steps(tree, name)
+    for key in parents:
+        tree = tree[key]
+    tree[last] = value
