@@ -42,12 +42,15 @@ def load_model(name: str = "resnet8", *, weights: str | None = None, num_classes
     if weights == "random" and num_classes is None:
         raise ValueError("num_classes: give the number of classes for a randomly initialised network")
     arrays, record = ({}, {}) if weights == "random" else read_weights(weight_file(name, architecture, weights))
-    held = arrays.get(f"{architecture.head}.kernel")
-    outputs = num_classes if num_classes is not None or held is None else int(held.shape[-1])
-    options = architecture.options(arrays) if arrays else {}
     size = image_size or record.get("image_size", architecture.image_size)
     if size < architecture.minimum_size:
         raise ValueError(f"image_size: {name} needs images of at least {architecture.minimum_size} pixels, got {size}")
+    arrays = {architecture.own_name(name): array for name, array in arrays.items()}
+    if num_classes is not None:
+        arrays = {name: array for name, array in arrays.items() if not name.startswith(f"{architecture.head}.")}
+    arrays, options, note = architecture.read(arrays, size)
+    held = arrays.get(f"{architecture.head}.kernel")
+    outputs = num_classes if held is None else int(held.shape[-1])
 
     key = jax.random.key(0) if key is None else key
 
@@ -70,8 +73,7 @@ def load_model(name: str = "resnet8", *, weights: str | None = None, num_classes
         _replace(values, architecture.head, head_values(head, inputs, outputs, key))
         set_values(module, values)
     return from_nnx(module, name=name, num_classes=outputs or 0, image_size=size, head=architecture.head if outputs else "",
-                    note=", ".join(f"{option} {value}" for option, value in options.items()),
-                    mean=tuple(record.get("mean", IMAGENET_MEAN)), std=tuple(record.get("std", IMAGENET_STD)))
+                    note=note, mean=tuple(record.get("mean", IMAGENET_MEAN)), std=tuple(record.get("std", IMAGENET_STD)))
 
 
 def _checked(name: str, num_classes: int | None, head: str) -> Architecture:

@@ -73,7 +73,7 @@ def fit_weights(template: PyTree, arrays: dict[str, np.ndarray], *, source: str,
             raise ValueError(f"weights: {source} has no {name!r} (the network needs shape {tuple(leaf.shape)}); is it the checkpoint of another network?")
         if arrays[name].shape != tuple(leaf.shape):
             raise ValueError(f"weights: {name!r} has shape {arrays[name].shape} in {source}, but the network needs {tuple(leaf.shape)}")
-    unused = [name for name in arrays if name not in wanted and not name.startswith(tuple(f"{part}." for part in fresh))]
+    unused = [name for name in arrays if name not in wanted]
     if unused:
         raise ValueError(f"weights: {source} holds {unused[0]!r} {arrays[unused[0]].shape}, which the network does not have; is it the checkpoint of another network?")
     return jax.tree_util.tree_map_with_path(
