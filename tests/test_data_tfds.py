@@ -1,5 +1,6 @@
 """tfds data sets, offline: a real builder prepared in the test, tfds's own mock, and what is refused."""
 
+import importlib.util
 import io
 import json
 import struct
@@ -159,6 +160,18 @@ def test_the_mock_of_tfds_is_read(tfds):
     assert calls == [("cifar10", "train", ["image"])]
     assert (task.source, task.per_class, task.images.shape) == ("cifar10", (2, 2, 2), (6, 32, 32, 3))
     assert read_shades(task) == {name: [7, 9] for name in task.class_names}
+
+
+def test_the_mock_with_its_own_records_needs_tensorflow(tfds):
+    """Without `as_data_source_fn` tfds encodes random images with TensorFlow; where there is none, that is said."""
+    with tfds.testing.mock_data(num_examples=60):
+        if importlib.util.find_spec("tensorflow") is None:
+            with pytest.raises(ValueError, match="data: reading the tfds data set 'cifar10' needs tensorflow"):
+                load_task("tfds:cifar10")
+        else:
+            task = load_task("tfds:cifar10", num_classes=3, per_class=UpTo(4))
+            assert task.images.shape[1:] == (32, 32, 3)
+            assert max(task.per_class) == 4
 
 
 @pytest.mark.parametrize(("source", "message"), [

@@ -36,7 +36,10 @@ def read_tfds(name: str, split: str) -> Source:
     names = builder.info.features[label_key].names
     items: dict[str, list[int]] = {label: [] for label in names}
     for index in range(len(records)):
-        label = int(records[index][label_key])
+        try:
+            label = int(records[index][label_key])
+        except ImportError as error:  # a feature whose decoder needs a package that is not there
+            raise ValueError(f"data: reading the tfds data set {name!r} needs {_missing_package(error) or error}; install it with: pip install 'ntk-tt[tfds]'") from error
         if label < 0:
             raise ValueError(f"split: {split!r} of the tfds data set {name!r} has no labels; take another of {', '.join(builder.info.splits)}")
         items[names[label]].append(index)
@@ -59,14 +62,20 @@ def _prepared(tfds, name: str):
             builder = tfds.builder(name, file_format="array_record")
             builder.download_and_prepare()
     except Exception as error:  # tfds raises its own many kinds; every one means that this data set cannot be had
-        missing = re.search(r"No module named '([\w.]+)'", str(error))  # at times wrapped in another error
+        missing = _missing_package(error)
         if missing:
             raise ValueError(
-                f"data: preparing the tfds data set {name!r} for the first time needs {missing[1]}, reading it afterwards does not; "
+                f"data: preparing the tfds data set {name!r} for the first time needs {missing}, reading it afterwards does not; "
                 "install it with: pip install 'ntk-tt[tfds]'") from error
         reason = (str(error).splitlines() or [""])[0]
         raise ValueError(f"data: tfds could not prepare {name!r} ({type(error).__name__}: {reason}); check the name and the network") from error
     return builder
+
+
+def _missing_package(error: Exception) -> str:
+    """What could not be imported, empty where that was not the trouble; tfds at times wraps the error in another."""
+    found = re.search(r"No module named '([\w.]+)'", str(error))
+    return found[1] if found else ""
 
 
 def _keys(info, name: str) -> tuple[str, str]:
@@ -78,8 +87,8 @@ def _keys(info, name: str) -> tuple[str, str]:
     return keys
 
 
-def _records(tfds, builder, name: str, split: str) -> Sequence[dict[str, Any]]:
-    """The examples of a split in random access, images left encoded."""
+def _records(tfds, builder, name: str, split: str) -> Any:
+    """The examples of a split as a sequence of dicts in random access, images left encoded."""
     decoders = {key: tfds.decode.SkipDecoding() for key, feature in builder.info.features.items() if isinstance(feature, tfds.features.Image)}
     if str(getattr(builder.info.file_format, "value", "")) == "tfrecord":
         records = _TFRecords(builder.info.splits[split].filepaths, builder.info.features, decoders)
