@@ -10,6 +10,8 @@ from ntk_tt.models import load_model
 REFERENCES = {
     "resnet18": ("resnet18_tinyimagenet.safetensors", "resnet18_logits", "images64"),
     "resnet20": ("resnet20_cifar10.safetensors", "resnet20_logits", "images32"),
+    "densenet169": ("densenet169_imagenet_backbone.safetensors", "densenet169_pooled", "images64"),
+    "squeezenet1_0": ("squeezenet1_0_imagenet_features.safetensors", "squeezenet1_0_pooled", "images64"),
     "resnet50v1": ("resnet50v1_imagenet_to_layer3.safetensors", "resnet50v1_to_layer3_pooled", "images64"),
 }
 

@@ -79,7 +79,8 @@ def _cut(name: str) -> str:
     return f"cut after {name}, where the checkpoint ends"
 
 
-def _resnet(block: type[BasicBlock] | type[Bottleneck], depths: tuple[int, ...], *, stride_first: bool = False) -> Architecture:
+def resnet(block: type[BasicBlock] | type[Bottleneck], depths: tuple[int, ...], *, stride_first: bool = False) -> Architecture:
+    """A ResNet of these blocks in each stage, which a checkpoint may cut after any of them."""
     def build(num_classes: int | None, *, num_stages: int = len(depths), rngs: nnx.Rngs) -> ResNet:
         return ResNet(num_classes, block, depths[:num_stages], stride_first=stride_first, rngs=rngs)
 
@@ -92,9 +93,10 @@ def _resnet(block: type[BasicBlock] | type[Bottleneck], depths: tuple[int, ...],
     return Architecture(build, head="fc", image_size=224, read=read, paper="He et al. 2016")
 
 
-def _densenet(depths: tuple[int, ...]) -> Architecture:
+def densenet(depths: tuple[int, ...], **sizes: int) -> Architecture:
+    """A DenseNet of these layers in each block, which a checkpoint may cut after a transition; other sizes as of `DenseNet`."""
     def build(num_classes: int | None, *, num_blocks: int = len(depths), rngs: nnx.Rngs) -> DenseNet:
-        return DenseNet(num_classes, depths[:num_blocks], cut=num_blocks < len(depths), rngs=rngs)
+        return DenseNet(num_classes, depths[:num_blocks], cut=num_blocks < len(depths), **sizes, rngs=rngs)
 
     def own_name(name: str) -> str:
         # torchvision's published files still say norm.1 where its modules say norm1.
@@ -134,7 +136,8 @@ _TIMM = ((r"^cls_token$", "class_token"), (r"^pos_embed$", "encoder.pos_embeddin
          (r"\.mlp\.linear_([12])\.", lambda match: f".mlp.{3 * int(match[1]) - 3}."))  # the last: torchvision's published files
 
 
-def _vision_transformer(width: int, depth: int, patch: int) -> Architecture:
+def vision_transformer(width: int, depth: int, patch: int, **sizes: int) -> Architecture:
+    """A vision transformer with torchvision's or timm's names, which a checkpoint may cut after any block."""
     def own_name(name: str) -> str:
         for pattern, replacement in _TIMM:
             name = re.sub(pattern, replacement, name)
@@ -156,7 +159,7 @@ def _vision_transformer(width: int, depth: int, patch: int) -> Architecture:
             notes.append(_cut(f"encoder_layer_{last}"))
         return Reading(arrays, options, "; ".join(notes))
 
-    return Architecture(partial(VisionTransformer, patch=patch, width=width, **{} if depth == 12 else {"depth": depth}), head="heads.head", image_size=224,
+    return Architecture(partial(VisionTransformer, patch=patch, width=width, depth=depth, **sizes), head="heads.head", image_size=224,
                         minimum_size=patch, own_name=own_name, read=read, paper="Dosovitskiy et al. 2021")
 
 
@@ -168,17 +171,17 @@ def _read_mlp(arrays: Arrays, image_size: int) -> Reading:
 MODELS: dict[str, Architecture] = {
     "resnet8": Architecture(ResNet8, bundled="resnet8_tiny_imagenet32.safetensors", paper="He et al. 2016"),
     **{f"resnet{6 * depth + 2}": Architecture(partial(CifarResNet, depth=depth), head="linear", paper="He et al. 2016") for depth in (3, 5, 7, 9)},
-    "resnet18": _resnet(BasicBlock, (2, 2, 2, 2)),
-    "resnet34": _resnet(BasicBlock, (3, 4, 6, 3)),
-    "resnet50": _resnet(Bottleneck, (3, 4, 6, 3)),
-    "resnet101": _resnet(Bottleneck, (3, 4, 23, 3)),
-    "resnet50v1": _resnet(Bottleneck, (3, 4, 6, 3), stride_first=True),
-    "resnet101v1": _resnet(Bottleneck, (3, 4, 23, 3), stride_first=True),
-    "densenet121": _densenet((6, 12, 24, 16)),
-    "densenet169": _densenet((6, 12, 32, 32)),
+    "resnet18": resnet(BasicBlock, (2, 2, 2, 2)),
+    "resnet34": resnet(BasicBlock, (3, 4, 6, 3)),
+    "resnet50": resnet(Bottleneck, (3, 4, 6, 3)),
+    "resnet101": resnet(Bottleneck, (3, 4, 23, 3)),
+    "resnet50v1": resnet(Bottleneck, (3, 4, 6, 3), stride_first=True),
+    "resnet101v1": resnet(Bottleneck, (3, 4, 23, 3), stride_first=True),
+    "densenet121": densenet((6, 12, 24, 16)),
+    "densenet169": densenet((6, 12, 32, 32)),
     "alexnet": Architecture(AlexNet, head="classifier.6", image_size=224, minimum_size=63, own_name=_layers_for_features, read=_read_alexnet, paper="Krizhevsky 2014"),
     "squeezenet1_0": Architecture(SqueezeNet, head="classifier.1", image_size=224, minimum_size=29, own_name=_layers_for_features, read=_read_squeezenet, paper="Iandola et al. 2016"),
-    "vit_s_16": _vision_transformer(384, 12, 16),
-    "vit_b_16": _vision_transformer(768, 12, 16),
+    "vit_s_16": vision_transformer(384, 12, 16),
+    "vit_b_16": vision_transformer(768, 12, 16),
     "mlp": Architecture(MLP, read=_read_mlp),
 }
