@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ntk_tt.data import task_from_arrays
+from ntk_tt.data import describe_data, load_task, task_from_arrays
 
 
 def shades(number: int, size=(6, 8)) -> np.ndarray:
@@ -65,3 +65,33 @@ def test_every_layout_gives_the_same_pixels(convert):
 def test_arrays_that_could_be_misread_are_refused(images, labels, more, message):
     with pytest.raises(ValueError, match=message):
         task_from_arrays(images, labels, **more)
+
+
+# files
+
+
+def test_a_file_of_arrays_is_read(tmp_path):
+    np.savez(tmp_path / "mine.npz", images=shades(10), labels=np.arange(10) % 2, class_names=["zebra", "ape"])
+    source = f"arrays:{tmp_path / 'mine.npz'}"
+    task = load_task(source, num_classes=None, per_class=3, image_size=4, seed=1)
+    assert (task.source, task.class_names, task.per_class) == (source, ("zebra", "ape"), (3, 3))
+    assert set((task.images[task.labels == 1][:, 0, 0, 0] // 5).tolist()) <= {1, 3, 5, 7, 9}
+    assert describe_data(source).num_images == 10
+
+
+def test_files_of_other_things_are_refused(tmp_path):
+    np.savez(tmp_path / "x.npz", x=shades(2), labels=[0, 1])
+    np.savez(tmp_path / "objects.npz", images=np.asarray([shades(1), None], dtype=object), labels=[0, 1])
+    np.save(tmp_path / "single.npy", shades(2))
+    (tmp_path / "text.npz").write_text("no archive")
+    for name, message in (
+        ("x.npz", r"data: '.*x\.npz' holds 'x', 'labels' but no 'images'; write it with numpy\.savez"),
+        ("objects.npz", r"data: '.*objects\.npz' cannot be read \(Object arrays cannot be loaded"),
+        ("single.npy", r"data: '.*single\.npy' cannot be read"),
+        ("text.npz", r"data: '.*text\.npz' cannot be read"),
+        ("missing.npz", r"data: there is no file '.*missing\.npz'; give arrays:FILE\.npz"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load_task(f"arrays:{tmp_path / name}")
+    with pytest.raises(ValueError, match="split: 'arrays:' has no split 'test'"):
+        load_task("arrays:x.npz", split="test")

@@ -1,5 +1,6 @@
 """Readers of scikit-learn's digits, of image folders, and of arrays: each gives a `Source`."""
 
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,24 @@ def read_folder(path: str, split: str) -> Source:
         if files:
             items[folder.name] = files
     return Source(items, lambda file, size: read_square(file, size, str(file)))
+
+
+def read_npz(path: str, split: str) -> Source:
+    """Arrays `images`, `labels` and, if it has them, `class_names` of a NumPy .npz file; see `read_arrays`."""
+    if split != "train":
+        raise ValueError(f"split: 'arrays:' has no split {split!r}; take 'train' and one file for each split")
+    if not path or not Path(path).is_file():
+        raise ValueError(f"data: there is no file {path!r}; give arrays:FILE.npz")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = dict(file)
+    except (ValueError, OSError, zipfile.BadZipFile, TypeError, AttributeError) as error:  # the last two: a single array, in a .npy file
+        raise ValueError(f"data: {path!r} cannot be read ({error}); write it with numpy.savez(path, images=..., labels=...), without Python objects") from error
+    for name in ("images", "labels"):
+        if name not in arrays:
+            raise ValueError(f"data: {path!r} holds {', '.join(map(repr, arrays)) or 'nothing'} but no {name!r}; write it with numpy.savez(path, images=..., labels=...)")
+    names = arrays.get("class_names")
+    return read_arrays(arrays["images"], arrays["labels"], None if names is None else tuple(str(name) for name in names))
 
 
 def read_arrays(images: np.ndarray, labels: np.ndarray, class_names: tuple[str, ...] | None) -> Source:
