@@ -86,7 +86,7 @@ def test_random_weights_need_a_number_of_classes():
 
 
 def test_missing_and_unreadable_files_are_named(tmp_path):
-    with pytest.raises(ValueError, match=r"weights: there is no file '.*nothing\.safetensors'; give a \.safetensors file"):
+    with pytest.raises(ValueError, match=r"weights: there is no file '.*nothing\.safetensors'; give a \.safetensors or \.pth file"):
         load_model(weights=str(tmp_path / "nothing.safetensors"))
     with pytest.raises(ValueError, match="weights: there is no file"):
         load_model(weights=str(tmp_path))

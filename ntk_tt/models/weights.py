@@ -12,7 +12,10 @@ import safetensors.numpy
 from jaxtyping import PyTree
 
 from ntk_tt.models.torch_format import from_torch, is_torch_format
+from ntk_tt.models.torch_pickle import read_torch
 from ntk_tt.paths import named_leaves, path_name
+
+_TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".tar")  # of torch.save; "….pth.tar" is no archive either
 
 
 def save_weights(path: str | Path, tree: PyTree, *, dtype: Any = None, record: dict[str, Any] | None = None) -> None:
@@ -24,22 +27,28 @@ def save_weights(path: str | Path, tree: PyTree, *, dtype: Any = None, record: d
 def read_weights(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """All arrays of a file by our names, and the record stored with them; PyTorch's names and layouts are translated.
 
+    Args:
+        path: a safetensors file, or what `torch.save` wrote (.pth, .pt, .bin), which is read without running any of it.
+
     Raises:
-        ValueError: the file is missing, unreadable, not safetensors, or holds a NaN or infinity.
+        ValueError: the file is missing, unreadable, neither of these, or holds a NaN or infinity.
     """
     file = Path(path)
     if not file.is_file():
-        raise ValueError(f"weights: there is no file {str(path)!r}; give a .safetensors file, 'bundled' or 'hf:owner/name'")
-    try:
-        with safetensors.safe_open(str(file), framework="numpy") as opened:
-            arrays = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (no mapping: it has keys() only)
-            metadata = opened.metadata() or {}
-    except (safetensors.SafetensorError, OSError) as error:
-        raise ValueError(f"weights: {str(path)!r} is not a readable safetensors file ({error}); download or convert it again") from error
+        raise ValueError(f"weights: there is no file {str(path)!r}; give a .safetensors or .pth file, 'bundled', 'random' or 'hf:owner/name'")
+    arrays, metadata = (read_torch(file), {}) if file.suffix in _TORCH_SUFFIXES else _read_safetensors(file)
     for name, array in arrays.items():
         if jnp.issubdtype(array.dtype, jnp.floating) and not np.isfinite(array).all():
             raise ValueError(f"weights: {name!r} in {str(path)!r} holds NaN or infinity; the checkpoint is damaged")
     return from_torch(arrays) if is_torch_format(arrays) else arrays, _record(metadata)
+
+
+def _read_safetensors(file: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    try:
+        with safetensors.safe_open(str(file), framework="numpy") as opened:
+            return {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata() or {}  # noqa: SIM118 (no mapping: it has keys() only)
+    except (safetensors.SafetensorError, OSError) as error:
+        raise ValueError(f"weights: {str(file)!r} is not a readable safetensors file ({error}); download or convert it again") from error
 
 
 def _record(metadata: dict[str, str]) -> dict[str, Any]:
