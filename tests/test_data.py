@@ -263,6 +263,7 @@ def test_a_split_is_a_folder(tmp_path):
 
 def test_hidden_files_are_no_images(two_colours, tmp_path):
     (tmp_path / "set" / "red" / "._0.png").write_bytes(b"resource fork")
+    write_images(tmp_path / "set", {".checkpoints": [plain(GREEN)]})
     assert load_task(two_colours, num_classes=None, per_class=None).per_class == (3, 3)
 
 

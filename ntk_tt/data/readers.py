@@ -37,7 +37,7 @@ def read_folder(path: str, split: str) -> Source:
     elif split != "train":
         raise ValueError(f"split: {path!r} has no folder {split!r}; take 'train' or make {str(root / split)!r}")
     items = {}
-    for folder in sorted(entry for entry in root.iterdir() if entry.is_dir()):
+    for folder in sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")):
         files = sorted(file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith("."))
         if files:
             items[folder.name] = files
