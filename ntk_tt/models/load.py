@@ -55,7 +55,7 @@ def load_model(name: str = "resnet8", *, weights: str | None = None, num_classes
     key = jax.random.key(0) if key is None else key
 
     def initialised() -> nnx.Module:
-        return architecture.build(outputs, rngs=nnx.Rngs(key), **options)
+        return architecture.build(outputs, rngs=_Keys(key), **options)
 
     if weights == "random":
         module = initialised()
@@ -74,6 +74,21 @@ def load_model(name: str = "resnet8", *, weights: str | None = None, num_classes
         set_values(module, values)
     return from_nnx(module, name=name, num_classes=outputs or 0, image_size=size, head=architecture.head if outputs else "",
                     note=note, mean=tuple(record.get("mean", IMAGENET_MEAN)), std=tuple(record.get("std", IMAGENET_STD)))
+
+
+class _Keys(nnx.Rngs):
+    """The keys of `nnx.Rngs(key)` in the same order, counted in Python.
+
+    Flax counts in an array, which costs a search through everything traced so far at each key: 40 s for DenseNet-169.
+    """
+
+    def __init__(self, key: Any):
+        super().__init__(key)
+        self.first, self.drawn = key, 0
+
+    def params(self) -> Any:
+        self.drawn += 1
+        return jax.random.fold_in(self.first, self.drawn - 1)
 
 
 def _checked(name: str, num_classes: int | None, head: str) -> Architecture:

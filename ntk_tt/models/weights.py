@@ -86,7 +86,7 @@ def fit_weights(template: PyTree, arrays: dict[str, np.ndarray], *, source: str,
     if unused:
         raise ValueError(f"weights: {source} holds {unused[0]!r} {arrays[unused[0]].shape}, which the network does not have; is it the checkpoint of another network?")
     return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: leaf if path_name(path) in kept else jnp.asarray(arrays[path_name(path)], leaf.dtype), template)
+        lambda path, leaf: leaf if path_name(path) in kept else jnp.asarray(arrays[path_name(path)].astype(leaf.dtype)), template)  # cast by NumPy: no compilation
 
 
 def _as_matrix(array: np.ndarray) -> np.ndarray:
