@@ -56,7 +56,10 @@ class Architecture:
         read: `(arrays, image_size) -> Reading` of a checkpoint in our names and layouts; the arrays are empty for random
             weights, and without the head where a new one was asked for.
         bundled: name of the file that ships with the package, if one does.
+        num_params: of the network without its head.
+        num_features: inputs of the head, F.
         paper: where the network was published.
+        published: which published files fit.
     """
 
     build: Callable[..., nnx.Module]
@@ -66,7 +69,10 @@ class Architecture:
     own_name: Callable[[str], str] = _same
     read: Callable[[Arrays, int], Reading] = _whole
     bundled: str | None = None
+    num_params: int = 0
+    num_features: int = 0
     paper: str = ""
+    published: str = ""
 
 
 def _deepest(names: Iterable[str], pattern: str) -> int | None:
@@ -168,20 +174,65 @@ def _read_mlp(arrays: Arrays, image_size: int) -> Reading:
     return Reading(arrays, {"inputs": 3 * image_size**2, **({"widths": widths} if arrays else {})})
 
 
+def _sized(architecture: Architecture, num_params: int, num_features: int, published: str = "torchvision, timm") -> Architecture:
+    return dataclasses.replace(architecture, num_params=num_params, num_features=num_features, published=published)
+
+
+_CIFAR_PARAMS = {3: 269_072, 5: 463_504, 7: 657_936, 9: 852_368}
+_KERAS = "Keras (converted to PyTorch's names)"
+
 MODELS: dict[str, Architecture] = {
-    "resnet8": Architecture(ResNet8, bundled="resnet8_tiny_imagenet32.safetensors", paper="He et al. 2016"),
-    **{f"resnet{6 * depth + 2}": Architecture(partial(CifarResNet, depth=depth), head="linear", paper="He et al. 2016") for depth in (3, 5, 7, 9)},
-    "resnet18": resnet(BasicBlock, (2, 2, 2, 2)),
-    "resnet34": resnet(BasicBlock, (3, 4, 6, 3)),
-    "resnet50": resnet(Bottleneck, (3, 4, 6, 3)),
-    "resnet101": resnet(Bottleneck, (3, 4, 23, 3)),
-    "resnet50v1": resnet(Bottleneck, (3, 4, 6, 3), stride_first=True),
-    "resnet101v1": resnet(Bottleneck, (3, 4, 23, 3), stride_first=True),
-    "densenet121": densenet((6, 12, 24, 16)),
-    "densenet169": densenet((6, 12, 32, 32)),
-    "alexnet": Architecture(AlexNet, head="classifier.6", image_size=224, minimum_size=63, own_name=_layers_for_features, read=_read_alexnet, paper="Krizhevsky 2014"),
-    "squeezenet1_0": Architecture(SqueezeNet, head="classifier.1", image_size=224, minimum_size=29, own_name=_layers_for_features, read=_read_squeezenet, paper="Iandola et al. 2016"),
-    "vit_s_16": vision_transformer(384, 12, 16),
-    "vit_b_16": vision_transformer(768, 12, 16),
-    "mlp": Architecture(MLP, read=_read_mlp),
+    "resnet8": _sized(Architecture(ResNet8, bundled="resnet8_tiny_imagenet32.safetensors", paper="after He et al. 2016"), 163_440, 96, "ours"),
+    **{f"resnet{6 * depth + 2}": _sized(Architecture(partial(CifarResNet, depth=depth), head="linear", paper="He et al. 2016"), count, 64, "akamaster/pytorch_resnet_cifar10")
+       for depth, count in _CIFAR_PARAMS.items()},
+    "resnet18": _sized(resnet(BasicBlock, (2, 2, 2, 2)), 11_176_512, 512),
+    "resnet34": _sized(resnet(BasicBlock, (3, 4, 6, 3)), 21_284_672, 512),
+    "resnet50": _sized(resnet(Bottleneck, (3, 4, 6, 3)), 23_508_032, 2048),
+    "resnet101": _sized(resnet(Bottleneck, (3, 4, 23, 3)), 42_500_160, 2048),
+    "resnet50v1": _sized(resnet(Bottleneck, (3, 4, 6, 3), stride_first=True), 23_508_032, 2048, _KERAS),
+    "resnet101v1": _sized(resnet(Bottleneck, (3, 4, 23, 3), stride_first=True), 42_500_160, 2048, _KERAS),
+    "densenet121": _sized(densenet((6, 12, 24, 16)), 6_953_856, 1024),
+    "densenet169": _sized(densenet((6, 12, 32, 32)), 12_484_480, 1664),
+    "alexnet": _sized(Architecture(AlexNet, head="classifier.6", image_size=224, minimum_size=63, own_name=_layers_for_features, read=_read_alexnet,
+                                   paper="Krizhevsky 2014"), 57_003_840, 4096, "torchvision"),
+    "squeezenet1_0": _sized(Architecture(SqueezeNet, head="classifier.1", image_size=224, minimum_size=29, own_name=_layers_for_features, read=_read_squeezenet,
+                                         paper="Iandola et al. 2016"), 735_424, 512, "torchvision"),
+    "vit_s_16": _sized(vision_transformer(384, 12, 16), 21_665_664, 384, "timm"),
+    "vit_b_16": _sized(vision_transformer(768, 12, 16), 85_798_656, 768),
+    "mlp": _sized(Architecture(MLP, read=_read_mlp), 852_480, 256, "none"),
 }
+
+
+class ModelRow(NamedTuple):
+    """A line of what `load_model` knows.
+
+    Attributes:
+        num_params: without the head, which adds (num_features + 1)·K.
+        image_size, minimum_size: usual and smallest side of the images [pixels].
+        weights: what ships with the package, and whose files fit.
+        licence: of the weights.
+    """
+
+    name: str
+    num_params: int
+    num_features: int
+    image_size: int
+    minimum_size: int
+    weights: str
+    licence: str
+    paper: str
+
+
+def list_models() -> list[ModelRow]:
+    """Every network by name, in the order of `MODELS`; nothing is built or read."""
+    return [ModelRow(name, each.num_params, each.num_features, each.image_size, each.minimum_size, _weights(each), _licence(each), each.paper)
+            for name, each in MODELS.items()]
+
+
+def _weights(architecture: Architecture) -> str:
+    return "bundled (Tiny-ImageNet, 32×32)" if architecture.bundled else "none published" if architecture.published == "none" else f"files of {architecture.published}"
+
+
+def _licence(architecture: Architecture) -> str:
+    """A note, not advice: weights may also carry the terms of the data they were trained on."""
+    return "Apache-2.0, as this package" if architecture.bundled else "-" if architecture.published == "none" else "the publisher's, and the data's terms"

@@ -1,14 +1,11 @@
 """What the networks share besides convolutions: batch norm, heads and pooling, with PyTorch's conventions."""
 
 import functools
-from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Key
-
-HeadRule = Literal["pytorch", "lecun", "zero"]
+from jaxtyping import Array, Float
 
 
 def batch_norm(width: int, rngs: nnx.Rngs) -> nnx.BatchNorm:
@@ -26,27 +23,6 @@ def linear_head(inputs: int, outputs: int | None, rngs: nnx.Rngs) -> nnx.Linear 
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
     return nnx.Linear(inputs, outputs, kernel_init=uniform, bias_init=uniform, rngs=rngs)
-
-
-def head_values(rule: HeadRule, inputs: int, outputs: int, key: Key[Array, ""]) -> dict[str, Float[Array, "..."]]:
-    """Kernel (inputs, outputs) and bias (outputs,) of a new head.
-
-    Args:
-        rule: `pytorch`, kernel and bias uniform in ±1/√inputs (PyTorch's default for linear layers, as in the paper);
-            `lecun`, kernel normal with variance 1/inputs, bias 0 (Flax's default); `zero`, nothing but zeros, so that
-            training begins from equal class probabilities and the kernel, at first, is that of the head alone.
-    """
-    shape, zeros = (inputs, outputs), jnp.zeros((outputs,))
-    if rule == "pytorch":
-        kernel_key, bias_key = jax.random.split(key)
-        bound = inputs**-0.5
-        return {"kernel": jax.random.uniform(kernel_key, shape, minval=-bound, maxval=bound),
-                "bias": jax.random.uniform(bias_key, (outputs,), minval=-bound, maxval=bound)}
-    if rule == "lecun":
-        return {"kernel": jax.random.normal(key, shape) * inputs**-0.5, "bias": zeros}
-    if rule == "zero":
-        return {"kernel": jnp.zeros(shape), "bias": zeros}
-    raise ValueError(f"head: unknown rule {rule!r}; give {', '.join(map(repr, get_args(HeadRule)))}")
 
 
 def apply_head(head: nnx.Module | None, features: Float[Array, "n f"]) -> Float[Array, "n k"]:

@@ -1,16 +1,14 @@
 """A network by name with its weights: the one door."""
 
-from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import jax
 from flax import nnx
-from jaxtyping import PyTree
 
 from ntk_tt.models.catalogue import MODELS, Architecture
-from ntk_tt.models.layers import HeadRule, head_values
+from ntk_tt.models.heads import HeadRule, check_head_rule, head_values, part, replaced
 from ntk_tt.models.model import IMAGENET_MEAN, IMAGENET_STD, Model, from_nnx, set_values
 from ntk_tt.models.weights import fit_weights, read_weights
 
@@ -31,7 +29,7 @@ def load_model(name: str = "resnet8", *, weights: str | None = None, num_classes
         image_size: side of the images it will see [pixels]; None takes the side the weights were trained on, where their
             record tells, else the network's usual one.
         key: a `jax.random.key` for whatever is initialised; key 0 where none is given.
-        head: how a new head starts: `pytorch`, `lecun` or `zero` (see `ntk_tt.models.layers.head_values`).
+        head: how a new head starts: `pytorch`, `lecun` or `zero` (see `ntk_tt.models.heads.head_values`).
 
     Raises:
         ValueError: unknown name, unreadable file, weights that do not fit (the first mismatch is named), images too small.
@@ -65,13 +63,12 @@ def load_model(name: str = "resnet8", *, weights: str | None = None, num_classes
         fresh = () if num_classes is None else (architecture.head,)
         values = fit_weights(nnx.to_pure_dict(nnx.state(module)), arrays, source=repr(weights), fresh=fresh)
         if fresh and head == "pytorch":
-            _replace(values, architecture.head, jax.jit(lambda: _part(nnx.to_pure_dict(nnx.state(initialised())), architecture.head))())
+            values = replaced(values, architecture.head, jax.jit(lambda: part(nnx.to_pure_dict(nnx.state(initialised())), architecture.head))())
         set_values(module, values)
     if num_classes is not None and head != "pytorch":
         values = nnx.to_pure_dict(nnx.state(module))
-        inputs, outputs = _part(values, architecture.head)["kernel"].shape
-        _replace(values, architecture.head, head_values(head, inputs, outputs, key))
-        set_values(module, values)
+        inputs, outputs = part(values, architecture.head)["kernel"].shape
+        set_values(module, replaced(values, architecture.head, head_values(head, inputs, outputs, key)))
     return from_nnx(module, name=name, num_classes=outputs or 0, image_size=size, head=architecture.head if outputs else "",
                     note=note, mean=tuple(record.get("mean", IMAGENET_MEAN)), std=tuple(record.get("std", IMAGENET_STD)))
 
@@ -96,8 +93,7 @@ def _checked(name: str, num_classes: int | None, head: str) -> Architecture:
         raise ValueError(f"model: unknown network {name!r}; known: {', '.join(MODELS)}")
     if num_classes is not None and num_classes < 1:
         raise ValueError(f"num_classes: must be at least 1, got {num_classes}")
-    if head not in get_args(HeadRule):
-        raise ValueError(f"head: unknown rule {head!r}; give {', '.join(map(repr, get_args(HeadRule)))}")
+    check_head_rule(head)
     return MODELS[name]
 
 
@@ -119,27 +115,3 @@ def weight_file(name: str, architecture: Architecture, weights: str) -> Path:
     except Exception as error:  # the hub raises its own many kinds; every one means that the file cannot be had
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"weights: cannot get model.safetensors of {repository!r} from the hub ({reason}); check the name and the network") from error
-
-
-def _steps(tree: Mapping[Any, Any], name: str) -> list[Any]:
-    """A dotted name as the keys that lead to it; lists have integer keys."""
-    keys = []
-    for part in name.split("."):
-        key = part if part in tree else int(part)
-        keys.append(key)
-        tree = tree[key]
-    return keys
-
-
-def _part(tree: Mapping[Any, Any], name: str) -> Any:
-    part: Any = tree
-    for key in _steps(tree, name):
-        part = part[key]
-    return part
-
-
-def _replace(tree: dict[Any, Any], name: str, value: PyTree) -> None:
-    *parents, last = _steps(tree, name)
-    for key in parents:
-        tree = tree[key]
-    tree[last] = value

@@ -61,15 +61,16 @@ class Model(eqx.Module):
         """D, the number of trainable parameters."""
         return sum(leaf.size for leaf in jax.tree.leaves(self.params))
 
-    def features(self, params: PyTree, images: Float[Array, "n h w c"]) -> Float[Array, "n f"]:
-        """Pooled activations before the head.
+    @property
+    def features(self) -> Apply:
+        """`(params, images) -> pooled activations (N, F) before the head`, a pure function like `apply`.
 
         Raises:
             ValueError: the network does not say where its head begins.
         """
         if self.apply_features is None:
             raise ValueError(f"{self.name} has no `features` method: give its module one that returns the activations before the head")
-        return self.apply_features(params, images)
+        return self.apply_features
 
     def preprocess(self, images: UInt8[Any, "n h w c"]) -> Float[Array, "n h w c"]:
         """Pixels 0…255 to the normalised float32 images the weights were trained on."""
