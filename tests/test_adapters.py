@@ -121,13 +121,13 @@ class Equinox(eqx.Module):
 @pytest.fixture(scope="module")
 def equinox(images):
     module, state = eqx.nn.make_with_state(Equinox)(key=KEY)
-    channels_first = images.transpose(0, 3, 1, 2)
-    train = eqx.filter_jit(lambda state: jax.vmap(lambda x, key: module(x, state, key=key), axis_name="batch", out_axes=(0, None))(channels_first, jax.random.split(KEY, 6)))
-    return module, train(state)[1], from_equinox(*eqx.nn.make_with_state(Equinox)(key=KEY)), train
+    # The images are an argument: jaxlib 0.8.0 folds a convolution of constants to a wrong result.
+    train = eqx.filter_jit(lambda x, state: jax.vmap(lambda x, key: module(x, state, key=key), axis_name="batch", out_axes=(0, None))(x, jax.random.split(KEY, 6)))
+    return module, train(images.transpose(0, 3, 1, 2), state)[1], from_equinox(module, state)
 
 
 def test_equinox_evaluates_as_the_module_does(equinox, images):
-    module, state, _, _ = equinox  # the state of one step of training: not what it starts from
+    module, state, _ = equinox  # the state of one step of training: not what it starts from
     model = from_equinox(module, state)
     inference = eqx.nn.inference_mode(module)
     expected = np.stack([inference(image.transpose(2, 0, 1), state)[0] for image in images[:2]])
@@ -139,7 +139,7 @@ def test_equinox_evaluates_as_the_module_does(equinox, images):
 
 
 def test_equinox_trains_its_state(equinox, images):
-    _, expected, model, _ = equinox
+    _, expected, model = equinox
     statistics = model.batch_statistics
     step = jax.jit(statistics.apply_train)
     logits, state = step(model.params, statistics.state, images)
