@@ -165,7 +165,7 @@ def test_bad_numbers_are_refused(numbers, message):
 
 
 @pytest.mark.parametrize(("source", "message"), [
-    ("mnist", "data: unknown source 'mnist'; give 'digits', 'folder:PATH', 'tfds:NAME', 'arrays:FILE.npz' or one of cifar10, cifar100, cub200, cars"),
+    ("mnist", "data: unknown source 'mnist'; give 'digits', 'folder:PATH', 'list:FILE@ROOT', 'tfds:NAME', 'arrays:FILE.npz' or one of cifar10, cifar100, cub200, cars"),
     ("", "data: unknown source ''"),
     ("digits:8", "data: 'digits' takes no argument, got '8'"),
     ("folder:", "data: there is no folder ''"),

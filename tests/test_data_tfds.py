@@ -5,6 +5,7 @@ import io
 import json
 import struct
 import sys
+import tempfile
 
 import numpy as np
 import pytest
@@ -25,6 +26,14 @@ def test_tfds_without_the_package_says_how_to_install_it(monkeypatch):
 def tfds():
     pytest.importorskip("array_record", reason="array-record is not installed (pip install 'ntk-tt[tfds]')")
     return pytest.importorskip("tensorflow_datasets", reason="tensorflow-datasets is not installed (pip install 'ntk-tt[tfds]')")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def temporary_folder(tmp_path_factory):
+    """tfds leaves an empty temporary folder behind for each builder: not in the system's."""
+    before, tempfile.tempdir = tempfile.tempdir, str(tmp_path_factory.mktemp("temporary"))
+    yield
+    tempfile.tempdir = before
 
 
 @pytest.fixture(scope="module")

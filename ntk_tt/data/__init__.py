@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ntk_tt.data.catalog import PAPER_DATASETS, DataRow, PaperDataset, resolve, summarize
-from ntk_tt.data.readers import read_arrays, read_digits, read_folder, read_npz
+from ntk_tt.data.readers import read_arrays, read_digits, read_folder, read_list, read_npz
 from ntk_tt.data.task import PAPER_CLASSES, PAPER_PER_CLASS, OnCorrupt, Source, Task, UnreadableImage, UpTo, sample
 from ntk_tt.data.tfds import read_tfds
 
@@ -14,7 +14,7 @@ __all__ = [
     "PAPER_DATASETS", "DataRow", "PaperDataset", "Task", "UnreadableImage", "UpTo", "describe_data", "list_data", "load_task", "task_from_arrays",
 ]
 
-_READERS = {"digits": read_digits, "folder": read_folder, "arrays": read_npz, "tfds": read_tfds}
+_READERS = {"digits": read_digits, "folder": read_folder, "list": read_list, "arrays": read_npz, "tfds": read_tfds}
 
 
 def load_task(source: str, *, num_classes: int | None = PAPER_CLASSES, per_class: int | UpTo | None = PAPER_PER_CLASS, image_size: int = 32,
@@ -26,7 +26,8 @@ def load_task(source: str, *, num_classes: int | None = PAPER_CLASSES, per_class
 
     Args:
         source: `digits` (scikit-learn's handwritten digits, offline), `folder:PATH` with `PATH/<split>/<class>/*` or
-            `PATH/<class>/*`, `tfds:NAME`, `arrays:FILE.npz` with `images` and `labels`, or one of `PAPER_DATASETS` that tfds has (`cub200`).
+            `PATH/<class>/*`, `list:FILE@ROOT` with the images below ROOT that the file lists, `tfds:NAME`, `arrays:FILE.npz`
+            with `images` and `labels`, or one of `PAPER_DATASETS` that tfds has (`cub200`).
         num_classes: K; None takes all.
         per_class: images of each class: a number, `UpTo(number)` for at most that, None for all.
         image_size: side in pixels. The short side is resized to it (bilinear, antialiased), then the centre is cropped,
@@ -87,5 +88,5 @@ def _read(source: str, split: str) -> Source:
     kind, _, rest = resolve(source).partition(":")
     if kind not in _READERS:
         known = ", ".join(name for name, entry in PAPER_DATASETS.items() if entry.source)
-        raise ValueError(f"data: unknown source {source!r}; give 'digits', 'folder:PATH', 'tfds:NAME', 'arrays:FILE.npz' or one of {known}")
+        raise ValueError(f"data: unknown source {source!r}; give 'digits', 'folder:PATH', 'list:FILE@ROOT', 'tfds:NAME', 'arrays:FILE.npz' or one of {known}")
     return _READERS[kind](rest, split)

@@ -39,8 +39,8 @@ def summarize(source: str, counts: Sequence[int], *, name: str = "") -> DataRow:
     return DataRow(name or source, source, sum(counts), len(counts), sum(counts) / len(counts), max(counts) / min(counts))
 
 
-def _by_hand(archive: str, splitting: str) -> str:
-    return f"tfds has no such set: get it from {archive}, {splitting} as PATH/train/<class>/<image>, and give folder:PATH"
+def _by_hand(archive: str, listed: str) -> str:
+    return f"tfds has no such set: get it from {archive}, unpack it, and give {listed}"
 
 
 def _entry(name: str, source: str, how: str, num_images: int, num_classes: int, mean_per_class: float, imbalance: float) -> PaperDataset:
@@ -52,9 +52,9 @@ PAPER_DATASETS = {entry.row.name: entry for entry in (
     _entry("cifar10", "tfds:cifar10", "tfds prepares it", 50000, 10, 5000.0, 1.0),
     _entry("cifar100", "tfds:cifar100", "tfds prepares it", 50000, 100, 500.0, 1.0),
     _entry("cub200", "tfds:caltech_birds2011", "tfds prepares it (CUB-200-2011)", 5994, 200, 29.97, 1.03),
-    _entry("aircraft", "", _by_hand("https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/", "lay out the images of images_variant_trainval.txt"), 6667, 100, 66.67, 1.02),
-    _entry("mit67", "", _by_hand("https://web.mit.edu/torralba/www/indoor.html", "lay out the images of TrainImages.txt"), 5360, 67, 80.0, 1.08),
-    _entry("surfaces", "", _by_hand("http://opensurfaces.cs.cornell.edu/publications/minc/ (MINC-2500)", "lay out the images of labels/train1.txt"), 48875, 23, 2125.0, 1.03),
+    _entry("aircraft", "", _by_hand("https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/", "list:data/images_variant_trainval.txt@data/images"), 6667, 100, 66.67, 1.02),
+    _entry("mit67", "", _by_hand("https://web.mit.edu/torralba/www/indoor.html", "list:TrainImages.txt@Images"), 5360, 67, 80.0, 1.08),
+    _entry("surfaces", "", _by_hand("http://opensurfaces.cs.cornell.edu/publications/minc/ (MINC-2500)", "list:minc-2500/labels/train1.txt@minc-2500"), 48875, 23, 2125.0, 1.03),
     _entry("cars", "tfds:cars196", "tfds prepares it (Stanford Cars); if its server is gone, lay out a copy as PATH/train/<class>/<image> and give folder:PATH", 8144, 196, 41.6, 2.83),
 )}
 

@@ -44,6 +44,36 @@ def read_folder(path: str, split: str) -> Source:
     return Source(items, lambda file, size: read_square(file, size, str(file)))
 
 
+def read_list(rest: str, split: str) -> Source:
+    """The images that a text file lists, as data sets publish their splits: `FILE@ROOT`, or FILE with paths relative to its folder.
+
+    A line is a path below ROOT whose folder is the class (`gym/image.jpg`, as in MIT-67 and MINC-2500), or an image's name,
+    a blank and the class (`1025794 707-320`, as in FGVC-Aircraft; without suffix, .jpg is meant).
+    """
+    file, _, folder = rest.partition("@")
+    if split != "train":
+        raise ValueError(f"split: 'list:' has no split {split!r}; take 'train' and one file for each split")
+    if not file or not Path(file).is_file():
+        raise ValueError(f"data: there is no file {file!r}; give list:FILE@ROOT, with one image a line and ROOT the folder they are relative to")
+    root = Path(folder) if folder else Path(file).parent
+    items: dict[str, list[Path]] = {}
+    for number, line in enumerate(Path(file).read_text().splitlines(), 1):
+        if line := line.strip():
+            path, name = _listed(root, line)
+            if not path.is_file():
+                raise ValueError(f"data: line {number} of {file!r} is {line!r}, but there is no image {str(path)!r}; give list:FILE@ROOT with the folder that the lines are relative to")
+            items.setdefault(name, []).append(path)
+    return Source({name: items[name] for name in sorted(items)}, lambda path, size: read_square(path, size, str(path)))
+
+
+def _listed(root: Path, line: str) -> tuple[Path, str]:
+    """The file and the class of a line."""
+    name, *label = line.split(maxsplit=1)
+    if not label or (root / line).is_file():
+        return root / line, (root / line).parent.name
+    return root / (name if Path(name).suffix.lower() in IMAGE_SUFFIXES else name + ".jpg"), label[0]
+
+
 def read_npz(path: str, split: str) -> Source:
     """Arrays `images`, `labels` and, if it has them, `class_names` of a NumPy .npz file; see `read_arrays`."""
     if split != "train":
