@@ -35,8 +35,8 @@ def apply_head(head: nnx.Module | None, features: Float[Array, "n f"]) -> Float[
 def max_pool(x: Float[Array, "n h w c"], window: int, stride: int, *, padding: int = 0, ceil: bool = False) -> Float[Array, "n h2 w2 c"]:
     """The largest value of each window; padding counts as −∞.
 
-    Maxima of strided slices, along one axis and then the other: on CPUs the gradient of `reduce_window` takes eight
-    times as long (`python -m benchmarks.convolutions`). Equal values share the gradient.
+    Maxima of strided slices, along one axis and then the other: on CPUs the gradient of `reduce_window` takes four to
+    eleven times as long (`python -m benchmarks.convolutions`). Equal values share the gradient.
 
     Args:
         ceil: keep a last window that reaches over the edge (PyTorch's `ceil_mode`), as SqueezeNet does.
