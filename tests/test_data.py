@@ -77,6 +77,17 @@ def test_sampling_is_decided_by_the_seed():
     assert not np.array_equal(load_task("digits", num_classes=None, per_class=6, image_size=8, seed=0).images, other_images)
 
 
+def test_the_sample_of_a_seed_stays_what_it_was():
+    """Published results name a seed: K of the names, then for each in turn N of its images, from one generator."""
+    digits, rng = load_digits(), np.random.default_rng(6)
+    originals = np.round(digits.images * 255 / 16).astype(np.uint8)
+    chosen = sorted(rng.choice(list("0123456789"), 3, replace=False))
+    expected = [originals[digits.target == int(name)][sorted(rng.choice((digits.target == int(name)).sum(), 4, replace=False))] for name in chosen]
+    task = load_task("digits", num_classes=3, per_class=4, image_size=8, seed=6)
+    assert task.class_names == tuple(chosen)
+    np.testing.assert_array_equal(task.images[..., 0], np.concatenate(expected))
+
+
 # folders
 
 

@@ -38,6 +38,12 @@ def test_arrays_are_sampled_like_any_source():
     np.testing.assert_array_equal(values % 4, np.asarray([int(name) for name in tasks[0].class_names])[tasks[0].labels])
 
 
+def test_sampled_classes_keep_their_order():
+    names = {task_from_arrays(shades(24), np.arange(24) % 12, num_classes=6, seed=seed).class_names for seed in range(4)}
+    assert len(names) > 1
+    assert all(list(each) == sorted(each, key=int) for each in names)
+
+
 @pytest.mark.parametrize("convert", [lambda x: x[..., 0], lambda x: x[..., :1], lambda x: x / 255, lambda x: (x / 255).astype(np.float32)[..., 0]])
 def test_every_layout_gives_the_same_pixels(convert):
     expected = task_from_arrays(shades(6), [0, 1] * 3)
