@@ -8,10 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, PyTree
 
+from ntk_tt.layers import Layer, Product
 from ntk_tt.linearize import Apply, blocks, check_network, jacobian_block
+from ntk_tt.paths import named_leaves
 from ntk_tt.progress import Progress, silent
-from ntk_tt.projection import AbstractProjection, ProjectionName, default_num_projections, make_projection
-from ntk_tt.structured import structured_jacobian
+from ntk_tt.projection import AbstractProjection, AbstractSketch, ProjectionName, SignFold, default_num_projections, make_projection
+from ntk_tt.structured import layers, structured_jacobian
 
 JacobianPath = Literal["structured", "plain"]
 
@@ -78,11 +80,29 @@ def block_samples(num_outputs: int, num_params: int, itemsize: int) -> int:
 
 
 def projected_jacobian(apply: Apply, path: JacobianPath, projection: AbstractProjection, params: PyTree, inputs: Float[Array, "n ..."]) -> Float[Array, "n c d"]:
-    """Φ of one block."""
+    """Φ of one block. On the structured path a layer's gradients are formed, or folded without being formed, whichever moves less."""
+    if path == "structured" and isinstance(projection, AbstractSketch):
+        return _sketch(projection, params, layers(apply, params, inputs))
     jacobian = structured_jacobian(apply, params, inputs) if path == "structured" else jacobian_block(apply, params, inputs)
     num_samples, num_outputs = jax.tree.leaves(jacobian)[0].shape[:2]
-    rows = jax.tree.map(lambda leaf: leaf.reshape(num_samples * num_outputs, *leaf.shape[2:]), jacobian)
-    return projection(rows).reshape(num_samples, num_outputs, -1)
+    return projection(jax.tree.map(_flat_rows, jacobian)).reshape(num_samples, num_outputs, -1)
+
+
+def _sketch(projection: AbstractSketch, params: PyTree, found: list[Layer]) -> Float[Array, "n c d"]:
+    names, leaves = list(named_leaves(params)), jax.tree.leaves(params)
+    num_samples, num_outputs = found[0].rows
+    total = projection.start(num_samples * num_outputs, jnp.promote_types(jnp.result_type(*leaves), jnp.float32))
+    for layer in found:
+        name, shape = names[layer.source.leaf], leaves[layer.source.leaf].shape
+        if isinstance(layer, Product) and isinstance(projection, SignFold) and layer.is_leaf_matrix:
+            total = projection.add_product(total, name, shape, layer.activations, layer.signals)
+        else:
+            total = projection.add(total, name, _flat_rows(layer.gradient(leaves)))
+    return projection.finish(total).reshape(num_samples, num_outputs, -1)
+
+
+def _flat_rows(gradient: Float[Array, "n c ..."]) -> Float[Array, "rows ..."]:
+    return gradient.reshape(-1, *gradient.shape[2:])
 
 
 @partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)

@@ -11,8 +11,10 @@ All unbiased sketches have about the same error at equal D', so they differ in c
 | `Identity`   | 0        | 0     | exact: D' = D |
 """
 
+import abc
+import math
 import zlib
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import equinox as eqx
 import jax
@@ -25,6 +27,7 @@ ProjectionName = Literal["fold", "achlioptas", "gaussian"]
 
 ROWS_PER_PROJECTION = 16  # D' ≥ 16·N·C keeps the lower half of the spectrum within a few per cent
 _CHUNK = 4096  # rows of a dense R made at a time
+_PIECES = 4  # of a folded parameter: numbers of one column then meet in a quarter of the collisions only
 
 
 class AbstractProjection(eqx.Module):
@@ -32,8 +35,9 @@ class AbstractProjection(eqx.Module):
 
     num_projections: eqx.AbstractVar[int]
 
+    @abc.abstractmethod
     def __call__(self, gradients: PyTree[Float[Array, "rows ..."]]) -> Float[Array, "rows d"]:
-        raise NotImplementedError
+        """The features of these gradients."""
 
 
 class Identity(AbstractProjection):
@@ -45,33 +49,132 @@ class Identity(AbstractProjection):
         return jnp.concatenate([_rows(leaf) for leaf in jax.tree.leaves(gradients)], axis=1)
 
 
-class SignFold(AbstractProjection):
-    """Random signs, then fold: each parameter's signed coordinates are cut in pieces of at most D', and each piece is
-    added to the result from a random offset on, around the end. A CountSketch whose hash is (offset of the piece +
-    position) mod D': two passes over the data, no scatter. Unbiased because every coordinate has its own sign.
+class AbstractSketch(AbstractProjection):
+    """A projection whose result grows parameter by parameter: `finish(add(… add(start(rows), …) …))`."""
+
+    @abc.abstractmethod
+    def start(self, num_rows: int, dtype: Any) -> Array:
+        """The total of no parameters."""
+
+    @abc.abstractmethod
+    def add(self, total: Array, name: str, gradient: Float[Array, "rows ..."]) -> Array:
+        """The total with the gradient of the parameter of this name."""
+
+    @abc.abstractmethod
+    def finish(self, total: Array) -> Float[Array, "rows d"]:
+        """The features of a total."""
+
+    def __call__(self, gradients: PyTree[Float[Array, "rows ..."]]) -> Float[Array, "rows d"]:
+        leaves = named_leaves(gradients)
+        total = self.start(next(iter(leaves.values())).shape[0], jnp.result_type(*leaves.values()))
+        for name, leaf in leaves.items():
+            total = self.add(total, name, leaf)
+        return self.finish(total)
+
+
+class _Fold(NamedTuple):
+    """How a parameter is folded: as a matrix (K, O), its rows with a period, then the period in pieces of at most D' numbers.
+
+    Attributes:
+        num_rows, num_columns: K and O, all axes but the last, and the last.
+        period: rows of the folded matrix.
+        groups: periods in K.
+        piece: rows of a piece; piece · O ≤ D'.
+    """
+
+    num_rows: int
+    num_columns: int
+    period: int
+    groups: int
+    piece: int
+
+    def moves_less_unformed(self, num_positions: int) -> bool:
+        """Whether Aᵀ δ is folded within the product: (P·groups + M)·O numbers a row instead of K·O, see docs/features.md."""
+        return self.groups == 1 or num_positions * self.groups + self.period <= self.num_rows
+
+
+class SignFold(AbstractSketch):
+    """Random signs, then fold: a CountSketch without a scatter, that also folds a gradient never formed.
+
+    A parameter is a matrix G (K, O) of its last axis and all others. Row k is added into row k mod M of a folded matrix
+    (M, O) with the signs s_k·t_{k // M, o}. The folded matrix has up to four pieces of at most D' numbers, and each
+    piece is added to the D' coordinates from a random offset on, around the end. Numbers that are added up have
+    independent signs: those of one piece come from different periods k // M, those of different pieces from different
+    columns (but for the one offset in O that aligns them). So the estimate is unbiased, with the error of a projection
+    with independent entries.
+
+    The signs are products of one by row and one by (period, column), so for G = Aᵀ δ the folded matrix is itself a sum of
+    Kronecker-structured products, Σ_g (S_g A_g)ᵀ (δ T_g): the same flops, 4 D' instead of K·O numbers written.
     """
 
     key: Key[Array, ""]
     num_projections: int = eqx.field(static=True)
 
-    def __call__(self, gradients: PyTree[Float[Array, "rows ..."]]) -> Float[Array, "rows d"]:
-        leaves = named_leaves(gradients)
-        num_rows, dtype = next(iter(leaves.values())).shape[0], jnp.result_type(*leaves.values())
-        dimension = self.num_projections
-        total = jnp.zeros((num_rows, 2 * dimension), dtype)  # the second half takes what runs over the end
-        for name, leaf in leaves.items():
-            rows, key = _rows(leaf), path_key(self.key, name)
-            signs = jax.random.rademacher(key, rows.shape[1:], dtype)
-            pieces = range(0, rows.shape[1], dimension)
-            offsets = jax.random.randint(jax.random.fold_in(key, 0), (len(pieces),), 0, dimension)
-            for offset, start in zip(offsets, pieces, strict=True):
-                piece = rows[:, start : start + dimension] * signs[start : start + dimension]
-                so_far = jax.lax.dynamic_slice_in_dim(total, offset, piece.shape[1], axis=1)
-                total = jax.lax.dynamic_update_slice_in_dim(total, so_far + piece, offset, axis=1)
-        return total[:, :dimension] + total[:, dimension:]
+    def start(self, num_rows, dtype):
+        return jnp.zeros((num_rows, 2 * self.num_projections), dtype)  # the second half takes what runs over the end
+
+    def add(self, total, name, gradient):
+        fold = self.fold(gradient.shape[1:])
+        row_signs, column_signs, offsets = self._random(name, fold, total.dtype)
+        rows = _whole_periods(gradient.reshape(len(gradient), fold.num_rows, fold.num_columns), fold, 1)
+        rows = rows.reshape(len(rows), fold.groups, fold.period, fold.num_columns)
+        folded = (rows * row_signs[:, :, None] * column_signs[:, None, :]).sum(1)
+        return _add_pieces(total, folded[:, :, None, :], fold, offsets)
+
+    def add_product(self, total: Array, name: str, shape: tuple[int, ...], activations: Float[Array, "n p k"], signals: Float[Array, "n c p o"]) -> Array:
+        """`add` for the gradients Σ_p activationsᵀ signals of a parameter of this shape; forms them only where that moves less."""
+        fold = self.fold(shape)
+        num_samples, _, num_positions = signals.shape[:3]
+        row_signs, column_signs, offsets = self._random(name, fold, total.dtype)
+        rows = _whole_periods(activations, fold, 2).reshape(num_samples, num_positions, fold.groups, fold.period)
+        rows = rows * row_signs.astype(rows.dtype)
+        if fold.moves_less_unformed(num_positions):
+            signed = signals[:, :, :, None, :] * column_signs.astype(signals.dtype)  # (n, C, P, groups, O)
+            folded = _product("npgm,ncpgo->nmco", rows, signed, total.dtype)
+        else:
+            formed = _product("npgm,ncpo->ngmco", rows, signals, total.dtype)
+            folded = (formed * column_signs[:, None, None, :]).sum(1)
+        return _add_pieces(total, folded, fold, offsets)
+
+    def finish(self, total):
+        return total[:, : self.num_projections] + total[:, self.num_projections :]
+
+    def fold(self, shape: tuple[int, ...]) -> _Fold:
+        """How a parameter of this shape is folded."""
+        size = math.prod(shape)
+        columns = shape[-1] if len(shape) > 1 and shape[-1] <= self.num_projections else 1
+        num_rows = size // columns
+        piece = min(self.num_projections // columns, num_rows)
+        groups = -(-num_rows // (_PIECES * piece))
+        return _Fold(num_rows, columns, -(-num_rows // groups), groups, piece)
+
+    def _random(self, name: str, fold: _Fold, dtype) -> tuple[Array, Array, Array]:
+        """Signs of the rows (groups, M) and of the columns (groups, O), and the offset of each piece."""
+        key_rows, key_columns, key_offsets = jax.random.split(path_key(self.key, name), 3)
+        rows = jax.random.rademacher(key_rows, (fold.groups, fold.period), dtype)
+        columns = jax.random.rademacher(key_columns, (fold.groups, fold.num_columns), dtype)
+        return rows, columns, jax.random.randint(key_offsets, (-(-fold.period // fold.piece),), 0, self.num_projections)
 
 
-class _Dense(AbstractProjection):
+def _product(equation: str, rows: Array, signals: Array, dtype: Any) -> Array:
+    return jnp.einsum(equation, rows, signals, precision=jax.lax.Precision.HIGHEST, preferred_element_type=dtype)
+
+
+def _whole_periods(rows: Array, fold: _Fold, axis: int) -> Array:
+    """Zero rows up to whole periods."""
+    missing = fold.groups * fold.period - fold.num_rows
+    return jnp.pad(rows, [(0, missing if index == axis else 0) for index in range(rows.ndim)]) if missing else rows
+
+
+def _add_pieces(total: Float[Array, "rows twice_d"], folded: Float[Array, "n m c o"], fold: _Fold, offsets: Array) -> Array:
+    for index, offset in enumerate(offsets):
+        piece = folded[:, index * fold.piece : (index + 1) * fold.piece].swapaxes(1, 2).reshape(len(total), -1)
+        so_far = jax.lax.dynamic_slice_in_dim(total, offset, piece.shape[1], axis=1)
+        total = jax.lax.dynamic_update_slice_in_dim(total, so_far + piece.astype(total.dtype), offset, axis=1)
+    return total
+
+
+class _Dense(AbstractSketch):
     """x R / √D' with independent entries of unit variance, made `_CHUNK` rows at a time.
 
     Costs 2 D D' flops a row and D·D' random numbers a block: for comparison, not for large networks.
@@ -80,26 +183,29 @@ class _Dense(AbstractProjection):
     key: Key[Array, ""]
     num_projections: int = eqx.field(static=True)
 
+    @abc.abstractmethod
     def _entries(self, key: Key[Array, ""], shape: tuple[int, int], dtype) -> Float[Array, "chunk d"]:
-        raise NotImplementedError
+        """Independent entries."""
 
-    def __call__(self, gradients: PyTree[Float[Array, "rows ..."]]) -> Float[Array, "rows d"]:
-        total = 0.0
-        for name, leaf in named_leaves(gradients).items():
-            rows = _rows(leaf)
-            chunk = min(_CHUNK, rows.shape[1])
-            count = -(-rows.shape[1] // chunk)
-            rows = jnp.pad(rows, ((0, 0), (0, count * chunk - rows.shape[1])))
-            key = path_key(self.key, name)
+    def start(self, num_rows, dtype):
+        return jnp.zeros((num_rows, self.num_projections), dtype)
 
-            def add_chunk(index, total, rows=rows, key=key, chunk=chunk):
-                part = jax.lax.dynamic_slice_in_dim(rows, index * chunk, chunk, axis=1)
-                entries = self._entries(jax.random.fold_in(key, index), (chunk, self.num_projections), rows.dtype)
-                return total + jnp.matmul(part, entries, precision=jax.lax.Precision.HIGHEST)
+    def add(self, total, name, gradient):
+        rows = _rows(gradient)
+        chunk = min(_CHUNK, rows.shape[1])
+        count = -(-rows.shape[1] // chunk)
+        rows = jnp.pad(rows, ((0, 0), (0, count * chunk - rows.shape[1])))
+        key = path_key(self.key, name)
 
-            start = jnp.zeros((rows.shape[0], self.num_projections), rows.dtype)
-            total = total + jax.lax.fori_loop(0, count, add_chunk, start)
-        return total / jnp.sqrt(float(self.num_projections))
+        def add_chunk(index, total):
+            part = jax.lax.dynamic_slice_in_dim(rows, index * chunk, chunk, axis=1)
+            entries = self._entries(jax.random.fold_in(key, index), (chunk, self.num_projections), rows.dtype)
+            return total + jnp.matmul(part, entries, precision=jax.lax.Precision.HIGHEST, preferred_element_type=total.dtype)
+
+        return jax.lax.fori_loop(0, count, add_chunk, total)
+
+    def finish(self, total):
+        return total / jnp.sqrt(float(self.num_projections)).astype(total.dtype)
 
 
 class Gaussian(_Dense):

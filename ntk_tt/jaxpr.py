@@ -1,0 +1,94 @@
+"""All that the package takes from JAX beyond its documented interface, in one place.
+
+The jaxpr of a function is public (`jax.make_jaxpr`, `jax.extend.core`); what its equations look like inside is not
+promised to stay. This file alone looks inside: which primitives are calls, which only move numbers, what a convolution's
+and a product's parameters are called, and how a primitive is bound again. `tests/test_jaxpr.py` holds each of these
+facts, and runs with every supported JAX version (`make test-jax`).
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+from jax.extend import core as jex_core
+
+# Equations that only rearrange one operand: a parameter passes through them unchanged in meaning.
+_MOVING = frozenset({"copy", "copy_p", "expand_dims", "reshape", "rev", "squeeze", "transpose"})
+_RESHAPING = frozenset({"copy", "copy_p", "reshape"})
+_REPEATING_OR_ROUNDING = frozenset({"broadcast_in_dim", "convert_element_type"})
+_INLINED = frozenset({"jit", "pjit", "closed_call", "core_call"})
+
+
+class Convolution(NamedTuple):
+    """Parameters of a convolution, axes as indices: (batch or output, feature or input, *spatial)."""
+
+    input_axes: tuple[int, ...]
+    kernel_axes: tuple[int, ...]
+    output_axes: tuple[int, ...]
+    strides: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
+    input_dilation: tuple[int, ...]
+    kernel_dilation: tuple[int, ...]
+    feature_groups: int
+    batch_groups: int
+
+
+def is_literal(atom: Any) -> bool:
+    """Whether an operand of an equation is a constant written into it."""
+    return isinstance(atom, jex_core.Literal)
+
+
+def bind(equation: Any, values: list) -> list:
+    """The results of the equation's primitive on other operands."""
+    parameters, subfunctions = equation.primitive.get_bind_params(equation.params), ()
+    if isinstance(parameters, tuple):  # before JAX 0.10 the sub-functions came apart from the other parameters
+        subfunctions, parameters = parameters
+    results = equation.primitive.bind(*subfunctions, *values, **parameters)
+    return list(results) if equation.primitive.multiple_results else [results]
+
+
+def inner_jaxpr(equation: Any) -> Any | None:
+    """The closed jaxpr of an equation that does nothing but call it, else None."""
+    return equation.params.get("jaxpr") if equation.primitive.name in _INLINED else None
+
+
+def rearranges(equation: Any) -> bool:
+    """Whether the equation only moves, repeats or casts its one operand."""
+    return len(equation.invars) == 1 and equation.primitive.name in _MOVING | _REPEATING_OR_ROUNDING
+
+
+def keeps_inner_products(equation: Any) -> bool:
+    """Whether such an equation moves each number to one place, so that inner products of gradients stay what they are."""
+    return equation.invars[0].aval.size == equation.outvars[0].aval.size
+
+
+def keeps_matrix(equation: Any) -> bool:
+    """Whether the operand, seen as a matrix of its last axis and all others, stays the same matrix."""
+    before, after = equation.invars[0].aval, equation.outvars[0].aval
+    last = before.ndim > 0 and after.ndim > 0 and before.shape[-1] == after.shape[-1]
+    return equation.primitive.name == "convert_element_type" or (last and equation.primitive.name in _RESHAPING and equation.params.get("dimensions") is None)
+
+
+def convolution(equation: Any) -> Convolution | None:
+    """What a convolution is made of; None where the equation is none."""
+    if equation.primitive.name != "conv_general_dilated":
+        return None
+    parameters = equation.params
+    numbers = parameters["dimension_numbers"]
+    return Convolution(
+        tuple(numbers.lhs_spec), tuple(numbers.rhs_spec), tuple(numbers.out_spec), tuple(parameters["window_strides"]), tuple(parameters["padding"]),
+        tuple(parameters["lhs_dilation"]), tuple(parameters["rhs_dilation"]), parameters["feature_group_count"], parameters["batch_group_count"])
+
+
+def matrix_product(equation: Any) -> tuple[tuple[tuple[int, ...], tuple[int, ...]], tuple[tuple[int, ...], tuple[int, ...]]] | None:
+    """((contracted axes), (batch axes)), each of the two operands, of a `dot_general`; None where the equation is none."""
+    return equation.params["dimension_numbers"] if equation.primitive.name == "dot_general" else None
+
+
+def shape_of(atom: Any) -> tuple[int, ...]:
+    """The shape of an operand or result of an equation."""
+    return tuple(atom.aval.shape)
+
+
+def trace(function: Any, *arguments: Any) -> Any:
+    """The closed jaxpr of a function of flat arrays."""
+    return jax.make_jaxpr(function)(*arguments)
