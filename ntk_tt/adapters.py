@@ -134,7 +134,10 @@ def from_equinox(module: eqx.Module, state: eqx.nn.State | None = None, *, chann
     takes_key = "key" in inspect.signature(module.__call__).parameters
 
     def call(function, images, state, key=None):
-        """(logits, new state) of a batch; the state is the same for all samples."""
+        """(logits, new state) of a batch; the state is the same for all samples.
+
+        `vmap` takes the state apart and builds it anew, so Equinox's guard against using one twice does not strike.
+        """
         samples = jnp.moveaxis(images, -1, 1) if channels_first and images.ndim > 2 else images
         more = () if state is None else (state,)
         keys = None if key is None else jax.random.split(key, len(samples))
@@ -144,14 +147,14 @@ def from_equinox(module: eqx.Module, state: eqx.nn.State | None = None, *, chann
         return result if more else (result, None)
 
     def evaluate(params, state, images):
-        return call(eqx.combine(params, inference), images, _copied(state["state"]))[0]
+        return call(eqx.combine(params, inference), images, state["state"])[0]
 
     def train(params, state, images):
-        logits, new = call(eqx.combine(params, training), images, _copied(state["state"]), _step_key(state) if takes_key else None)
+        logits, new = call(eqx.combine(params, training), images, state["state"], _step_key(state) if takes_key else None)
         return logits, {"state": new, "step": state["step"] + 1}
 
     def features(params, images):
-        return call(eqx.combine(params, inference).features, images, _copied(state))[0]  # pyright: ignore[reportAttributeAccessIssue]
+        return call(eqx.combine(params, inference).features, images, state)[0]  # pyright: ignore[reportAttributeAccessIssue]
 
     statistics = None if state is None else BatchStatistics({"state": state, "step": np.zeros((), np.int32)}, train, evaluate)
     return _model(
@@ -280,11 +283,6 @@ def _switch(function: Callable, *, training: bool) -> dict[str, bool]:
 def _step_key(state: dict) -> Array:
     """A key for each training step, from the count of them in the state."""
     return jax.random.fold_in(jax.random.key(0), state["step"])
-
-
-def _copied(state: eqx.nn.State | None) -> eqx.nn.State | None:
-    """Equinox invalidates a state once it was written to; a copy leaves the original as it was."""
-    return jax.tree.map(lambda leaf: leaf, state)
 
 
 def _has_method(module: Any, name: str) -> bool:

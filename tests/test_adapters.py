@@ -28,7 +28,7 @@ def images():
 
 
 class Linen(nn.Module):
-    """With batch norm, dropout, and an attribute that is called like a method elsewhere."""
+    """With batch norm and dropout."""
 
     width: int = 4
 
@@ -77,6 +77,7 @@ def test_linen_without_statistics_has_none():
     model = from_linen(module, module.init(KEY, jnp.zeros((1, 4))))
     assert model.batch_statistics is None
     assert model.name == "Dense"
+    assert model.apply_features is None  # its attribute `features` is a width, no method
     x = jnp.ones((2, 4))
     np.testing.assert_allclose(model.apply(model.params, x), x @ model.params["kernel"] + model.params["bias"], rtol=1e-6)
 
