@@ -79,7 +79,7 @@ def restrict(model: Model, trainable: str | LoRA | Sequence[str | LoRA] = "all",
         ValueError: an unknown or malformed specification, or one that matches no parameter; the names are listed.
 
     Cost: for frozen parameters no gradient is taken. An adapter's gradient passes through that of its whole kernel, formed
-    for each sample and output, so the Jacobian of adapters costs more than that of the kernels (three times, for
+    for each sample and output, so the Jacobian of adapters costs more than that of the kernels (two to three times, for
     ResNet-8 on a CPU); only the dynamics and the memory of the features gain.
     """
     parts = _parts(trainable)
