@@ -94,7 +94,7 @@ def _sketch(projection: AbstractSketch, params: PyTree, found: list[Layer]) -> F
     total = projection.start(num_samples * num_outputs, jnp.promote_types(jnp.result_type(*leaves), jnp.float32))
     for layer in found:
         name, shape = names[layer.source.leaf], leaves[layer.source.leaf].shape
-        if isinstance(layer, Product) and isinstance(projection, SignFold) and layer.is_leaf_matrix:
+        if isinstance(layer, Product) and isinstance(projection, SignFold) and layer.is_leaf_matrix and projection.folds_products(shape):
             total = projection.add_product(total, name, shape, layer.activations, layer.signals)
         else:
             total = projection.add(total, name, _flat_rows(layer.gradient(leaves)))

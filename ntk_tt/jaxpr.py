@@ -6,6 +6,7 @@ and a product's parameters are called, and how a primitive is bound again. `test
 facts, and runs with every supported JAX version (`make test-jax`).
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -32,18 +33,27 @@ class Convolution(NamedTuple):
     batch_groups: int
 
 
-def is_literal(atom: Any) -> bool:
-    """Whether an operand of an equation is a constant written into it."""
-    return isinstance(atom, jex_core.Literal)
-
-
-def bind(equation: Any, values: list) -> list:
-    """The results of the equation's primitive on other operands."""
-    parameters, subfunctions = equation.primitive.get_bind_params(equation.params), ()
+def bind(equation: Any, values: list, *, result_dtype: Any = None) -> list:
+    """The results of the equation's primitive on other operands; of a product, in another dtype."""
+    changed = {} if result_dtype is None else {"preferred_element_type": result_dtype}
+    parameters, subfunctions = equation.primitive.get_bind_params(equation.params | changed), ()
     if isinstance(parameters, tuple):  # before JAX 0.10 the sub-functions came apart from the other parameters
         subfunctions, parameters = parameters
     results = equation.primitive.bind(*subfunctions, *values, **parameters)
     return list(results) if equation.primitive.multiple_results else [results]
+
+
+def evaluate(jaxpr: Any, consts: list, arguments: list, run: Callable[[Any, list], list]) -> list:
+    """The results of a jaxpr, each equation evaluated by `run(equation, operands)`."""
+    environment: dict[Any, Any] = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *arguments], strict=True))
+
+    def read(atom):
+        return atom.val if isinstance(atom, jex_core.Literal) else environment[atom]
+
+    for equation in jaxpr.eqns:
+        for variable, value in zip(equation.outvars, run(equation, [read(atom) for atom in equation.invars]), strict=True):
+            environment[variable] = value
+    return [read(atom) for atom in jaxpr.outvars]
 
 
 def inner_jaxpr(equation: Any) -> Any | None:
@@ -77,6 +87,11 @@ def convolution(equation: Any) -> Convolution | None:
     return Convolution(
         tuple(numbers.lhs_spec), tuple(numbers.rhs_spec), tuple(numbers.out_spec), tuple(parameters["window_strides"]), tuple(parameters["padding"]),
         tuple(parameters["lhs_dilation"]), tuple(parameters["rhs_dilation"]), parameters["feature_group_count"], parameters["batch_group_count"])
+
+
+def is_product(equation: Any) -> bool:
+    """Whether the equation is a matrix product or a convolution."""
+    return equation.primitive.name in ("dot_general", "conv_general_dilated")
 
 
 def matrix_product(equation: Any) -> tuple[tuple[tuple[int, ...], tuple[int, ...]], tuple[tuple[int, ...], tuple[int, ...]]] | None:

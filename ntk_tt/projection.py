@@ -136,6 +136,10 @@ class SignFold(AbstractSketch):
             folded = (formed * column_signs[:, None, None, :]).sum(1)
         return _add_pieces(total, folded, fold, offsets)
 
+    def folds_products(self, shape: tuple[int, ...]) -> bool:
+        """Whether a parameter of this shape is folded as the matrix of its last axis and all others, so that `add_product` can."""
+        return len(shape) > 1 and self.fold(shape).num_columns == shape[-1]
+
     def finish(self, total):
         return total[:, : self.num_projections] + total[:, self.num_projections :]
 

@@ -116,26 +116,17 @@ class _Recorder:
 
     def _evaluate(self, jaxpr, consts, arguments: list) -> list:
         """Values are arrays, or `Source`s for what is still nothing but a parameter."""
-        environment: dict[Any, Any] = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *arguments], strict=True))
 
-        def read(atom):
-            return atom.val if jaxprs.is_literal(atom) else environment[atom]
-
-        for equation in jaxpr.eqns:
-            operands = [read(atom) for atom in equation.invars]
-            sources = [operand for operand in operands if isinstance(operand, Source)]
+        def run(equation, operands: list) -> list:
+            source = next((operand for operand in operands if isinstance(operand, Source)), None)
             inner = jaxprs.inner_jaxpr(equation)
-            if not sources:
-                results = jaxprs.bind(equation, operands)
-            elif jaxprs.rearranges(equation):
-                results = [_rearranged(equation, sources[0])]
-            elif inner is not None:
-                results = self._evaluate(inner.jaxpr, inner.consts, operands)
-            else:
-                results = self._tap(equation, operands)
-            for variable, value in zip(equation.outvars, results, strict=True):
-                environment[variable] = value
-        return [read(atom) for atom in jaxpr.outvars]
+            if source is None:
+                return jaxprs.bind(equation, operands)
+            if jaxprs.rearranges(equation):
+                return [_rearranged(equation, source)]
+            return self._tap(equation, operands) if inner is None else self._evaluate(inner.jaxpr, inner.consts, operands)
+
+        return jaxprs.evaluate(jaxpr, consts, arguments, run)
 
     def _tap(self, equation, operands: list) -> list[Array]:
         sources = tuple(operand if isinstance(operand, Source) else None for operand in operands)

@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 
 from ntk_tt.features import jacobian_features
+from ntk_tt.layers import Product
 from ntk_tt.linearize import jacobian_block
-from ntk_tt.structured import structured_jacobian
+from ntk_tt.ntk import empirical_ntk
+from ntk_tt.projection import SignFold, make_projection
+from ntk_tt.structured import layers, structured_jacobian
 from tests.networks import Case, dense_jacobian
 
 
@@ -69,6 +72,14 @@ def _custom_jvp(primals, tangents):
     return _custom(*primals), 2 * tangents[0] * primals[1] + 3 * primals[0] * tangents[1]  # not the derivative, on purpose
 
 
+def _dense_block(params, x):
+    """Two growing layers whose inputs are concatenated, as in DenseNet: every kernel sees all that came before."""
+    for name in ("one", "two"):
+        y = jax.lax.conv_general_dilated(jax.nn.relu(x * params[name + "_scale"][: x.shape[-1]]), params[name], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        x = jnp.concatenate([x, y], -1)
+    return x.mean((1, 2)) @ params["head"]
+
+
 def _depends_on_parameters_only(params, x):
     return jnp.broadcast_to(params["constant"] ** 2, (x.shape[0], 3)) + x[:, :3] * jnp.exp(params["log_scale"]).sum()
 
@@ -81,6 +92,11 @@ CASES = {
     "convolution, transposed": _convolution((3, 3, 4, 5), lhs_dilation=(2, 2), padding=((1, 1), (1, 1))),
     "convolution, channels first": _convolution((5, 4, 3, 3), ("NCHW", "OIHW", "NCHW")),
     "convolution, negative padding": _convolution((3, 3, 4, 5), padding=((-1, 0), (0, 0))),
+    "dense block": Case(_dense_block, _random(13, one=(3, 3, 4, 3), two=(3, 3, 7, 3), one_scale=(4,), two_scale=(7,), head=(10, 3)), _images),
+    "wide dense layers": Case(lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"], _random(14, a=(5, 600), b=(600, 3)), _vectors),
+    "kernel as a matrix": Case(lambda p, x: jnp.tanh(x.reshape(len(x), -1, 24) @ p["kernel"].reshape(24, 9)).mean(1) @ p["b"], _random(15, kernel=(2, 3, 4, 9), b=(9, 3)), _images),
+    "kernel on the left": Case(lambda p, x: jnp.einsum("oi,nti->not", p["w"], x).sum(2) @ p["b"], _random(16, w=(7, 8), b=(7, 3)), _sequences),
+    "several axes out": Case(lambda p, x: jnp.einsum("nti,ihd->nthd", x, p["w"]).mean(1)[:, 0] * p["v"], _random(17, w=(8, 2, 3), v=(3,)), _sequences),
     "attention and layer norm": Case(_attention, _random(2, qkv=(8, 24), out=(8, 8), head=(8, 3), scale=(8,), shift=(8,)), _sequences),
     "tied weights": Case(lambda p, x: jnp.tanh(jnp.tanh(x @ p["w"]) @ p["w"].T) @ p["w"], _random(3, w=(5, 3)), _vectors),
     "scan over layers": Case(_scan, _random(4, weights=(3, 5, 5), biases=(3, 5)), _vectors),
@@ -110,11 +126,38 @@ def test_equals_one_output_at_a_time(name):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5 * np.abs(truth).max()), structured, plain)
 
 
-def test_features_do_not_depend_on_the_path():
-    case = CASES["convolution, grouped"]
-    x = case.inputs(5, 0)
-    one, two = (jacobian_features(case.apply, case.params, x, num_projections=16, path=path, block_size=2) for path in ("structured", "plain"))
-    np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-4)
+@pytest.mark.parametrize("name", CASES)
+def test_kernel_and_features_equal_the_plain_path(name):
+    """Whatever way each layer takes: Gram block or gradients, folded before or after they are formed."""
+    case = CASES[name]
+    x = case.inputs(3, 0)
+    gradients = dense_jacobian(case, x).reshape(9, -1)
+    ntk = np.asarray(empirical_ntk(case.apply, case.params, x)).reshape(9, 9)
+    assert np.linalg.norm(ntk - gradients @ gradients.T) <= 1e-5 * np.linalg.norm(gradients @ gradients.T)
+    structured, plain = (np.asarray(jacobian_features(case.apply, case.params, x, num_projections=10, path=path)) for path in ("structured", "plain"))
+    assert np.linalg.norm(structured - plain) <= 1e-5 * np.linalg.norm(plain)
+
+
+def test_the_ways_to_an_inner_product_are_chosen_by_their_cost():
+    """A wide dense layer takes the Gram block, a small convolution over many positions its gradients."""
+    wide = CASES["wide dense layers"]
+    assert [layer.prefers_gram_block(100) for layer in layers(wide.apply, wide.params, wide.inputs(2, 0))] == [True, True]
+    small = CASES["convolution, stride and padding"]
+    kernel = next(layer for layer in layers(small.apply, small.params, small.inputs(2, 0)) if isinstance(layer, Product))
+    assert not kernel.prefers_gram_block(100)
+
+
+def test_each_fold_is_taken():
+    """A kernel of few positions is folded within the product, one of many after its gradients are formed, to the same numbers."""
+    fold = make_projection("fold", 10**6, 64, jax.random.key(0))
+    assert isinstance(fold, SignFold)
+    assert fold.fold((40, 16)).moves_less_unformed(1)
+    assert not fold.fold((40, 16)).moves_less_unformed(30)
+    for positions in (1, 30):
+        activations, signals = (jax.random.normal(jax.random.key(positions), (2, positions, 40)), jax.random.normal(jax.random.key(1), (2, 3, positions, 16)))
+        formed = jnp.einsum("npk,ncpo->ncko", activations, signals).reshape(6, 40, 16)
+        one = fold.add_product(fold.start(6, jnp.float32), "kernel", (40, 16), activations, signals)
+        np.testing.assert_allclose(one, fold.add(fold.start(6, jnp.float32), "kernel", formed), rtol=1e-5, atol=1e-4)
 
 
 def test_a_convolution_forms_no_grouped_convolution():
