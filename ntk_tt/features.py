@@ -1,28 +1,69 @@
-"""Features Φ = J R: the projected Jacobian of all outputs for all samples, in jitted blocks."""
+"""Features Φ = J R: the projected Jacobian of all outputs for all samples, in compiled blocks whose memory is planned."""
 
+import dataclasses
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Literal, get_args
+from pathlib import Path
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Key, PyTree
 
+from ntk_tt import sharding
+from ntk_tt.bfloat16 import in_bfloat16
 from ntk_tt.layers import Layer, Product
 from ntk_tt.linearize import Apply, blocks, check_network, jacobian_block
+from ntk_tt.memory import available_bytes, format_bytes
 from ntk_tt.paths import named_leaves
 from ntk_tt.progress import Progress, silent
 from ntk_tt.projection import AbstractProjection, AbstractSketch, ProjectionName, SignFold, default_num_projections, make_projection
+from ntk_tt.store import FeatureStore, describe, folder_of
 from ntk_tt.structured import layers, structured_jacobian
 
 JacobianPath = Literal["structured", "plain"]
+Precision = Literal["float32", "bfloat16"]
 
-BLOCK_BYTES = 256 << 20  # of one block's unprojected Jacobian
+BLOCK_BYTES = 256 << 20  # of activations and signals a device holds at a time, by default
+MAX_FEATURE_BYTES = 4 << 30  # up to which D' is taken as large as the spectrum wants it, where no memory is given
+_MAX_BLOCK = 32  # samples: more do not run faster, and a CPU's caches stay warm
+
+
+@dataclasses.dataclass(frozen=True)
+class FeaturePlan:
+    """A feature pass before it runs: what it will compute, and the memory that takes.
+
+    Attributes:
+        num_samples, num_outputs, num_projections: N, C, D' of the result.
+        dtype: of the result.
+        projection: R.
+        settings: all else that decides the bits: `path`, `precision`.
+        block_size: samples at a time, on each device.
+        block_bytes: of memory for one block, from the compiled program.
+        feature_bytes: of the result.
+        mesh: devices the samples are spread over, or None.
+        compute: compiled; `(params, inputs of a block) -> (block_size · devices, C, D')`. None where only planned.
+    """
+
+    num_samples: int
+    num_outputs: int
+    num_projections: int
+    dtype: Any
+    projection: AbstractProjection
+    settings: dict[str, str]
+    block_size: int
+    block_bytes: int
+    feature_bytes: int
+    mesh: Mesh | None
+    compute: Callable[[PyTree, Array], Float[Array, "block c d"]] | None
 
 
 def jacobian_features(apply: Apply, params: PyTree, inputs: Float[Array | np.ndarray, "n ..."], *,
                       num_projections: int | str = "auto", projection: ProjectionName = "fold", key: Key[Array, ""] | None = None,
-                      path: JacobianPath = "structured", block_size: int | None = None, progress: Progress = silent) -> Float[Array, "n c d"]:
+                      path: JacobianPath = "structured", precision: Precision = "float32", block_size: int | None = None,
+                      memory: int | None = None, mesh: Mesh | None = None, progress: Progress = silent) -> Float[Array, "n c d"]:
     """Φ (N, C, D') with E[ΦΦᵀ] = Θ, or the Jacobian itself.
 
     Args:
@@ -33,50 +74,154 @@ def jacobian_features(apply: Apply, params: PyTree, inputs: Float[Array | np.nda
             From D' ≥ D on, the result is exact.
         projection: `fold`, `achlioptas` or `gaussian` (see `ntk_tt.projection`).
         key: of the projection; key 0 where none is given. The same key gives the same R for the same network.
-        path: `structured` (activations and back-propagated signals, see `ntk_tt.structured`) or `plain`
-            (`vmap(jacrev)`); the same numbers to rounding.
-        block_size: samples at a time; None fits a block's Jacobian into 256 MiB.
+        path: `structured` (activations and back-propagated signals, see `ntk_tt.taps`) or `plain` (`vmap(jacrev)`); the
+            same numbers to rounding.
+        precision: `bfloat16` rounds the operands of products and convolutions, see `ntk_tt.bfloat16`; sums stay float32.
+        block_size: samples at a time on each device; None plans it.
+        memory: bytes that the features may take on each device, besides one block; None takes what is free. With `auto`,
+            D' is at most what it allows.
+        mesh: of `ntk_tt.sharding.sample_mesh`; the result is then (padded N, C, D') over its devices.
         progress: called as `progress(done, total)` after each block.
 
     Returns:
         (N, C, D') in the dtype of the parameters.
 
     Raises:
-        ValueError: an argument out of range, NaN in inputs or weights.
+        ValueError: an argument out of range, NaN in inputs or weights, or more memory than there is (with what would fit).
 
-    Cost: one forward pass and C backward passes a sample (the plain path: C vector-Jacobian products), 2·D·C flops a
-    sample for the fold; memory N·C·D' for the result and about 3·block_size·C·D for the block at work: linear in N.
+    Cost: one forward pass and C backward passes through activations a sample, and for each layer 2·C·(parameters ×
+    positions) flops for its gradients, formed or folded unformed (`ntk_tt.projection.SignFold`). Memory N·C·D' for the
+    result and one block: linear in N.
+    """
+    plan = plan_features(
+        apply, params, inputs, num_projections=num_projections, projection=projection, key=key, path=path, precision=precision,
+        block_size=block_size, memory=memory, mesh=mesh)
+    return compute_features(plan, params, inputs, progress=progress)
+
+
+def write_features(apply: Apply, params: PyTree, inputs: Float[Array | np.ndarray, "n ..."], store: str | Path | None = None, *,
+                   num_projections: int | str = "auto", projection: ProjectionName = "fold", key: Key[Array, ""] | None = None,
+                   path: JacobianPath = "structured", precision: Precision = "float32", block_size: int | None = None,
+                   memory: int | None = None, progress: Progress = silent) -> FeatureStore:
+    """Φ block by block to disk, never more than one block in memory; goes on where an earlier call was stopped.
+
+    Args: as `jacobian_features`, and
+        store: folder in which the feature set gets a folder of its own, named by what it depends on (see
+            `ntk_tt.store`); None takes `ntk_tt.store.default_folder()`.
+
+    Raises:
+        ValueError: as `jacobian_features`.
+        OSError: the disk is full or not writable; what was written stays.
+    """
+    plan = plan_features(
+        apply, params, inputs, num_projections=num_projections, projection=projection, key=key, path=path, precision=precision,
+        block_size=block_size, memory=memory, stored=True)
+    manifest = feature_manifest(plan, apply, params, inputs, projection=projection, key=key)
+    opened = FeatureStore.open(folder_of(manifest, None if store is None else Path(store)), manifest)
+    missing = opened.missing()
+    total = -(-plan.num_samples // plan.block_size)
+    for done, index in enumerate(missing, total - len(missing) + 1):
+        rows = opened.samples(index)
+        start = min(rows.start, plan.num_samples - plan.block_size)  # the last block is moved back to full size
+        block = _run(plan, params, jnp.asarray(inputs[start : start + plan.block_size]))
+        opened.write(index, np.asarray(block[rows.start - start :]))
+        progress(done, total)
+    return opened
+
+
+def feature_manifest(plan: FeaturePlan, apply: Apply, params: PyTree, inputs: Float[Array | np.ndarray, "n ..."], *,
+                     projection: ProjectionName, key: Key[Array, ""] | None) -> dict[str, Any]:
+    """All that the features of a plan depend on, as `ntk_tt.store.describe` gives it."""
+    return describe(
+        apply, params, inputs, num_projections=plan.num_projections, projection=projection, key=jax.random.key(0) if key is None else key,
+        block_size=plan.block_size, dtype=plan.dtype, settings=plan.settings)
+
+
+def plan_features(apply: Apply, params: PyTree, inputs: Float[Array | np.ndarray, "n ..."], *,
+                  num_projections: int | str = "auto", projection: ProjectionName = "fold", key: Key[Array, ""] | None = None,
+                  path: JacobianPath = "structured", precision: Precision = "float32", block_size: int | None = None,
+                  memory: int | None = None, mesh: Mesh | None = None, stored: bool = False, compiled: bool = True) -> FeaturePlan:
+    """Everything about a feature pass but its run; arguments as `jacobian_features`.
+
+    The first guess of the block size comes from the shapes of activations and signals. The compiled program then says
+    what it really needs (`jax.stages.Compiled.memory_analysis`), and the block shrinks until that fits.
+
+    Args:
+        stored: the features go to disk, so only a block counts.
+        compiled: whether to compile; without it the plan serves to find features that are there already.
     """
     check_path(path)
+    if precision not in get_args(Precision):
+        raise ValueError(f"precision: unknown {precision!r}; give 'float32' or 'bfloat16'")
+    if block_size is not None and block_size < 1:
+        raise ValueError(f"block_size: must be at least 1, got {block_size}")
+    if memory is not None and memory < 1:
+        raise ValueError(f"memory: must be at least one byte, got {memory}")
     num_outputs = check_network(apply, params, inputs)
+    devices = 1 if mesh is None else sharding.check_mesh(mesh)
     num_samples, num_params = len(inputs), sum(leaf.size for leaf in jax.tree.leaves(params))
     dtype = jnp.result_type(*jax.tree.leaves(params))
+    free = available_bytes()
+    budget = free if memory is None else memory
     if num_projections == "exact":
         num_projections = num_params
     elif num_projections == "auto":
-        num_projections = default_num_projections(num_samples * num_outputs, num_params, itemsize=dtype.itemsize)
+        limit = MAX_FEATURE_BYTES if memory is None or stored else memory
+        num_projections = default_num_projections(num_samples * num_outputs, num_params, itemsize=dtype.itemsize, max_bytes=limit * devices)
     elif isinstance(num_projections, str):
         raise ValueError(f"num_projections: give 'auto', 'exact' or a number, got {num_projections!r}")
     projector = make_projection(projection, num_params, num_projections, jax.random.key(0) if key is None else key)
-    size = min(block_size or block_samples(num_outputs, num_params, dtype.itemsize), num_samples)
+    row_bytes = num_outputs * projector.num_projections * dtype.itemsize
+    on_device = -(-num_samples // devices)
+    feature_bytes = num_samples * row_bytes
+    if not stored and on_device * row_bytes > budget:
+        _refuse(f"features of {num_samples} samples × {num_outputs} outputs × D' = {projector.num_projections}", on_device * row_bytes, budget,
+                f"num_projections = {max(1, budget // (on_device * num_outputs * dtype.itemsize))}, a store on disk (write_features), or more devices")
 
-    features = jnp.zeros((num_samples, num_outputs, projector.num_projections), dtype)
-    for block in blocks(num_samples, size):
-        # The last block is moved back to full size, so one compiled step serves all of them.
-        start = min(block.start, num_samples - size)
-        features = _write_block(apply, path, projector, features, params, jnp.asarray(inputs[start : start + size]), start)
-        progress(block.stop, num_samples)
+    network = in_bfloat16(apply) if precision == "bfloat16" else apply
+    one_sample = jax.ShapeDtypeStruct((1, *np.shape(inputs)[1:]), jnp.asarray(inputs[:1]).dtype)
+    size = min(block_size or _block_samples(network, path, projector, params, one_sample, num_outputs, free), on_device)
+    for_blocks = free if stored else max(free // 8, free - on_device * row_bytes)
+    compute, block_bytes = None, 0
+    while compiled:
+        compute = _compiled(network, path, projector, mesh, dtype, params, jax.ShapeDtypeStruct((size * devices, *one_sample.shape[1:]), one_sample.dtype))
+        block_bytes = _bytes_of(compute)
+        if block_bytes <= for_blocks or block_size is not None:
+            break
+        if size == 1:
+            _refuse("one block of one sample", block_bytes, for_blocks, "a smaller num_projections, smaller inputs, or fewer outputs")
+        size = max(1, min(size - 1, size * for_blocks // block_bytes))
+    return FeaturePlan(
+        num_samples, num_outputs, projector.num_projections, dtype, projector, {"path": path, "precision": precision}, size, block_bytes, feature_bytes, mesh, compute)
+
+
+def compute_features(plan: FeaturePlan, params: PyTree, inputs: Float[Array | np.ndarray, "n ..."], *, progress: Progress = silent) -> Float[Array, "n c d"]:
+    """The features of a plan, in memory; over its devices, padded, where it has a mesh."""
+    devices = 1 if plan.mesh is None else plan.mesh.size
+    on_device = -(-plan.num_samples // devices)
+    shape = (on_device * devices, plan.num_outputs, plan.num_projections)
+    features = jnp.zeros(shape, plan.dtype) if plan.mesh is None else sharding.zeros(shape, plan.dtype, plan.mesh)
+    write = _writer(plan.mesh)
+    for start, block in _block_inputs(plan, inputs, on_device):
+        features = write(features, _run(plan, params, block), jnp.asarray(start))
+        progress(min(start + plan.block_size, on_device) * devices, on_device * devices)
     return features
+
+
+def _run(plan: FeaturePlan, params: PyTree, block: Array) -> Float[Array, "block c d"]:
+    if plan.compute is None:
+        raise ValueError("plan: was made with compiled=False, so it can only be looked at; make it with compiled=True")
+    return plan.compute(params, block)
+
+
+def in_contrasts(apply: Apply, basis: Float[Array, "c k"]) -> Apply:
+    """The network with the C−1 contrasts of its logits as outputs, all that softmax cross-entropy sees; see `ContrastKernel`."""
+    return lambda params, inputs: apply(params, inputs) @ basis
 
 
 def check_path(path: str) -> None:
     if path not in get_args(JacobianPath):
         raise ValueError(f"path: unknown {path!r}; give 'structured' or 'plain'")
-
-
-def block_samples(num_outputs: int, num_params: int, itemsize: int) -> int:
-    """How many samples' Jacobians fit into `BLOCK_BYTES`; at most 32, which keeps a CPU's caches warm."""
-    return max(1, min(32, BLOCK_BYTES // (num_outputs * num_params * itemsize)))
 
 
 def projected_jacobian(apply: Apply, path: JacobianPath, projection: AbstractProjection, params: PyTree, inputs: Float[Array, "n ..."]) -> Float[Array, "n c d"]:
@@ -105,7 +250,48 @@ def _flat_rows(gradient: Float[Array, "n c ..."]) -> Float[Array, "rows ..."]:
     return gradient.reshape(-1, *gradient.shape[2:])
 
 
-@partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
-def _write_block(apply, path, projection, features, params, inputs, start):
-    block = projected_jacobian(apply, path, projection, params, inputs).astype(features.dtype)
-    return jax.lax.dynamic_update_slice_in_dim(features, block, start, axis=0)
+def _block_samples(apply: Apply, path: JacobianPath, projection: AbstractProjection, params: PyTree, one_sample, num_outputs: int, free: int) -> int:
+    """How many samples' activations, signals and (where they are formed) gradients fit into `BLOCK_BYTES`."""
+    gradients = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params)) * num_outputs
+    if path == "plain" or not isinstance(projection, SignFold):
+        needed = 2 * gradients
+    else:
+        def held(params, inputs):
+            return [(layer.activations, layer.signals) if isinstance(layer, Product) else layer.value for layer in layers(apply, params, inputs)]
+
+        needed = sum(shape.size * shape.dtype.itemsize for shape in jax.tree.leaves(jax.eval_shape(held, params, one_sample)))
+    return max(1, min(_MAX_BLOCK, min(BLOCK_BYTES, free // 2) // max(1, needed)))
+
+
+def _compiled(apply: Apply, path: JacobianPath, projection: AbstractProjection, mesh: Mesh | None, dtype, params: PyTree, block) -> Any:
+    def compute(params, inputs):
+        return projected_jacobian(apply, path, projection, params, inputs).astype(dtype)
+
+    if mesh is None:
+        return jax.jit(compute).lower(params, block).compile()
+    return sharding.compiled(compute, mesh, params, block)
+
+
+def _bytes_of(compiled: Any) -> int:
+    analysis = compiled.memory_analysis()
+    return 0 if analysis is None else analysis.temp_size_in_bytes + analysis.output_size_in_bytes
+
+
+def _block_inputs(plan: FeaturePlan, inputs, on_device: int) -> Iterator[tuple[int, Array]]:
+    """(first sample on each device, the block's inputs); the last block is moved back to full size, so all compile once."""
+    for block in blocks(on_device, plan.block_size):
+        start = min(block.start, on_device - plan.block_size)
+        if plan.mesh is None:
+            yield start, jnp.asarray(inputs[start : start + plan.block_size])
+        else:
+            yield start, sharding.shard(np.asarray(inputs)[sharding.device_rows(plan.num_samples, plan.mesh, start, plan.block_size)], plan.mesh)
+
+
+def _writer(mesh: Mesh | None) -> Callable[[Array, Array, Array], Array]:
+    """(features, block, first sample) -> features with the block, in place."""
+    update = partial(jax.lax.dynamic_update_slice_in_dim, axis=0)
+    return jax.jit(update if mesh is None else sharding.on_each_device(update, mesh, sharded=(True, True, False)), donate_argnums=0)
+
+
+def _refuse(what: str, needed: int, free: int, remedy: str) -> None:
+    raise ValueError(f"memory: {what} need {format_bytes(needed)}, but {format_bytes(free)} may be used; what would fit: {remedy}")
