@@ -5,19 +5,26 @@ from typing import Literal, get_args
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from ntk_tt.dynamics import Method, Trajectory, is_random, simulate
-from ntk_tt.features import jacobian_features
-from ntk_tt.kernel import ContrastKernel, DualKernel, PrimalKernel, contrast_basis, smaller_kernel
+from ntk_tt.features import Precision, in_contrasts, jacobian_features
+from ntk_tt.kernel import AbstractKernel, ContrastKernel, DualKernel, PrimalKernel, contrast_basis
 from ntk_tt.linearize import Apply, check_logits, check_network, logits_and_tangent
 from ntk_tt.losses import LossName, check_loss, encode_targets
+from ntk_tt.memory import available_bytes, format_bytes
 from ntk_tt.ntk import ntk_from_features
 from ntk_tt.optimizer import OptimizerConfig
 from ntk_tt.problem import LinearizedProblem
 from ntk_tt.progress import Progress, silent
 from ntk_tt.projection import ProjectionName
+from ntk_tt.sharded_kernel import sharded_kernel
+from ntk_tt.sharding import replicate
+from ntk_tt.store import FeatureStore
+from ntk_tt.streaming import StreamedKernel
 from ntk_tt.training_time import DEFAULT_THRESHOLDS, combine_times, training_times
 
 Space = Literal["auto", "primal", "dual"]
@@ -46,7 +53,8 @@ class Prediction(eqx.Module):
 
 def linearize(apply: Apply, params: PyTree, inputs: Float[Array | np.ndarray, "n ..."], labels: Int[Array | np.ndarray, " n"] | Float[Array | np.ndarray, "n c"], *,
               loss: LossName = "ce", outputs: Outputs = "logits", num_projections: int | str = "auto", projection: ProjectionName = "fold", space: Space = "auto",
-              key: Key[Array, ""] | None = None, progress: Progress = silent) -> LinearizedProblem:
+              key: Key[Array, ""] | None = None, precision: Precision = "float32", memory: int | None = None, mesh: Mesh | None = None,
+              features: FeatureStore | None = None, progress: Progress = silent) -> LinearizedProblem:
     """One pass over the data; the result prices every learning rate, momentum, batch size and schedule.
 
     Args:
@@ -62,10 +70,15 @@ def linearize(apply: Apply, params: PyTree, inputs: Float[Array | np.ndarray, "n
         projection: which one; see `ntk_tt.projection`.
         space: `dual` holds Θ, `primal` the features, `auto` the smaller.
         key: of the projection; key 0 where none is given.
+        precision, memory, mesh: see `jacobian_features`. Over a mesh the features, and Θ where it is formed, stay where
+            they were computed, and products with them are collectives.
+        features: computed before by `write_features` from `stored_outputs(apply, ...)`; instead of all the settings
+            above. They are read into memory where they fit (into `memory`, where given), else streamed from disk.
         progress: called after each block of the feature pass.
 
     Raises:
-        ValueError: an argument out of range, inputs and labels of different length, NaN in inputs, weights or logits.
+        ValueError: an argument out of range, inputs and labels of different length, NaN in inputs, weights or logits,
+            more memory than there is, or stored features of another shape.
 
     Cost: that of `jacobian_features`, and of Θ in the dual space.
     """
@@ -75,28 +88,58 @@ def linearize(apply: Apply, params: PyTree, inputs: Float[Array | np.ndarray, "n
     num_outputs = check_network(apply, params, inputs)
     if loss == "ce" and num_outputs == 1:
         raise ValueError("loss: cross-entropy needs at least two outputs; use loss='mse' with one")
+    if space not in get_args(Space):
+        raise ValueError(f"space: unknown {space!r}; give 'auto', 'primal' or 'dual'")
+    if outputs not in get_args(Outputs) or (outputs == "contrasts" and loss != "ce"):
+        raise ValueError(f"outputs: give 'logits', or 'contrasts' with loss='ce'; got {outputs!r} with {loss!r}")
     initial_logits, weight_logits = logits_and_tangent(apply, params, inputs, params)
     check_logits(initial_logits)
     targets = encode_targets(labels, num_outputs, initial_logits.dtype)
-    if outputs not in get_args(Outputs) or (outputs == "contrasts" and loss != "ce"):
-        raise ValueError(f"outputs: give 'logits', or 'contrasts' with loss='ce'; got {outputs!r} with {loss!r}")
     basis = contrast_basis(num_outputs, initial_logits.dtype) if outputs == "contrasts" else None
-    features = jacobian_features(
-        apply if basis is None else lambda params, inputs: apply(params, inputs) @ basis, params, inputs,
-        num_projections=num_projections, projection=projection, key=key, progress=progress)
-    kernel = _kernel(features, space)
+    if features is not None:
+        kernel = _stored_kernel(features, (len(inputs), num_outputs if basis is None else basis.shape[1]), space, memory)
+    else:
+        found = jacobian_features(
+            apply if basis is None else in_contrasts(apply, basis), params, inputs, num_projections=num_projections, projection=projection, key=key,
+            precision=precision, memory=memory, mesh=mesh, progress=progress)
+        kernel = _kernel(found, len(inputs), space, mesh)
+    if mesh is not None:
+        initial_logits, weight_logits, targets = (replicate(each, mesh) for each in (initial_logits, weight_logits, targets))
+        basis = None if basis is None else replicate(basis, mesh)
     return LinearizedProblem(kernel if basis is None else ContrastKernel(kernel, basis), initial_logits, weight_logits, targets, loss)
 
 
-def _kernel(features, space: Space):
-    match space:
-        case "auto":
-            return smaller_kernel(features)
-        case "primal":
-            return PrimalKernel(features)
-        case "dual":
-            return DualKernel(ntk_from_features(features).reshape(*features.shape[:2], *features.shape[:2]))
-    raise ValueError(f"space: unknown {space!r}; give 'auto', 'primal' or 'dual'")
+def stored_outputs(apply: Apply, num_outputs: int, outputs: Outputs) -> Apply:
+    """The network whose features `linearize(..., outputs=outputs, features=...)` takes."""
+    return apply if outputs == "logits" else in_contrasts(apply, contrast_basis(num_outputs))
+
+
+def _stored_kernel(store: FeatureStore, expected: tuple[int, int], space: Space, memory: int | None) -> AbstractKernel:
+    if tuple(store.shape[:2]) != expected:
+        raise ValueError(f"features: the store holds (samples, outputs) = {tuple(store.shape[:2])}, but the task has {expected}; build it from the same data and outputs")
+    budget = available_bytes() // 2 if memory is None else memory
+    if int(np.prod(store.shape)) * store.dtype.itemsize > budget:
+        if space == "dual":
+            raise ValueError("space: 'dual' needs the features in memory, and they are too large for it; use 'primal', which streams them")
+        return StreamedKernel(store, memory_bytes=budget)
+    missing = store.missing()
+    if missing:
+        raise ValueError(f"features: {len(missing)} blocks are missing or damaged, the first is block {missing[0]}; run write_features again, it computes only those")
+    return _kernel(jnp.asarray(np.concatenate([np.asarray(block) for block in store])), expected[0], space, None)
+
+
+def _kernel(features: Float[Array, "padded c d"], num_samples: int, space: Space, mesh: Mesh | None) -> AbstractKernel:
+    num_rows, num_projections = num_samples * features.shape[1], features.shape[2]
+    needed = num_rows**2 * features.dtype.itemsize // (1 if mesh is None else mesh.size)
+    free = available_bytes()
+    if space == "dual" and needed > free:
+        raise ValueError(f"memory: Θ of {num_rows} rows needs {format_bytes(needed)}, but {format_bytes(free)} may be used; use space='primal', which does not form it")
+    dual = space == "dual" or (space == "auto" and num_projections > num_rows and needed <= free)
+    if mesh is not None:
+        return sharded_kernel(features, num_samples, mesh, dual=dual)
+    if not dual:
+        return PrimalKernel(features)
+    return DualKernel(ntk_from_features(features).reshape(*features.shape[:2], *features.shape[:2]))
 
 
 def predict(problem: LinearizedProblem, optimizer: OptimizerConfig, num_steps: int, *, method: Method = "replay", num_seeds: int = 5,

@@ -1,0 +1,40 @@
+"""A prediction over a mesh, run as a program of its own: the number of devices is fixed when JAX starts.
+
+    python -m tests.sharded_program DEVICES [PROCESS PROCESSES PORT]
+
+Prints one JSON line: curves of several settings in both spaces.
+"""
+
+import json
+import sys
+
+import jax
+
+DEVICES, *PROCESS = (int(argument) for argument in sys.argv[1:])
+jax.config.update("jax_num_cpu_devices", DEVICES)
+if PROCESS:
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(f"localhost:{PROCESS[2]}", PROCESS[1], PROCESS[0])
+
+import numpy as np  # noqa: E402 (JAX is set up before anything uses it)
+
+import ntk_tt  # noqa: E402
+from ntk_tt.learning_rate import largest_curvature  # noqa: E402
+from ntk_tt.sharding import sample_mesh  # noqa: E402
+from tests.networks import convolutional  # noqa: E402
+
+
+def main() -> None:
+    case = convolutional(3, norm=True)
+    inputs, labels = np.asarray(case.inputs(13, 0)), np.arange(13) % 3
+    mesh = sample_mesh() if jax.device_count() > 1 else None
+    found = {"devices": jax.device_count(), "processes": jax.process_count()}
+    for space in ("primal", "dual"):
+        problem = ntk_tt.linearize(case.apply, case.params, inputs, labels, outputs="contrasts", num_projections=48, space=space, mesh=mesh)
+        for name, optimizer in (("full", ntk_tt.OptimizerConfig(0.05, 0.9, weight_decay=0.01)), ("batches", ntk_tt.OptimizerConfig(0.05, batch_size=4))):
+            found[f"{space} {name}"] = ntk_tt.predict(problem, optimizer, 12, num_seeds=2).loss.tolist()
+        found[f"{space} curvature"] = largest_curvature(problem, problem.initial_logits)[0]
+    print("RESULT " + json.dumps(found), flush=True)
+
+
+main()

@@ -1,0 +1,57 @@
+"""The same numbers on one, two and eight devices and on two processes."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def start(*arguments: int) -> subprocess.Popen:
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    command = [sys.executable, "-m", "tests.sharded_program", *map(str, arguments)]
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def result(process: subprocess.Popen) -> dict:
+    out, errors = process.communicate(timeout=500)
+    assert process.returncode == 0, errors[-3000:]
+    return json.loads(next(line for line in out.splitlines() if line.startswith("RESULT ")).removeprefix("RESULT "))
+
+
+@pytest.fixture(scope="module")
+def alone() -> dict:
+    return result(start(1))
+
+
+def agree(one: dict, other: dict) -> None:
+    for name in one:
+        if name not in ("devices", "processes"):
+            np.testing.assert_allclose(other[name], one[name], rtol=2e-5, err_msg=name)
+    assert abs(one["primal full"][0] - one["primal full"][-1]) > 0.01  # something was learned, and not the same in every setting
+    assert one["primal full"] != one["primal batches"]
+
+
+@pytest.mark.parametrize("devices", [2, 8])
+def test_devices(alone, devices):
+    """13 samples over 2 and 8 devices: padded, one device even without a sample of its own."""
+    spread = result(start(devices))
+    assert (alone["devices"], spread["devices"], spread["processes"]) == (1, devices, 1)
+    agree(alone, spread)
+
+
+def test_two_processes(alone):
+    """Two processes with two devices each, joined by gloo: both get what one process alone gets."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    found = [result(process) for process in [start(2, index, 2, port) for index in range(2)]]
+    for each in found:
+        assert (each["devices"], each["processes"]) == (4, 2)
+        agree(alone, each)
