@@ -223,7 +223,7 @@ class FeatureStore:
             _TENSOR: {"dtype": _CODES[self.dtype.name], "shape": shape, "data_offsets": [0, math.prod(shape) * self.dtype.itemsize]},
         }
         text = json.dumps(record, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 64)  # the data then begins at a multiple of 8, as safetensors asks
+        text += b" " * (-(len(text) + 8) % 64)  # data that begins at a multiple of 64 is computed on where it is mapped, without a copy
         return len(text).to_bytes(8, "little") + text
 
     def _fault(self, index: int, *, whole: bool) -> str | None:
