@@ -256,6 +256,45 @@ def default_num_projections(num_rows: int, num_params: int, *, itemsize: int = 4
     return min(wanted, affordable, num_params)
 
 
+def choose_num_projections(num_samples: int, num_outputs: int, num_params: int, memory_bytes: int, *, itemsize: int = 4) -> int:
+    """The D' that a budget for the features pays for: `default_num_projections` with that limit, N·C·D'·`itemsize` bytes.
+
+    Args:
+        memory_bytes: in memory, or on the disk where the features are streamed (`ntk_tt.streaming`).
+        itemsize: bytes of a number: 4, or 2 for half precision.
+
+    Raises:
+        ValueError: a budget that pays for less than one dimension.
+
+    `projection_advice` says what a small D' costs.
+    """
+    num_rows = num_samples * num_outputs
+    if memory_bytes < num_rows * itemsize:
+        raise ValueError(f"memory_bytes: {memory_bytes} do not hold one number for each of {num_samples} samples × {num_outputs} outputs; "
+                         f"give at least {num_rows * itemsize}, or fewer samples")
+    return default_num_projections(num_rows, num_params, itemsize=itemsize, max_bytes=memory_bytes)
+
+
+def projection_advice(num_rows: int, num_projections: int, num_params: int) -> str | None:
+    """A sentence on a D' too small for the spectrum, or None where it is not.
+
+    Θ has at most min(N·C, D) nonzero eigenvalues. Where that rank is more than a quarter of D' the small ones come out
+    visibly too small, and where it is more than D' the others are zero.
+
+    Args:
+        num_rows: N·C.
+    """
+    rank = min(num_rows, num_params)
+    if num_projections >= num_params or 4 * rank <= num_projections:
+        return None
+    effect = "the small eigenvalues come out too small (by 40 % at 1/2, by 70 % at 1) and late convergence is predicted too late"
+    if rank > num_projections:
+        effect = f"only {num_projections} of {rank} eigenvalues are seen, so the predicted loss can stop at a plateau that training passes; early times hold better than late ones"
+    better = min(4 * rank, num_params)
+    return (f"num_projections: {num_projections} is few for a kernel of rank {rank} (rank/D' = {rank / num_projections:.2g}, above 1/4): {effect}; "
+            f"take {'the exact features, ' if better == num_params else ''}num_projections={better} if {num_rows * better * 4 / 1e9:.3g} GB of features in single precision fit")
+
+
 def expected_relative_error(ntk: Float[Array, "rows rows"], num_projections: int) -> Float[Array, ""]:
     """Expected ‖ΦΦᵀ − Θ‖_F / ‖Θ‖_F of an unbiased projection: √((tr²Θ + ‖Θ‖²_F)/D') / ‖Θ‖_F."""
     norm = jnp.linalg.norm(ntk)

@@ -1,12 +1,14 @@
 """Random projections: unbiased, of the stated error, rebuildable from the key."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from ntk_tt.features import jacobian_features
-from ntk_tt.projection import Identity, default_num_projections, expected_relative_error, make_projection
+from ntk_tt.projection import Identity, choose_num_projections, default_num_projections, expected_relative_error, make_projection, projection_advice
 from tests.networks import mlp
 
 KINDS = ["fold", "achlioptas", "gaussian"]
@@ -74,6 +76,30 @@ def test_default_dimension():
     assert default_num_projections(10, 10**7) == 4096
     assert default_num_projections(3750, 50_000) == 50_000
     assert default_num_projections(500_000, 10**8, max_bytes=1 << 30) == (1 << 30) // (4 * 500_000)
+
+
+def test_dimension_for_a_budget():
+    assert choose_num_projections(50_000, 10, 10**8, 40 << 30) == (40 << 30) // (4 * 500_000)
+    assert choose_num_projections(50_000, 10, 10**8, 40 << 30, itemsize=2) == (40 << 30) // (2 * 500_000)
+    assert choose_num_projections(50, 10, 10**8, 40 << 30) == 16 * 500  # no more than is of use
+    assert choose_num_projections(50, 10, 3000, 40 << 30) == 3000  # exact
+    assert choose_num_projections(50, 10, 10**8, 2000) == 1
+    with pytest.raises(ValueError, match="memory_bytes: 1999 do not hold one number for each of 50 samples × 10 outputs; give at least 2000"):
+        choose_num_projections(50, 10, 10**8, 1999)
+
+
+@pytest.mark.parametrize(("arguments", "advice"), [
+    ((1000, 4000, 10**6), None),
+    ((1000, 3999, 10**6), r"3999 is few for a kernel of rank 1000 \(rank/D' = 0\.25, above 1/4\): the small eigenvalues .* take num_projections=4000 if 0\.016 GB"),
+    ((1000, 500, 10**6), r"only 500 of 1000 eigenvalues .* take num_projections=4000"),
+    ((500_000, 4096, 80_000), r"rank 80000 .*only 4096 of 80000 .* take the exact features, num_projections=80000 if 160 GB"),
+    ((500_000, 80_000, 80_000), None),
+])
+def test_advice_on_a_small_dimension(arguments, advice):
+    said = projection_advice(*arguments)
+    assert (said is None) == (advice is None)
+    if advice is not None:
+        assert re.search(advice, said)
 
 
 @pytest.mark.parametrize("kind", KINDS)
