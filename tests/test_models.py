@@ -9,6 +9,7 @@ from flax import nnx
 from ntk_tt.data import load_task
 from ntk_tt.models import MODELS, Model, from_nnx, load_model, read_weights, save_weights
 from ntk_tt.models.load import weight_file
+from ntk_tt.models.mlp import MLP
 from ntk_tt.models.model import IMAGENET_MEAN, IMAGENET_STD, set_values
 from ntk_tt.models.resnet8 import ResNet8
 from ntk_tt.paths import named_leaves
@@ -209,3 +210,15 @@ def test_the_bundled_network_recognises_tiny_imagenet(bundled, data_root):
     logits = jax.jit(bundled.apply)(bundled.params, bundled.preprocess(task.images))
     accuracy = float((np.argmax(logits, -1) == task.labels).mean())
     assert accuracy > 0.2  # chance is 0.005
+
+
+def test_random_weights_are_those_of_flax_with_the_same_key():
+    key = jax.random.key(7)
+    model, module = load_model("mlp", num_classes=2, image_size=2, key=key), MLP(2, inputs=12, rngs=nnx.Rngs(key))
+    for ours, theirs in zip(jax.tree.leaves(model.params), jax.tree.leaves(nnx.to_pure_dict(nnx.state(module))), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_features_can_be_jitted_as_they_are(bundled):
+    images = jnp.ones((1, 8, 8, 3))
+    np.testing.assert_allclose(jax.jit(bundled.features)(bundled.params, images), bundled.features(bundled.params, images), rtol=1e-5, atol=1e-6)
