@@ -2,14 +2,18 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from ntk_tt.data import Task, load_task
+from ntk_tt.adapters import from_equinox, from_function, from_linen, load_factory
+from ntk_tt.data import Task, UpTo, describe_data, list_data, load_task, task_from_arrays
 from ntk_tt.dynamics import LinearizedProblem, Trajectory, simulate
-from ntk_tt.features import jacobian_features
+from ntk_tt.features import jacobian_features, write_features
 from ntk_tt.finetune import TrainingRun, finetune
-from ntk_tt.models import Model, from_nnx, load_model
+from ntk_tt.models import Model, fit_linear_head, from_nnx, list_models, load_model
 from ntk_tt.ntk import empirical_ntk, ntk_from_features
 from ntk_tt.optimizer import OptimizerConfig
-from ntk_tt.predict import Prediction, linearize, predict
+from ntk_tt.predict import Prediction, linearize, predict, stored_outputs
+from ntk_tt.sharding import sample_mesh
+from ntk_tt.store import FeatureStore
+from ntk_tt.trainable import LoRA, restrict
 from ntk_tt.training_time import training_times
 from ntk_tt.verdict import Verdict, assess, judge, linearization_residual, stability
 
@@ -19,7 +23,9 @@ except PackageNotFoundError:  # run from a source tree that is not installed
     __version__ = "0+unknown"
 
 __all__ = [
-    "LinearizedProblem", "Model", "OptimizerConfig", "Prediction", "Task", "TrainingRun", "Trajectory", "Verdict", "assess", "empirical_ntk", "finetune",
-    "from_nnx", "jacobian_features", "judge", "linearization_residual", "linearize", "load_model", "load_task", "ntk_from_features", "predict",
-    "simulate", "stability", "training_times",
+    "FeatureStore", "LinearizedProblem", "LoRA", "Model", "OptimizerConfig", "Prediction", "Task", "TrainingRun", "Trajectory", "UpTo",
+    "Verdict", "assess", "describe_data", "empirical_ntk", "finetune", "fit_linear_head", "from_equinox", "from_function", "from_linen",
+    "from_nnx", "jacobian_features", "judge", "linearization_residual", "linearize", "list_data", "list_models", "load_factory", "load_model",
+    "load_task", "ntk_from_features", "predict", "restrict", "sample_mesh", "simulate", "stability", "stored_outputs", "task_from_arrays",
+    "training_times", "write_features",
 ]

@@ -1,4 +1,4 @@
-"""`ntk-tt predict` and `ntk-tt verify`: flags in, tables, JSON and a figure out. The contract is docs/json.md."""
+"""The command line: flags in, tables, JSON and a figure out. The contract of the JSON is docs/json.md."""
 
 import dataclasses
 import sys
@@ -10,17 +10,19 @@ import numpy as np
 import tyro
 
 from ntk_tt import report as reports
-from ntk_tt.data import Task, load_task
+from ntk_tt.data import describe_data, list_data
 from ntk_tt.finetune import TrainingRun, finetune
-from ntk_tt.losses import LossName
-from ntk_tt.models import Model, load_model
+from ntk_tt.memory import format_bytes
+from ntk_tt.models import list_models
 from ntk_tt.optimizer import OptimizerConfig, ScheduleName, check_num_steps, named_schedule
 from ntk_tt.plot import plot_report
-from ntk_tt.predict import linearize, plateau_window, predict
+from ntk_tt.predict import Outputs, linearize, plateau_window, predict
 from ntk_tt.problem import LinearizedProblem
 from ntk_tt.progress import progress_bar
-from ntk_tt.projection import ProjectionName
+from ntk_tt.setup import Loaded, Setup, build_features, find_features, load, precision_error
+from ntk_tt.sharding import sample_mesh
 from ntk_tt.stopwatch import Stopwatch
+from ntk_tt.store import FeatureStore
 from ntk_tt.training_time import DEFAULT_THRESHOLDS, check_thresholds, training_times
 from ntk_tt.verdict import assess
 
@@ -28,21 +30,32 @@ CommandLineMethod = Literal["replay", "ode", "sde", "sde-diagonal", "sde-diagona
 
 
 @dataclasses.dataclass(frozen=True)
-class Predict:
+class Features(Setup):
+    """Compute the features of a network on a task to disk, resumable; `predict` and `verify` with the same flags then find them."""
+
+    contrasts: bool = True
+    """For cross-entropy the C−1 contrasts of the outputs, which is what `predict` uses, instead of all C."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Models:
+    """List the networks that have a name."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """List the paper's data sets, or describe one source: images, classes, images of a class, imbalance."""
+
+    source: Annotated[str | None, tyro.conf.Positional] = None
+    """Such as folder:PATH; without it, the list."""
+    split: str = "train"
+    """Of the data set."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Predict(Setup):
     """Predict how long fine-tuning takes, without training. Without flags: the bundled network on handwritten digits."""
 
-    model: str = "resnet8"
-    """Name of the network."""
-    weights: str = "bundled"
-    """`bundled`, a safetensors file, or `hf:owner/name`."""
-    data: str = "digits"
-    """`digits`, `folder:PATH` (PATH/<split>/<class>/<image>) or `tfds:NAME`."""
-    classes: int = 5
-    """Random classes of the data set to learn."""
-    per_class: int = 150
-    """Random images of each class."""
-    image_size: int = 32
-    """Side of the images [pixels]."""
     learning_rate: float = 0.001
     """The highest rate of the schedule."""
     momentum: float = 0.9
@@ -59,14 +72,8 @@ class Predict:
     """Optimiser steps, T."""
     schedule: ScheduleName = "constant"
     """Of the learning rate."""
-    loss: LossName = "ce"
-    """Softmax cross-entropy, or ½‖f − y‖²."""
     method: CommandLineMethod = "replay"
     """How the linearised network is trained: see docs/method.md."""
-    projections: Literal["auto", "exact"] | int = "auto"
-    """Dimension D' of the projected gradients; `exact` projects nothing."""
-    projection: ProjectionName = "fold"
-    """Kind of random projection."""
     batch_norm: Literal["frozen", "train"] = "frozen"
     """Batch-norm statistics in real training; the prediction always freezes them."""
     thresholds: tuple[float, ...] = DEFAULT_THRESHOLDS
@@ -81,8 +88,6 @@ class Predict:
     """Records in the running mean before times are read, of prediction and truth alike; by default 1 for the full batch, else 3."""
     price_per_hour: float | None = None
     """Of the machine that will train; prints what training costs."""
-    seed: int = 0
-    """Of classes, images, head, projection and data order."""
     json: Path | None = None
     """Write the whole report here."""
     plot: Path | None = None
@@ -96,10 +101,20 @@ class Verify(Predict):
 
 def main(arguments: list[str] | None = None) -> None:
     """The entry point; exits with 2 and one line where an argument is wrong, 130 where interrupted."""
-    commands = Annotated[Predict, tyro.conf.subcommand("predict")] | Annotated[Verify, tyro.conf.subcommand("verify")]
+    commands = (
+        Annotated[Predict, tyro.conf.subcommand("predict")] | Annotated[Verify, tyro.conf.subcommand("verify")]
+        | Annotated[Features, tyro.conf.subcommand("features")] | Annotated[Models, tyro.conf.subcommand("models")] | Annotated[Data, tyro.conf.subcommand("data")])
     options: Any = tyro.cli(commands, prog="ntk-tt", description="How long fine-tuning will take, before you start it.", args=arguments)  # pyright: ignore[reportArgumentType,reportCallIssue]
     try:
-        run(options)
+        match options:
+            case Features():
+                features(options)
+            case Models():
+                reports.print_rows(list_models())
+            case Data():
+                reports.print_rows(list_data() if options.source is None else [describe_data(options.source, split=options.split)])
+            case _:
+                run(options)
     except ValueError as error:
         print(f"ntk-tt: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
@@ -111,11 +126,26 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(130)
 
 
+def features(options: Features) -> FeatureStore:
+    """Everything behind `ntk-tt features`."""
+    options.check()
+    loaded = load(options)
+    reports.print_notes([loaded.model.note, *loaded.task.notes])
+    outputs: Outputs = "contrasts" if options.loss == "ce" and options.contrasts else "logits"
+    with Stopwatch() as watch, progress_bar("features") as progress:
+        store = build_features(options, loaded, outputs, progress)
+    num_samples, num_outputs, num_projections = store.shape
+    print(f"features: {num_samples} samples × {num_outputs} outputs × D' = {num_projections}, "
+          f"{format_bytes(num_samples * num_outputs * num_projections * store.dtype.itemsize)} in {store.folder}; {watch.seconds:.1f} s (+ {watch.compile_seconds:.1f} s compilation)")
+    return store
+
+
 def run(options: Predict) -> dict[str, Any]:
-    """Everything behind the command line; returns the report."""
+    """Everything behind `predict` and `verify`; returns the report."""
     _check(options)
-    task = load_task(options.data, num_classes=options.classes, per_class=options.per_class, image_size=options.image_size, seed=options.seed)
-    model = load_model(options.model, weights=options.weights, num_classes=task.num_classes, image_size=options.image_size, key=jax.random.key(options.seed))
+    loaded = load(options)
+    task, model, images = loaded.task, loaded.model, loaded.images
+    reports.print_notes([model.note, *task.notes])
     optimizer = OptimizerConfig(
         learning_rate=named_schedule(options.schedule, options.learning_rate, options.steps), momentum=options.momentum, nesterov=options.nesterov,
         weight_decay=options.weight_decay, batch_size=None if options.batch_size == "full" else options.batch_size, sampling=options.sampling)
@@ -123,12 +153,16 @@ def run(options: Predict) -> dict[str, Any]:
     full = optimizer.is_full_batch(len(task.labels))
     record_every = options.record_every or (1 if full else max(1, options.steps // 50))
     smoothing = options.smoothing or (1 if full else 3)
-    images = model.preprocess(task.images)
 
+    # The paper's diagonal noise lives in the projected coordinates of all C logits.
+    diagonal = options.method.startswith("sde-diagonal")
+    outputs: Outputs = "contrasts" if options.loss == "ce" and not diagonal else "logits"
     with Stopwatch() as feature_watch, progress_bar("features") as progress:
+        stored = find_features(options, loaded, outputs)
         problem = linearize(
-            model.apply, model.params, images, task.labels, loss=options.loss, outputs="contrasts" if options.loss == "ce" and not options.method.startswith("sde-diagonal") else "logits", num_projections=options.projections, projection=options.projection,
-            space="primal" if options.method.startswith("sde-diagonal") else "auto", key=jax.random.key(options.seed), progress=progress)
+            model.apply, model.params, images, task.labels, loss=options.loss, outputs=outputs, num_projections=options.projections, projection=options.projection,
+            space="primal" if diagonal else "auto", key=jax.random.key(options.seed), precision=options.precision, memory=options.memory_bytes,
+            mesh=sample_mesh() if stored is None and jax.device_count() > 1 else None, features=stored, progress=progress)
         jax.block_until_ready(problem)
     with Stopwatch() as dynamics_watch, progress_bar("dynamics") as progress:
         prediction = predict(
@@ -141,7 +175,7 @@ def run(options: Predict) -> dict[str, Any]:
     assert verdict.seconds_per_sample is not None
     estimate = verdict.seconds_per_sample * optimizer.checked_batch_size(len(task.labels)) * options.steps
     report = {
-        "task": _task(options, task, model, problem), "optimizer": _optimizer(options),
+        "task": _task(options, loaded, problem, stored), "optimizer": _optimizer(options),
         "prediction": reports.curve(prediction, prediction.times, times_low=prediction.times_low, times_high=prediction.times_high,
                                     method=options.method, num_seeds=len(prediction.runs)),
         "truth": None,
@@ -177,11 +211,10 @@ def _check(options: Predict) -> None:
     """What can be said to be wrong before any data is read or work done."""
     check_num_steps(options.steps)
     check_thresholds(options.thresholds, options.loss_thresholds)
-    for name, value in (("projections", options.projections), ("record-every", options.record_every), ("smoothing", options.smoothing), ("seeds", options.seeds)):
+    options.check()
+    for name, value in (("record-every", options.record_every), ("smoothing", options.smoothing), ("seeds", options.seeds)):
         if isinstance(value, int) and value < 1:
             raise ValueError(f"{name}: must be at least 1, got {value}")
-    if not 0 <= options.seed < 2**31:
-        raise ValueError(f"seed: must lie in 0 … {2**31 - 1}, got {options.seed}")
     if options.price_per_hour is not None and not (np.isfinite(options.price_per_hour) and options.price_per_hour >= 0):
         raise ValueError(f"price-per-hour: must be 0 or more, got {options.price_per_hour}")
     OptimizerConfig(options.learning_rate, options.momentum, options.nesterov, options.weight_decay, None if options.batch_size == "full" else options.batch_size)
@@ -200,12 +233,15 @@ def _check(options: Predict) -> None:
                 raise ValueError(f"{name}: cannot write {str(path)!r} ({error.strerror}); choose another path") from error
 
 
-def _task(options: Predict, task: Task, model: Model, problem: LinearizedProblem) -> dict[str, Any]:
+def _task(options: Predict, loaded: Loaded, problem: LinearizedProblem, stored: FeatureStore | None) -> dict[str, Any]:
+    task, model = loaded.task, loaded.model
     return {
-        "model": model.name, "weights": options.weights, "num_params": model.num_params, "data": options.data, "class_names": list(task.class_names),
-        "num_classes": task.num_classes, "per_class": options.per_class, "num_samples": len(task.labels), "image_size": options.image_size,
-        "loss": options.loss, "batch_norm": options.batch_norm, "projections": options.projections, "projection": options.projection,
-        "space": problem.kernel.space, "seed": options.seed,
+        "model": model.name, "weights": options.weights, "num_params": model.num_params, "total_params": loaded.total_params, "trainable": options.trainable,
+        "head": options.head, "data": options.data, "split": options.split, "class_names": list(task.class_names), "num_classes": task.num_classes,
+        "per_class": list(task.per_class), "num_samples": len(task.labels), "image_size": options.image_size, "loss": options.loss,
+        "batch_norm": options.batch_norm, "projections": options.projections, "projection": options.projection, "precision": options.precision,
+        "precision_error": precision_error(options, loaded), "features": None if stored is None else str(stored.folder), "space": problem.kernel.space,
+        "devices": jax.device_count(), "notes": [note for note in (model.note, *task.notes) if note], "seed": options.seed,
     }
 
 

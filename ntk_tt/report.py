@@ -5,6 +5,7 @@ import json
 import math
 import os
 import platform
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,29 @@ def print_report(report: dict[str, Any]) -> None:
     if verdict is not None:
         colour = {"high": "green", "medium": "yellow", "low": "red", "none": "bold red"}[verdict["trust"]]
         console.print(f"trust: [{colour}]{verdict['trust']}[/{colour}] – {verdict['reason']}", highlight=False)
+
+
+def print_notes(notes: Iterable[str]) -> None:
+    """What the reader should know beforehand: a truncated network, images left out."""
+    for note in notes:
+        if note:
+            print(f"note: {note}")
+
+
+def print_rows(rows: Sequence[Any]) -> None:
+    """NamedTuples as a table, a column a field."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for name in rows[0]._fields:
+        number = isinstance(getattr(rows[0], name), int | float)
+        table.add_column(name.replace("_", " "), justify="right" if number else "left", no_wrap=number)
+    for row in rows:
+        table.add_row(*(f"{value:,}" if isinstance(value, int) else f"{value:.2f}" if isinstance(value, float) else escape(str(value)) for value in row))
+    Console(width=max(Console().width, 150)).print(table)
 
 
 def _setting(optimizer: dict[str, Any]) -> str:

@@ -35,7 +35,7 @@ class _ShardedKernel(AbstractKernel):
 def _own(indices: Indices, per_device: int) -> tuple[Indices, Array]:
     """Positions of samples among this device's, and whether they are its own."""
     local = indices - jax.lax.axis_index(SAMPLES) * per_device
-    return jnp.clip(local, 0, per_device - 1), (local >= 0) & (local < per_device)
+    return jnp.clip(local, 0, per_device - 1), jnp.logical_and(local >= 0, local < per_device)
 
 
 class ShardedPrimalKernel(_ShardedKernel):
@@ -119,8 +119,8 @@ class ShardedDualKernel(_ShardedKernel):
 def sharded_kernel(features: Float[Array, "padded c d"], num_samples: int, mesh: Mesh, *, dual: bool) -> AbstractKernel:
     """The kernel of features that lie over the mesh; `dual` forms each device's rows of Θ where they will stay."""
     if not dual:
-        return ShardedPrimalKernel(features, num_samples, mesh)
-    return ShardedDualKernel(_sharded_ntk(mesh, num_samples, features), num_samples, mesh)
+        return ShardedPrimalKernel(features=features, num_samples=num_samples, mesh=mesh)
+    return ShardedDualKernel(ntk=_sharded_ntk(mesh, num_samples, features), num_samples=num_samples, mesh=mesh)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
