@@ -1,13 +1,18 @@
 """Θ in the smaller of two spaces: through the features (primal) or as a matrix (dual)."""
 
+from collections.abc import Callable
+
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ntk_tt.ntk import ntk_from_features
 
-Indices = Int[Array, " b"]
+Indices = Int[Array | np.ndarray, " b"]
+# Of which samples, and how several states change their logits (S, b, C) -> the residuals there, or None where nothing is pulled.
+Respond = Callable[[slice | Indices, Float[Array, "s b c"]], Float[Array, "s b c"] | None]
 
 
 class AbstractKernel(eqx.Module):
@@ -20,6 +25,11 @@ class AbstractKernel(eqx.Module):
     def space(self) -> str:
         """`primal` or `dual`."""
         raise NotImplementedError
+
+    @property
+    def streamed(self) -> bool:
+        """Whether the products are Python loops over blocks on disk, which `jit` cannot trace."""
+        return False
 
     def zero(self) -> Array:
         """The state of no displacement."""
@@ -48,6 +58,20 @@ class AbstractKernel(eqx.Module):
     def product(self, vectors: Float[Array, "n c"]) -> Float[Array, "n c"]:
         """Θ v."""
         return self.push(self.pull(vectors))
+
+    def sweep(self, states: Array, respond: Respond, indices: Indices | None = None) -> Array:
+        """States of Jᵀ g with g = respond(samples, J u), of several stacked states (S, …) in one pass over the features.
+
+        Args:
+            states: stacked.
+            respond: see `Respond`; called once for each part of the samples that is at hand.
+            indices: only these samples, instead of all.
+        """
+        if indices is None:
+            residuals = respond(slice(None), jax.vmap(self.push)(states))
+            return jnp.zeros_like(states) if residuals is None else jax.vmap(self.pull)(residuals)
+        residuals = respond(indices, jax.vmap(lambda state: self.push_rows(state, indices))(states))
+        return jnp.zeros_like(states) if residuals is None else jax.vmap(lambda g: self.pull_rows(g, indices))(residuals)
 
 
 class PrimalKernel(AbstractKernel):
@@ -121,6 +145,10 @@ class ContrastKernel(AbstractKernel):
     def space(self) -> str:
         return self.inner.space
 
+    @property
+    def streamed(self) -> bool:
+        return self.inner.streamed
+
     def zero(self) -> Array:
         return self.inner.zero()
 
@@ -138,6 +166,13 @@ class ContrastKernel(AbstractKernel):
 
     def diagonal_blocks(self) -> Float[Array, "n c c"]:
         return jnp.einsum("ak,nkl,bl->nab", self.basis, self.inner.diagonal_blocks(), self.basis)
+
+    def sweep(self, states: Array, respond: Respond, indices: Indices | None = None) -> Array:
+        def respond_to_contrasts(samples, changes):
+            residuals = respond(samples, changes @ self.basis.T)
+            return None if residuals is None else residuals @ self.basis
+
+        return self.inner.sweep(states, respond_to_contrasts, indices)
 
 
 def contrast_basis(num_outputs: int, dtype=jnp.float32) -> Float[Array, "c k"]:

@@ -1,5 +1,6 @@
 """Learning rates: the effective one under momentum, and the largest that is stable."""
 
+import functools
 from typing import Any
 
 import jax
@@ -9,6 +10,7 @@ import scipy.sparse.linalg
 from jaxtyping import Array, Float
 
 from ntk_tt import losses
+from ntk_tt.kernel import Respond
 from ntk_tt.problem import LinearizedProblem
 
 
@@ -26,12 +28,20 @@ def largest_curvature(problem: LinearizedProblem, logits: Float[Array, "n c"]) -
     Returns:
         λ [1/step per unit learning rate] and the eigenvector z (N, C) of Aᵀ Θ A / N, of unit length.
     """
+    if problem.kernel.streamed:
+        host = np.asarray(logits)
+        curvature, state = _largest_of_sweeps(problem, lambda samples, changes: _curvature(problem.loss, host[samples], changes))
+        direction = losses.curvature_sqrt_transpose(problem.loss, logits, problem.kernel.push(state))
+        return curvature, direction / jnp.maximum(jnp.linalg.norm(direction), jnp.finfo(direction.dtype).tiny)
     return _largest(lambda vector: _curvature_product(problem, logits, vector), problem.initial_logits)
 
 
 def largest_curvature_bound(problem: LinearizedProblem) -> float:
     """λ_max(Θ)/N times the largest curvature the loss can have (½ for `ce`, 1 for `mse`): bounds λ at all logits."""
-    eigenvalue, _ = _largest(lambda vector: _kernel_product(problem, vector), problem.initial_logits)
+    if problem.kernel.streamed:
+        eigenvalue, _ = _largest_of_sweeps(problem, lambda _, changes: changes)
+    else:
+        eigenvalue, _ = _largest(lambda vector: _kernel_product(problem, vector), problem.initial_logits)
     return losses.largest_curvature_per_output(problem.loss) * eigenvalue
 
 
@@ -43,7 +53,8 @@ def batch_curvature_variance(problem: LinearizedProblem, logits: Float[Array, "n
     """
     if curvature <= 0:
         return 0.0
-    return float(_scatter(problem, logits, direction, curvature))
+    scatter = _scatter if problem.kernel.streamed else jax.jit(_scatter)
+    return float(scatter(problem, logits, direction, curvature))
 
 
 def largest_safe_learning_rate(curvature: float, variance: float, *, momentum: float = 0.0, nesterov: bool = False, weight_decay: float = 0.0) -> float:
@@ -84,10 +95,15 @@ def _moment_radius(rate: float, mean: float, variance: float, momentum: float, n
     return float(np.abs(np.linalg.eigvals(moments)).max())
 
 
-def _largest(product, like: Float[Array, "n c"]) -> tuple[float, Float[Array, "n c"]]:
+def _largest_of_sweeps(problem: LinearizedProblem, respond: Respond) -> tuple[float, Float[Array, " d"]]:
+    """λ_max of (1/N) Jᵀ W J, W given by `respond`, and its direction: among the states, where a product is one pass over the disk, not two."""
+    return _largest(lambda state: problem.kernel.sweep(state[None], respond)[0] / problem.num_samples, problem.kernel.zero())
+
+
+def _largest(product, like: Float[Array, "..."]) -> tuple[float, Float[Array, "..."]]:
     size = like.size
     if size == 1:
-        return float(product(jnp.ones_like(like))[0, 0]), jnp.ones_like(like)
+        return float(product(jnp.ones_like(like)).reshape(())), jnp.ones_like(like)
 
     def matvec(vector):
         return np.asarray(product(jnp.asarray(vector.reshape(like.shape), like.dtype)), np.float64).reshape(-1)
@@ -98,6 +114,12 @@ def _largest(product, like: Float[Array, "n c"]) -> tuple[float, Float[Array, "n
         return 0.0, jnp.asarray(start.reshape(like.shape) / np.linalg.norm(start), like.dtype)
     values, vectors = scipy.sparse.linalg.eigsh(operator, k=1, which="LA", tol=1e-4, v0=start)  # pyright: ignore[reportArgumentType]
     return max(float(values[0]), 0.0), jnp.asarray(vectors[:, 0].reshape(like.shape), like.dtype)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _curvature(loss, logits, changes):
+    """H v of some samples for each state's v."""
+    return jax.vmap(lambda vector: losses.curvature_sqrt_product(loss, logits, losses.curvature_sqrt_transpose(loss, logits, vector)))(changes)
 
 
 @jax.jit
@@ -111,7 +133,6 @@ def _curvature_product(problem, logits, vector):
     return losses.curvature_sqrt_transpose(problem.loss, logits, inner) / problem.num_samples
 
 
-@jax.jit
 def _scatter(problem, logits, direction, curvature):
     weighted = losses.curvature_sqrt_product(problem.loss, logits, direction)
     along = problem.kernel.product(weighted) / jnp.sqrt(problem.num_samples * curvature)  # J w, w of unit length

@@ -59,9 +59,9 @@ def mean_loss(loss: LossName, logits: Logits, targets: Targets) -> Float[Array, 
     return sample_losses(loss, logits, targets).mean()
 
 
-def mean_residuals(loss: LossName, logits: Logits, targets: Targets) -> Logits:
-    """∂L/∂f = gᵢ/N, with N the number of rows given (all samples, or a mini-batch)."""
-    return residuals(loss, logits, targets) / logits.shape[0]
+def mean_residuals(loss: LossName, logits: Logits, targets: Targets, num_samples: int | None = None) -> Logits:
+    """∂L/∂f = gᵢ/N, with N the number of rows given (all samples, or a mini-batch), or `num_samples` where they are a part of these."""
+    return residuals(loss, logits, targets) / (logits.shape[0] if num_samples is None else num_samples)
 
 
 def curvature_sqrt_product(loss: LossName, logits: Logits, vectors: Logits) -> Logits:

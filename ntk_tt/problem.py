@@ -3,6 +3,7 @@
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -57,3 +58,22 @@ def logits_rows(problem: LinearizedProblem, state: State, indices: Indices) -> F
     """f₀ + J u for some samples."""
     change = problem.kernel.push_rows(state.kernel_state, indices)
     return problem.initial_logits[indices] + change + state.decay * problem.weight_logits[indices]
+
+
+def sgd_step(state: State, velocity: State, gradient: State, rate, momentum, nesterov) -> tuple[State, State]:
+    """a ← m a + d, then u ← u − η a (Nesterov: u ← u − η (d + m a)): the state and the velocity afterwards."""
+    velocity = jax.tree.map(lambda v, d: momentum * v + d, velocity, gradient)
+    update = jax.tree.map(lambda v, d: jnp.where(nesterov, momentum * v + d, v), velocity, gradient)
+    return jax.tree.map(lambda z, d: z - rate * d, state, update), velocity
+
+
+def decayed(pulled: Any, state: State, weight_decay) -> State:
+    """The whole gradient, Jᵀ ∂L/∂f + λ (u + w₀), from its first term."""
+    return State(pulled + weight_decay * state.kernel_state, weight_decay * (state.decay + 1))
+
+
+def check_in_memory(problem: LinearizedProblem, method: str) -> None:
+    """Raises ValueError where a method that runs inside `jit` is given streamed features."""
+    if problem.kernel.streamed:
+        raise ValueError(f"method: {method!r} runs inside jit and needs the features in memory, but these are streamed from disk; "
+                         "use 'replay', or features that fit into memory (a smaller num_projections)")

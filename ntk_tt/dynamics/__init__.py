@@ -8,6 +8,7 @@ from ntk_tt.dynamics.closed_form import solve_closed_form
 from ntk_tt.dynamics.ode import solve_ode
 from ntk_tt.dynamics.replay import replay
 from ntk_tt.dynamics.sde import Noise, solve_sde
+from ntk_tt.dynamics.streamed import replay_many
 from ntk_tt.dynamics.trajectory import Trajectory
 from ntk_tt.optimizer import OptimizerConfig
 from ntk_tt.problem import LinearizedProblem
@@ -15,7 +16,7 @@ from ntk_tt.problem import LinearizedProblem
 Method = Literal["replay", "ode", "sde", "sde-diagonal", "sde-diagonal-constant", "closed-form"]
 _NOISES: dict[str, Noise] = {"sde": "full", "sde-diagonal": "diagonal", "sde-diagonal-constant": "diagonal-constant"}
 
-__all__ = ["LinearizedProblem", "Method", "Trajectory", "is_random", "replay", "simulate", "solve_closed_form", "solve_ode", "solve_sde"]
+__all__ = ["LinearizedProblem", "Method", "Trajectory", "is_random", "replay", "replay_many", "simulate", "solve_closed_form", "solve_ode", "solve_sde"]
 
 
 def simulate(problem: LinearizedProblem, optimizer: OptimizerConfig, num_steps: int, *, method: Method = "replay",
@@ -29,6 +30,8 @@ def simulate(problem: LinearizedProblem, optimizer: OptimizerConfig, num_steps: 
     | `sde-diagonal`, `sde-diagonal-constant` | (the paper's) | the same, and correlations of the noise | 2·N·C·D' flops |
     | `ode` | small steps, full batch | noise as well | adaptive |
     | `closed-form` | the ODE with `mse` | the same | one eigen-decomposition |
+
+    With streamed features (`ntk_tt.streaming`) only `replay` works; the others run inside `jit`.
 
     Raises:
         ValueError: unknown method, or what the method raises.

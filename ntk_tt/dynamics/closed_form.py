@@ -9,7 +9,7 @@ from ntk_tt.dynamics.trajectory import Trajectory, record_steps
 from ntk_tt.kernel import DualKernel, PrimalKernel
 from ntk_tt.ntk import ntk_from_features
 from ntk_tt.optimizer import OptimizerConfig, check_num_steps
-from ntk_tt.problem import LinearizedProblem
+from ntk_tt.problem import LinearizedProblem, check_in_memory
 
 
 def solve_closed_form(problem: LinearizedProblem, optimizer: OptimizerConfig, num_steps: int, *, record_every: int = 1, save_logits: bool = False) -> Trajectory:
@@ -19,11 +19,12 @@ def solve_closed_form(problem: LinearizedProblem, optimizer: OptimizerConfig, nu
     appendix D drops, is needed for Σ p_k = ‖f₀ − y‖².
 
     Raises:
-        ValueError: the loss is not `mse`, or weight decay is not zero.
+        ValueError: the loss is not `mse`, weight decay is not zero, or the features are streamed.
 
     Cost: one eigen-decomposition, (N·C)³.
     """
     check_num_steps(num_steps)
+    check_in_memory(problem, "closed-form")
     if problem.loss != "mse":
         raise ValueError("loss: the closed form is for 'mse'; use the ode or replay method for 'ce'")
     if optimizer.weight_decay:

@@ -11,7 +11,7 @@ from ntk_tt import losses
 from ntk_tt.dynamics.trajectory import Trajectory, record_steps
 from ntk_tt.learning_rate import effective_learning_rate
 from ntk_tt.optimizer import OptimizerConfig, check_num_steps
-from ntk_tt.problem import LinearizedProblem, State, logits, zero_state
+from ntk_tt.problem import LinearizedProblem, State, check_in_memory, logits, zero_state
 
 _MAX_SOLVER_STEPS = 1_000_000
 _DENSE_IMPLICIT_SIZE = 256  # states up to this size are cheap to solve implicitly
@@ -39,9 +39,10 @@ def solve_ode(problem: LinearizedProblem, optimizer: OptimizerConfig, num_steps:
         relative_tolerance, absolute_tolerance: of the step-size controller.
 
     Raises:
-        ValueError: an argument out of range, or a flow too stiff for the solver.
+        ValueError: an argument out of range, a flow too stiff for the solver, or streamed features.
     """
     check_num_steps(num_steps)
+    check_in_memory(problem, "ode")
     steps = record_steps(num_steps, record_every)
     dtype = problem.initial_logits.dtype
     times = clock(optimizer, num_steps)[steps].astype(dtype)

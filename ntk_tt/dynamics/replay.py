@@ -8,9 +8,10 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from ntk_tt import losses
+from ntk_tt.dynamics.streamed import train
 from ntk_tt.dynamics.trajectory import Trajectory, record_steps
 from ntk_tt.optimizer import OptimizerConfig, check_num_steps
-from ntk_tt.problem import LinearizedProblem, State, logits, logits_rows, zero_state
+from ntk_tt.problem import LinearizedProblem, State, decayed, logits, logits_rows, sgd_step, zero_state
 
 
 def replay(problem: LinearizedProblem, optimizer: OptimizerConfig, num_steps: int, *, key: Key[Array, ""] | None = None,
@@ -34,7 +35,8 @@ def replay(problem: LinearizedProblem, optimizer: OptimizerConfig, num_steps: in
     Raises:
         ValueError: an argument out of range, or a batch larger than the data.
 
-    Cost: T·2·B·C·(N·C or D') flops, and a full product at each record in the primal space.
+    Cost: T·2·B·C·(N·C or D') flops, and a full product at each record in the primal space. Streamed features are read
+    once at each full-batch step, which gives the record too; else the batch's rows at each step, and all at each record.
     """
     check_num_steps(num_steps)
     steps = record_steps(num_steps, record_every)
@@ -46,6 +48,8 @@ def replay(problem: LinearizedProblem, optimizer: OptimizerConfig, num_steps: in
         if indices.ndim != 2 or len(indices) != num_steps or bool((indices < 0).any()) or bool((indices >= problem.num_samples).any()):
             raise ValueError(f"batches: must hold (num_steps={num_steps}, B) indices below {problem.num_samples}, got shape {indices.shape}")
 
+    if problem.kernel.streamed:
+        return train(problem, (optimizer,), num_steps, indices, record_every=record_every, save_logits=save_logits)[0]
     state, velocity = zero_state(problem), zero_state(problem)
     # All records but the last lie a whole number of `record_every` steps apart: one compiled scan, then the remainder.
     whole = (num_steps // record_every) * record_every
@@ -90,15 +94,12 @@ def _run(problem, nesterov, chunk, save_logits, hyper, rates, indices, state, ve
         else:
             mean = losses.mean_residuals(problem.loss, logits_rows(problem, state, batch), problem.targets[batch])
             pulled = problem.kernel.pull_rows(mean, batch)
-        return State(pulled + weight_decay * state.kernel_state, weight_decay * (state.decay + 1))
+        return decayed(pulled, state, weight_decay)
 
     def step(carry, now):
         state, velocity = carry
         rate, batch = now
-        descent = gradient(state, batch)
-        velocity = jax.tree.map(lambda v, d: momentum * v + d, velocity, descent)
-        update = jax.tree.map(lambda v, d: momentum * v + d, velocity, descent) if nesterov else velocity
-        return (jax.tree.map(lambda z, d: z - rate * d, state, update), velocity), None
+        return sgd_step(state, velocity, gradient(state, batch), rate, momentum, nesterov), None
 
     def chunk_of_steps(carry, now):
         record = _record(problem, save_logits, carry[0])

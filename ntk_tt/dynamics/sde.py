@@ -16,7 +16,7 @@ from ntk_tt.dynamics.trajectory import Trajectory, record_steps
 from ntk_tt.kernel import PrimalKernel
 from ntk_tt.learning_rate import effective_learning_rate, largest_curvature_bound
 from ntk_tt.optimizer import OptimizerConfig, check_num_steps
-from ntk_tt.problem import LinearizedProblem, State, logits, zero_state
+from ntk_tt.problem import LinearizedProblem, State, check_in_memory, logits, zero_state
 
 Noise = Literal["full", "diagonal", "diagonal-constant"]
 
@@ -47,11 +47,12 @@ def solve_sde(problem: LinearizedProblem, optimizer: OptimizerConfig, num_steps:
         path: a Brownian path over [0, T] instead of one from `key`; of shape (N,) for `full` noise, (D',) for diagonal.
 
     Raises:
-        ValueError: an argument out of range, a batch larger than the data, or diagonal noise without features.
+        ValueError: an argument out of range, a batch larger than the data, diagonal noise without features, or streamed features.
 
     Cost: T·substeps products with Θ (full), or 2·N·C·D' flops a step (diagonal).
     """
     check_num_steps(num_steps)
+    check_in_memory(problem, "sde")
     if noise not in get_args(Noise):
         raise ValueError(f"noise: unknown {noise!r}; give one of {', '.join(get_args(Noise))}")
     if noise != "full" and not isinstance(problem.kernel, PrimalKernel):
