@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import jax
 import psutil
@@ -11,7 +12,7 @@ _SHARE = 0.8  # of what is free may be planned with: allocators and other progra
 _CGROUP = Path("/sys/fs/cgroup")
 
 
-def available_bytes(device: jax.Device | None = None) -> int:
+def available_bytes(device: Any = None) -> int:
     """Memory that may be planned with on a device (the first where none is given): four fifths of what is free there."""
     device = jax.local_devices()[0] if device is None else device
     stats = None if device.platform == "cpu" else device.memory_stats()

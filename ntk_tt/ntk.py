@@ -2,6 +2,7 @@
 
 from collections import Counter
 from functools import partial
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -117,11 +118,11 @@ def _parts(apply: Apply, path: JacobianPath, num_samples: int, params: PyTree, i
     gradients: dict[int, Array] = {}
     for layer in found:
         index = layer.source.leaf
-        alone = isinstance(layer, Product) and used[index] == 1 and layer.source.keeps_inner_products
-        if alone and layer.prefers_gram_block(num_samples):
-            factors.append(_Factors(layer.activations.swapaxes(0, 1), jnp.moveaxis(layer.signals, 2, 0)))
-        elif alone:
-            gradients[index] = _flat(layer.transposed_matrix())
+        if isinstance(layer, Product) and used[index] == 1 and layer.source.keeps_inner_products:
+            if layer.prefers_gram_block(num_samples):
+                factors.append(_Factors(layer.activations.swapaxes(0, 1), jnp.moveaxis(layer.signals, 2, 0)))
+            else:
+                gradients[index] = _flat(layer.transposed_matrix())
         else:
             gradient = _flat(layer.gradient(leaves))
             gradients[index] = gradients[index] + gradient if index in gradients else gradient
@@ -167,7 +168,7 @@ def _num_samples(parts) -> int:
 @jax.jit
 def _gram(one, other) -> Float[Array, "n1 c n2 c"]:
     """Σ over parameters of the inner products of two tiles."""
-    total = 0.0
+    total: Any = 0.0
     for a, b in zip(one[0], other[0], strict=True):
         activations = _inner("pik,qjk->piqj", a.activations, b.activations)
         signals = _inner("piao,qjbo->piaqjb", a.signals, b.signals)

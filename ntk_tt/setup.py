@@ -133,8 +133,9 @@ def precision_error(setup: Setup, loaded: Loaded) -> float | None:
     if setup.precision == "float32":
         return None
     few = loaded.images[:_PRECISION_SAMPLES]
-    settings = _settings(setup) | {"num_projections": 4096}
-    rounded, reference = (jacobian_features(loaded.model.apply, loaded.model.params, few, **(settings | {"precision": each})) for each in (setup.precision, "float32"))
+    precisions: tuple[Precision, ...] = (setup.precision, "float32")
+    rounded, reference = (
+        jacobian_features(loaded.model.apply, loaded.model.params, few, num_projections=4096, key=jax.random.key(setup.seed), precision=each) for each in precisions)
     return relative_error(rounded, reference)
 
 
