@@ -5,7 +5,9 @@ BIN := $(VENV)/bin
 # Two cores are assumed; libraries that start a thread a core of a big machine only get in each other's way.
 THREADS := OMP_NUM_THREADS=2 OPENBLAS_NUM_THREADS=2
 
-.PHONY: demo quick-demo test test-all test-oldest lint clean
+JAX ?= 0.9
+
+.PHONY: demo quick-demo test test-all test-oldest test-jax lint clean
 
 demo: $(VENV)/.installed
 	$(THREADS) $(BIN)/ntk-tt verify --plot out/demo.png --json out/demo.json
@@ -27,6 +29,12 @@ lint: $(VENV)/.installed-dev
 test-oldest:
 	$(MAKE) VENV=.venv-oldest CONSTRAINTS="--constraint tests/oldest.txt" test
 
+# The facts about JAX that are not documented, and all that rests on them, with another version: make test-jax JAX=0.9
+test-jax:
+	$(MAKE) VENV=.venv-jax-$(JAX) .venv-jax-$(JAX)/.installed-dev
+	.venv-jax-$(JAX)/bin/python -m pip install --quiet "jax==$(JAX).*" "jaxlib==$(JAX).*"
+	$(THREADS) .venv-jax-$(JAX)/bin/python -m pytest tests/test_jaxpr.py tests/test_structured.py
+
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ntk-tt needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Try: make PYTHON=python3.12 ...")'
 	@if command -v uv >/dev/null; then uv venv --quiet --python $(PYTHON) $(VENV); else $(PYTHON) -m venv $(VENV); fi
@@ -42,4 +50,4 @@ $(VENV)/.installed-dev: pyproject.toml $(VENV)/.installed
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .venv-oldest out .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-oldest .venv-jax-* out .pytest_cache .ruff_cache

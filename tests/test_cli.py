@@ -39,7 +39,7 @@ def folder_with_a_broken_image(root: Path) -> str:
 
 def changed_checkpoint(path: Path, change: Callable[[dict[str, np.ndarray]], object]) -> str:
     """The bundled weights, changed, in a file."""
-    arrays, record = ntk_tt.models.read_weights(ntk_tt.models._weight_file("resnet8", "bundled"))
+    arrays, record = ntk_tt.models.read_weights(Path(ntk_tt.models.__file__).parent / "bundled" / "resnet8_tiny_imagenet32.safetensors")
     change(arrays)
     save_weights(path, arrays, record=record)
     return str(path)
@@ -61,7 +61,7 @@ def below_a_file(folder: Path) -> str:
 # What is given (as text, or as what makes it from an empty folder), then what the one line must hold: argument, value, remedy.
 BAD_INPUT = {
     "unknown network": (["--model", "resnet9"], "model", "resnet9", "known: resnet8"),
-    "no such weights": (["--weights", "nothing.safetensors"], "weights", "nothing.safetensors", "give a .safetensors file"),
+    "no such weights": (["--weights", "nothing.safetensors"], "weights", "nothing.safetensors", "give a .safetensors or .pth file"),
     "weights with NaN": (["--weights", lambda folder: changed_checkpoint(folder / "nan.safetensors", set_nan)], "weights", "block2.conv1.kernel", "NaN"),
     "weights that do not fit": (
         ["--weights", lambda folder: changed_checkpoint(folder / "small.safetensors", drop_channels)], "weights", "(3, 3, 16, 40)", "needs (3, 3, 16, 48)"),

@@ -1,0 +1,87 @@
+"""What the package takes from JAX beyond its documented interface: each fact, so that a new version that changes one is found here."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ntk_tt import jaxpr as jaxprs
+
+
+def equations(function, *arguments) -> list:
+    return jaxprs.trace(function, *arguments).jaxpr.eqns
+
+
+def named(function, name: str, *arguments):
+    return next(equation for equation in equations(function, *arguments) if equation.primitive.name == name)
+
+
+X = jnp.arange(6.0).reshape(2, 3)
+
+
+@pytest.mark.parametrize(("function", "moves", "keeps_matrix"), [
+    (lambda x: x.reshape(3, 2), True, False),
+    (lambda x: x.reshape(1, 2, 3), True, True),
+    (lambda x: x.T, True, False),
+    (lambda x: jax.lax.rev(x, (0, 1)), True, False),
+    (lambda x: jnp.broadcast_to(x, (4, 2, 3)), False, False),
+    (lambda x: x.astype(jnp.bfloat16), True, True),
+])
+def test_equations_that_rearrange(function, moves, keeps_matrix):
+    (equation,) = equations(function, X)
+    assert jaxprs.rearranges(equation)
+    assert jaxprs.keeps_inner_products(equation) == moves
+    assert jaxprs.keeps_matrix(equation) == keeps_matrix
+
+
+@pytest.mark.parametrize("function", [lambda x: x + 1, lambda x: jnp.sin(x), lambda x: x @ x.T, lambda x: x.sum()])
+def test_equations_that_compute(function):
+    assert not any(jaxprs.rearranges(equation) for equation in equations(function, X) if equation.primitive.name != "transpose")
+
+
+def test_calls_are_seen_through_and_control_flow_is_not():
+    inner = jaxprs.inner_jaxpr(equations(jax.jit(lambda x: jnp.sin(x)), X)[0])
+    assert inner is not None
+    assert [equation.primitive.name for equation in inner.jaxpr.eqns] == ["sin"]
+    scan = named(lambda x: jax.lax.scan(lambda c, r: (c + r.sum(), None), 0.0, x)[0], "scan", X)
+    assert jaxprs.inner_jaxpr(scan) is None
+    remat = equations(jax.checkpoint(lambda x: jnp.sin(jnp.sin(x))), X)[0]
+    assert jaxprs.inner_jaxpr(remat) is None
+    assert jaxprs.inner_jaxpr(equations(jax.nn.relu, X)[0]) is not None or equations(jax.nn.relu, X)[0].primitive.name.startswith("custom_jvp")
+
+
+def test_convolutions_tell_their_parameters():
+    x, kernel = jnp.ones((1, 8, 7, 4)), jnp.ones((3, 2, 2, 6))
+    found = jaxprs.convolution(named(lambda x, k: jax.lax.conv_general_dilated(
+        x, k, (2, 1), ((1, 0), (0, 1)), rhs_dilation=(1, 2), dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=2), "conv_general_dilated", x, kernel))
+    assert found == jaxprs.Convolution((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2), (2, 1), ((1, 0), (0, 1)), (1, 1), (1, 2), 2, 1)
+    assert jaxprs.convolution(equations(jnp.sin, X)[0]) is None
+
+
+def test_products_tell_their_axes():
+    equation = named(lambda a, b: jnp.einsum("nij,jk->nik", a, b), "dot_general", jnp.ones((5, 2, 3)), jnp.ones((3, 4)))
+    assert jaxprs.matrix_product(equation) == (((2,), (0,)), ((), ()))
+    assert jaxprs.is_product(equation)
+    assert jaxprs.matrix_product(equations(jnp.sin, X)[0]) is None
+
+
+@pytest.mark.parametrize("function", [
+    lambda x: jnp.sin(x), lambda x: x @ x.T, jax.nn.relu, jax.nn.gelu, jax.checkpoint(lambda x: jnp.sin(x) * 2), lambda x: jax.nn.softmax(x) + x.argmax(),
+    lambda x: jax.lax.scan(lambda c, r: (c * r, c), jnp.ones(3), x)[1], lambda x: jax.lax.cond(x.sum() > 0, jnp.sin, jnp.cos, x), lambda x: jnp.sort(x)[0] + 2.0,
+])
+def test_every_equation_can_be_bound_again(function):
+    """Evaluating a jaxpr equation by equation gives what the function gives, and so does its derivative."""
+    closed = jaxprs.trace(function, X)
+
+    def again(x):
+        return jaxprs.evaluate(closed.jaxpr, closed.consts, [x], lambda equation, values: jaxprs.bind(equation, values))[0]
+
+    np.testing.assert_allclose(again(X + 1), function(X + 1), rtol=1e-6)
+    np.testing.assert_allclose(jax.jacobian(again)(X + 1), jax.jacobian(function)(X + 1), rtol=1e-6)
+
+
+def test_a_product_in_another_dtype():
+    equation = named(lambda a, b: a @ b, "dot_general", X, X.T)
+    (product,) = jaxprs.bind(equation, [X.astype(jnp.bfloat16), X.T.astype(jnp.bfloat16)], result_dtype=jnp.dtype(jnp.bfloat16))
+    assert product.dtype == jnp.bfloat16
+    np.testing.assert_allclose(product.astype(jnp.float32), X @ X.T, rtol=1e-2)
