@@ -1,8 +1,10 @@
 """What the list of networks says, against the networks."""
 
+import dataclasses
 import math
 
 import jax
+import numpy as np
 import pytest
 from flax import nnx
 
@@ -55,6 +57,10 @@ def test_the_list_says_what_ships_and_is_complete():
 
 def test_random_weights_where_none_ship_and_bundled_ones_are_refused():
     model = load_model("mlp", num_classes=2, image_size=4)
+    assert model.note == "random weights: none of mlp ship with the package"
+    assert load_model("mlp", weights="random", num_classes=2, image_size=4).note == ""  # asked for
     assert model.num_params == (48 + 1) * 256 + (256 + 1) * 256 + (256 + 1) * 2
+    other = dataclasses.replace(model, mean=(0.5,) * 3, std=(0.25,) * 3)
+    assert float(other.preprocess(np.full((1, 4, 4, 3), 255, np.uint8)).max()) == pytest.approx(2)
     with pytest.raises(ValueError, match="weights: no weights of 'mlp' ship with the package; give a file, 'hf:owner/name' or 'random'"):
         load_model("mlp", weights="bundled", num_classes=2)

@@ -19,6 +19,8 @@ def load_model(name: str = "resnet8", *, weights: str | None = None, num_classes
 
     A checkpoint may hold less than the network: cut after a stage, or without head. The network is then built as deep
     as the checkpoint, which `Model.note` says. Files may carry our names or PyTorch's (see `ntk_tt.models.weights`).
+    Files without a record of their own are taken to expect ImageNet's mean and standard deviation, as torchvision's do;
+    for others, `dataclasses.replace(model, mean=…, std=…)`.
 
     Args:
         name: one of `MODELS`.
@@ -35,8 +37,11 @@ def load_model(name: str = "resnet8", *, weights: str | None = None, num_classes
         ValueError: unknown name, unreadable file, weights that do not fit (the first mismatch is named), images too small.
     """
     architecture = _checked(name, num_classes, head)
+    notes = []
     if weights is None:
         weights = "bundled" if architecture.bundled else "random"
+        if weights == "random":
+            notes.append(f"random weights: none of {name} ship with the package")
     if weights == "random" and num_classes is None:
         raise ValueError("num_classes: give the number of classes for a randomly initialised network")
     arrays, record = ({}, {}) if weights == "random" else read_weights(weight_file(name, architecture, weights))
@@ -70,7 +75,7 @@ def load_model(name: str = "resnet8", *, weights: str | None = None, num_classes
         inputs, outputs = part(values, architecture.head)["kernel"].shape
         set_values(module, replaced(values, architecture.head, head_values(head, inputs, outputs, key)))
     return from_nnx(module, name=name, num_classes=outputs or 0, image_size=size, head=architecture.head if outputs else "",
-                    note=note, mean=tuple(record.get("mean", IMAGENET_MEAN)), std=tuple(record.get("std", IMAGENET_STD)))
+                    note="; ".join(filter(None, [*notes, note])), mean=tuple(record.get("mean", IMAGENET_MEAN)), std=tuple(record.get("std", IMAGENET_STD)))
 
 
 class _Keys(nnx.Rngs):
