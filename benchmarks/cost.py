@@ -1,10 +1,13 @@
 """What a prediction costs, beside its floor and beside the training it replaces, in one run.
 
-    python -m benchmarks.cost                       # the bundled network on digits, about three minutes on two cores
+    python -m benchmarks.cost                                                   # the bundled network on digits
+    python -m benchmarks.cost --network resnet20 --weights FILE --data folder:PATH --per-class 150
+    python -m benchmarks.cost --network resnet18 --weights FILE --data folder:PATH --image-size 64 --sweep
 
 The floor is one forward pass and C−1 vector-Jacobian products a sample: cross-entropy does not see the sum of the
-logits, so C−1 gradients carry all it needs. Every row is the median of several runs after compilation; compilation is
-its own column. The machine may be shared: read ratios.
+logits, so C−1 gradients carry all it needs. Rows are medians of several runs after compilation, which is its own column;
+ratios are of processor seconds, which a shared machine disturbs least. Training is timed over a few of its steps, once
+compiled, and multiplied: every step costs the same. `--sweep` adds the features' cost against N, C and D'.
 """
 
 import dataclasses
@@ -19,9 +22,11 @@ import jax.numpy as jnp
 import tyro
 
 import ntk_tt
-from ntk_tt.features import jacobian_features
-from ntk_tt.kernel import smaller_kernel
-from ntk_tt.projection import default_num_projections
+from ntk_tt.features import compute_features, in_contrasts, plan_features
+from ntk_tt.kernel import ContrastKernel, DualKernel, contrast_basis
+from ntk_tt.losses import encode_targets
+from ntk_tt.ntk import ntk_from_features
+from ntk_tt.problem import LinearizedProblem
 from ntk_tt.report import environment
 
 RESULTS = Path(__file__).parent / "results"
@@ -29,10 +34,16 @@ RESULTS = Path(__file__).parent / "results"
 
 @dataclasses.dataclass(frozen=True)
 class Config:
+    network: str = "resnet8"
+    weights: str | None = None
+    data: str = "digits"
+    image_size: int = 32
     classes: int = 5
     per_class: int = 150
     steps: int = 150
+    measured_steps: int = 5
     repeats: int = 3
+    sweep: bool = False
     seed: int = 0
 
 
@@ -50,56 +61,92 @@ def measure(function: Callable, repeats: int) -> dict[str, float]:
     return {"seconds": statistics.median(wall), "processor_seconds": statistics.median(processor), "compile_seconds": max(0.0, first - statistics.median(wall))}
 
 
+def features_row(apply, params, images, num_projections: int | str, repeats: int) -> tuple[dict[str, float], int]:
+    """The feature pass alone, compiled before, and its D'."""
+    clock = time.perf_counter()
+    plan = plan_features(apply, params, images, num_projections=num_projections)
+    compiling = time.perf_counter() - clock
+    row = measure(lambda: compute_features(plan, params, images), repeats)
+    return row | {"compile_seconds": compiling, "block_bytes": plan.block_bytes}, plan.num_projections
+
+
+def passes(model, params, images, num_outputs: int, repeats: int) -> dict[str, dict[str, float]]:
+    """One forward pass and one with a backward pass, in blocks of 32 as training takes them, and the floor of both."""
+    forward = jax.jit(model.apply)
+
+    @jax.jit
+    def one_vjp(params, block):  # summed over samples: the cheapest possible backward pass
+        logits, pullback = jax.vjp(lambda params: model.apply(params, block), params)
+        return pullback(jnp.zeros_like(logits).at[:, 0].set(1.0))
+
+    blocks = [images[start : start + 32] for start in range(0, len(images) - len(images) % 32, 32)]
+    scale = len(images) / (32 * len(blocks))
+    found = {"one forward pass": measure(lambda: [forward(params, block) for block in blocks], repeats),
+             "forward and one VJP": measure(lambda: [one_vjp(params, block) for block in blocks], repeats)}
+    found = {label: {name: value * (scale if name != "compile_seconds" else 1) for name, value in row.items()} for label, row in found.items()}
+    first, both = found["one forward pass"], found["forward and one VJP"]
+    for label, count in ((f"floor: forward + {num_outputs - 1} VJPs", num_outputs - 1), (f"forward + {num_outputs} VJPs", num_outputs)):
+        found[label] = {name: first[name] + count * (both[name] - first[name]) for name in ("seconds", "processor_seconds")}
+    return found
+
+
 def main(config: Config) -> None:
-    task = ntk_tt.load_task("digits", num_classes=config.classes, per_class=config.per_class, seed=config.seed)
-    model = ntk_tt.load_model(num_classes=config.classes, key=jax.random.key(config.seed))
-    images, params = model.preprocess(task.images), model.params
-    num_samples, num_outputs = len(task.labels), config.classes
+    task = ntk_tt.load_task(config.data, num_classes=config.classes, per_class=config.per_class, image_size=config.image_size, seed=config.seed)
+    model = ntk_tt.load_model(config.network, weights=config.weights, num_classes=config.classes, image_size=config.image_size, key=jax.random.key(config.seed))
+    images, params, labels = model.preprocess(task.images), model.params, task.labels
+    basis = contrast_basis(config.classes)
+    apply = in_contrasts(model.apply, basis)
 
-    @jax.jit
-    def forward(params):
-        return model.apply(params, images)
-
-    @jax.jit
-    def one_vjp(params):
-        logits, pullback = jax.vjp(lambda params: model.apply(params, images), params)
-        return pullback(jnp.zeros_like(logits).at[:, 0].set(1.0))  # summed over samples: the cheapest possible backward pass
-
-    rows = {"one forward pass": measure(lambda: forward(params), config.repeats), "forward and one VJP": measure(lambda: one_vjp(params), config.repeats)}
-    forward_seconds = rows["one forward pass"]["seconds"]
-    floor = forward_seconds + (num_outputs - 1) * (rows["forward and one VJP"]["seconds"] - forward_seconds)
-    rows[f"floor: forward + {num_outputs - 1} VJPs"] = {"seconds": floor}
-    dimension = default_num_projections(num_samples * num_outputs, model.num_params)
-    for label, projections in ((f"features, D' = {dimension} (default)", "auto"), ("features, D' = 4096", 4096)):
-        rows[label] = measure(lambda projections=projections: jacobian_features(model.apply, params, images, num_projections=projections), config.repeats)
-    features = jacobian_features(model.apply, params, images)
-    rows["Θ from the features"] = measure(lambda: smaller_kernel(features), config.repeats)
+    rows = passes(model, params, images, config.classes, config.repeats)
+    floor = rows[f"floor: forward + {config.classes - 1} VJPs"]
+    row, dimension = features_row(apply, params, images, "auto", config.repeats)
+    rows[f"features, D' = {dimension} (default)"] = row
+    rows["features, D' = 16384"], _ = features_row(apply, params, images, 16384, config.repeats)
+    features = ntk_tt.jacobian_features(apply, params, images)
+    rows["Θ from the features"] = measure(lambda: ntk_from_features(features), config.repeats)
+    num_samples, num_outputs = features.shape[:2]
+    ntk = ntk_from_features(features).reshape(num_samples, num_outputs, num_samples, num_outputs)
     del features
-    problem = ntk_tt.linearize(model.apply, params, images, task.labels)
-    settings = {"full batch": ntk_tt.OptimizerConfig(0.001, 0.9), "batch 64": ntk_tt.OptimizerConfig(0.001, 0.9, batch_size=64)}
-    predicted, trained = {}, {}
-    for label, optimizer in settings.items():
-        predicted[label] = f"replay, {config.steps} steps, {label}"
-        rows[predicted[label]] = measure(lambda optimizer=optimizer: jnp.asarray(ntk_tt.simulate(problem, optimizer, config.steps).loss), config.repeats)
+    logits = jnp.concatenate([jax.jit(model.apply)(params, images[start : start + 50]) for start in range(0, num_samples, 50)])
+    problem = LinearizedProblem(ContrastKernel(DualKernel(ntk), basis), logits, jnp.zeros_like(logits), encode_targets(labels, config.classes, logits.dtype))
+    ratios = {}
+    for label, optimizer in (("full batch", ntk_tt.OptimizerConfig(0.001, 0.9)), ("batch 64", ntk_tt.OptimizerConfig(0.001, 0.9, batch_size=64))):
+        predicted, trained = f"replay, {config.steps} steps, {label}", f"real training, {config.steps} steps, {label}"
+        rows[predicted] = measure(lambda optimizer=optimizer: jnp.asarray(ntk_tt.simulate(problem, optimizer, config.steps, record_every=10).loss), config.repeats)
+        steps = config.measured_steps * (1 if optimizer.batch_size is None else 8)
         processor = time.process_time()
-        run = ntk_tt.finetune(model.apply, params, images, task.labels, optimizer, config.steps, record_every=config.steps)
-        trained[label] = f"real training, {config.steps} steps, {label}"
-        rows[trained[label]] = {"seconds": run.seconds, "processor_seconds": time.process_time() - processor, "compile_seconds": run.compile_seconds}
+        run = ntk_tt.finetune(model.apply, params, images, labels, optimizer, steps, record_every=steps)
+        share = run.seconds / (run.seconds + run.evaluation_seconds + run.compile_seconds)
+        rows[trained] = {"seconds": run.seconds * config.steps / steps, "processor_seconds": (time.process_time() - processor) * share * config.steps / steps,
+                         "compile_seconds": run.compile_seconds, "measured_steps": steps}
+        for name in ("seconds", "processor_seconds"):
+            cost = sum(rows[each][name] for each in (f"features, D' = {dimension} (default)", "Θ from the features", predicted))
+            ratios[f"{label}, {name}"] = rows[trained][name] / cost
 
-    print(f"\n{num_samples} images, C = {num_outputs}, D = {model.num_params}; {jax.devices()[0].device_kind}, jax {jax.__version__}")
-    print(f"{'':45}{'seconds':>10}{'× floor':>10}{'ms/image':>10}{'compile':>10}")
+    print(f"\n{config.network} on {config.data}: {num_samples} images, C = {config.classes}, D = {model.num_params}; {jax.devices()[0].device_kind}, jax {jax.__version__}")
+    print(f"{'':45}{'seconds':>10}{'CPU-s':>10}{'× floor':>10}{'CPU-ms/image':>14}{'compile':>10}")
     for label, row in rows.items():
         compile_seconds = f"{row['compile_seconds']:.1f}" if "compile_seconds" in row else ""
-        print(f"{label:45}{row['seconds']:10.3f}{row['seconds'] / floor:10.2f}{1e3 * row['seconds'] / num_samples:10.2f}{compile_seconds:>10}")
-    ratios = {}
-    feature_row = rows[f"features, D' = {dimension} (default)"]
-    for label in settings:
-        cost = feature_row["seconds"] + rows["Θ from the features"]["seconds"] + rows[predicted[label]]["seconds"]
-        ratios[label] = rows[trained[label]]["seconds"] / cost
-        print(f"training / prediction, {label}: {ratios[label]:.1f} for one setting; {rows[trained[label]]['seconds'] / rows[predicted[label]]['seconds']:.0f} for each further one")
+        print(f"{label:45}{row['seconds']:10.3f}{row['processor_seconds']:10.3f}{row['processor_seconds'] / floor['processor_seconds']:10.2f}"
+              f"{1e3 * row['processor_seconds'] / num_samples:14.2f}{compile_seconds:>10}")
+    for label, ratio in ratios.items():
+        print(f"training / (features + Θ + replay), {label}: {ratio:.1f}")
+    sweep = sweep_rows(config, model, images) if config.sweep else []
     RESULTS.mkdir(exist_ok=True)
-    report = {"config": dataclasses.asdict(config), "num_params": model.num_params, "rows": rows, "ratios": ratios, "environment": environment(config.seed)}
-    (RESULTS / "cost.json").write_text(json.dumps(report, indent=1, default=float) + "\n")
+    report = {"config": {**dataclasses.asdict(config), "weights": config.weights and Path(config.weights).name, "data": task.source.rpartition("/")[2]},
+              "num_params": model.num_params, "rows": rows, "ratios": ratios, "sweep": sweep, "environment": environment(config.seed)}
+    (RESULTS / f"cost_{config.network}.json").write_text(json.dumps(report, indent=1, default=float) + "\n")
+
+
+def sweep_rows(config: Config, model, images) -> list[dict[str, float]]:
+    """The features' cost against N, C and D', one at a time."""
+    found = []
+    for num_samples, num_outputs, dimension in ((32, 4, 16384), (64, 4, 16384), (128, 4, 16384), (64, 1, 16384), (64, 2, 16384), (64, 4, 4096), (64, 4, 65536)):
+        basis = jnp.eye(config.classes)[:, :num_outputs] if num_outputs < config.classes else jnp.eye(config.classes)
+        row, _ = features_row(in_contrasts(model.apply, basis), model.params, images[:num_samples], dimension, config.repeats)
+        found.append({"num_samples": num_samples, "num_outputs": num_outputs, "num_projections": dimension} | row)
+        print(f"N = {num_samples:4} outputs = {num_outputs} D' = {dimension:6}: {1e3 * row['processor_seconds'] / num_samples:.2f} CPU-ms/image", flush=True)
+    return found
 
 
 if __name__ == "__main__":

@@ -42,9 +42,9 @@ def parse_bytes(text: str | int) -> int:
     return int(float(found[1]) * _UNITS[found[2]])
 
 
-def format_bytes(count: float) -> str:
+def format_bytes(count: int) -> str:
     """`3.2 GiB`."""
     for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if count >= size:
             return f"{count / size:.3g} {unit}"
-    return f"{count:.0f} bytes"
+    return f"{count} bytes"
