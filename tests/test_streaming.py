@@ -238,6 +238,7 @@ def test_saturated_logits_have_no_curvature(store):
     assert jnp.isfinite(direction).all()
 
 
+@pytest.mark.slow
 def test_prediction_and_verdict_of_a_network(tmp_path):
     case = mlp(NUM_OUTPUTS, width=24)
     x, labels = case.inputs(12, 0), np.arange(12) % NUM_OUTPUTS
@@ -345,6 +346,7 @@ for store, budget in ((small, 0), (large, 0), (large, int(sys.argv[3]))):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_peak_memory_does_not_follow_the_features(tmp_path):
     """256 MB of features in blocks of 8 MB take what 24 MB do, and the budget of 32 MB: the slack is for mapped pages and the compiler."""
