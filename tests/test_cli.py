@@ -357,7 +357,7 @@ def test_an_interrupted_training_leaves_the_prediction(tiny_run, tmp_path, monke
 def test_an_earlier_interruption_keeps_the_older_report_and_says_nothing_of_it(tmp_path, monkeypatch, capsys):
     old = tmp_path / "report.json"
     old.write_text('{"older": true}')
-    monkeypatch.setattr(cli, "load_model", interrupt)
+    monkeypatch.setattr(cli, "load", interrupt)
     with pytest.raises(SystemExit) as exit_:
         cli.main(["verify", *TINY_TASK, "--json", str(old)])
     assert exit_.value.code == 130
