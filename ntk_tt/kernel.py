@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from ntk_tt.ntk import ntk_from_features
 
 Indices = Int[Array | np.ndarray, " b"]
 # Of which samples, and how several states change their logits (S, b, C) -> the residuals there, or None where nothing is pulled.
@@ -181,11 +180,3 @@ def contrast_basis(num_outputs: int, dtype=jnp.float32) -> Float[Array, "c k"]:
     columns = np.arange(1, num_outputs)[None, :]
     helmert = np.where(rows < columns, 1.0, np.where(rows == columns, -columns, 0.0))
     return jnp.asarray(helmert / np.sqrt(columns * (columns + 1.0)), dtype)
-
-
-def smaller_kernel(features: Float[Array, "n c d"]) -> AbstractKernel:
-    """The primal kernel where D' ≤ N·C, else the dual one, whose Θ is then no larger than the features."""
-    num_samples, num_outputs, num_projections = features.shape
-    if num_projections <= num_samples * num_outputs:
-        return PrimalKernel(features)
-    return DualKernel(ntk_from_features(features).reshape(num_samples, num_outputs, num_samples, num_outputs))
