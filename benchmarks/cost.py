@@ -20,6 +20,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import tyro
+from jaxtyping import Array
 
 import ntk_tt
 from ntk_tt.features import compute_features, in_contrasts, plan_features
@@ -51,7 +52,7 @@ def measure(function: Callable, repeats: int) -> dict[str, float]:
     """Median wall and processor seconds of a call that returns arrays, and what its first call took beyond that."""
     clock = time.perf_counter()
     jax.block_until_ready(function())
-    first = time.perf_counter() - clock
+    first = time.perf_counter() - clock  # compilation, where there is any
     wall, processor = [], []
     for _ in range(repeats):
         start, start_processor = time.perf_counter(), time.process_time()
@@ -61,13 +62,14 @@ def measure(function: Callable, repeats: int) -> dict[str, float]:
     return {"seconds": statistics.median(wall), "processor_seconds": statistics.median(processor), "compile_seconds": max(0.0, first - statistics.median(wall))}
 
 
-def features_row(apply, params, images, num_projections: int | str, repeats: int) -> tuple[dict[str, float], int]:
-    """The feature pass alone, compiled before, and its D'."""
+def features_row(apply, params, images, num_projections: int | str, repeats: int) -> tuple[dict[str, float], Array]:
+    """The feature pass alone, compiled before, and the features."""
     clock = time.perf_counter()
     plan = plan_features(apply, params, images, num_projections=num_projections)
     compiling = time.perf_counter() - clock
+    features = compute_features(plan, params, images)
     row = measure(lambda: compute_features(plan, params, images), repeats)
-    return row | {"compile_seconds": compiling, "block_bytes": plan.block_bytes}, plan.num_projections
+    return row | {"compile_seconds": compiling, "block_bytes": plan.block_bytes}, features
 
 
 def passes(model, params, images, num_outputs: int, repeats: int) -> dict[str, dict[str, float]]:
@@ -99,10 +101,10 @@ def main(config: Config) -> None:
 
     rows = passes(model, params, images, config.classes, config.repeats)
     floor = rows[f"floor: forward + {config.classes - 1} VJPs"]
-    row, dimension = features_row(apply, params, images, "auto", config.repeats)
-    rows[f"features, D' = {dimension} (default)"] = row
     rows["features, D' = 16384"], _ = features_row(apply, params, images, 16384, config.repeats)
-    features = ntk_tt.jacobian_features(apply, params, images)
+    row, features = features_row(apply, params, images, "auto", config.repeats)
+    dimension = features.shape[-1]
+    rows[f"features, D' = {dimension} (default)"] = row
     rows["Θ from the features"] = measure(lambda: ntk_from_features(features), config.repeats)
     num_samples, num_outputs = features.shape[:2]
     ntk = ntk_from_features(features).reshape(num_samples, num_outputs, num_samples, num_outputs)
