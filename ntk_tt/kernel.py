@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-
 Indices = Int[Array | np.ndarray, " b"]
 # Of which samples, and how several states change their logits (S, b, C) -> the residuals there, or None where nothing is pulled.
 Respond = Callable[[slice | Indices, Float[Array, "s b c"]], Float[Array, "s b c"] | None]
