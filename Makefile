@@ -31,8 +31,8 @@ test-oldest:
 
 # The facts about JAX that are not documented, and all that rests on them, with another version: make test-jax JAX=0.9
 test-jax:
-	$(MAKE) VENV=.venv-jax-$(JAX) .venv-jax-$(JAX)/.installed-dev
-	.venv-jax-$(JAX)/bin/python -m pip install --quiet "jax==$(JAX).*" "jaxlib==$(JAX).*"
+	$(PYTHON) -m venv .venv-jax-$(JAX)
+	.venv-jax-$(JAX)/bin/python -m pip install --quiet -e '.[dev]' "jax==$(JAX).*" "jaxlib==$(JAX).*"
 	$(THREADS) .venv-jax-$(JAX)/bin/python -m pytest tests/test_jaxpr.py tests/test_structured.py
 
 $(VENV)/bin/python:
