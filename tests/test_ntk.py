@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import ntk_tt
-from ntk_tt.features import jacobian_features
+from ntk_tt.features import _writer, jacobian_features, plan_features
 from ntk_tt.linearize import logits_and_tangent, ntk_vector_product
 from ntk_tt.ntk import ntk_from_features
 from tests.networks import CASES, dense_jacobian, dense_ntk, mlp
@@ -89,19 +89,14 @@ def test_logits_and_tangent():
 
 
 def test_peak_memory_is_linear_in_the_number_of_samples():
-    """The compiled block step needs the same scratch memory whatever N is; only the result grows."""
-    from ntk_tt.features import _write_block
-    from ntk_tt.projection import make_projection
-
+    """The compiled block needs the same memory whatever N is, and is written into the result in place."""
     case = mlp(2, width=32)
-    projection = make_projection("fold", 1_000, 64, jax.random.key(0))
-
-    def scratch(num_samples):
-        features = jnp.zeros((num_samples, 2, 64))
-        compiled = _write_block.lower(case.apply, "structured", projection, features, case.params, case.inputs(4, 0), 0).compile()
-        return compiled.memory_analysis().temp_size_in_bytes
-
-    assert scratch(4096) <= scratch(64) + 1024
+    small, large = (plan_features(case.apply, case.params, case.inputs(number, 0), num_projections=64, block_size=4) for number in (64, 4096))
+    assert large.block_bytes == small.block_bytes
+    assert large.feature_bytes == 64 * small.feature_bytes
+    write = _writer(None).lower(jnp.zeros((4096, 2, 64)), jnp.zeros((4, 2, 64)), 0).compile().memory_analysis()
+    assert write.alias_size_in_bytes == large.feature_bytes
+    assert write.temp_size_in_bytes < small.block_bytes
 
 
 @pytest.mark.parametrize(("change", "message"), [
