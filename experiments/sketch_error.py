@@ -4,7 +4,7 @@
 
 Exact Θ against ΦΦᵀ for several keys: relative Frobenius error, root mean square over the keys, over
 √((tr²Θ + ‖Θ‖²_F)/D')/‖Θ‖_F, that of a projection with independent entries. `one Kronecker factor` is the fold with one set of
-column signs for all periods: cheaper to draw, and what goes wrong without the periods.
+column signs for all periods, which would allow a cheaper product.
 """
 
 import dataclasses
