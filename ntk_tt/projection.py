@@ -80,6 +80,7 @@ class _Fold(NamedTuple):
         period: rows of the folded matrix.
         groups: periods in K.
         piece: rows of a piece; piece · O ≤ D'.
+        one_factor: whether all periods share their column signs.
     """
 
     num_rows: int
@@ -87,6 +88,7 @@ class _Fold(NamedTuple):
     period: int
     groups: int
     piece: int
+    one_factor: bool
 
     def moves_less_unformed(self, num_positions: int) -> bool:
         """Whether Aᵀ δ is folded within the product: (P·groups + M)·O numbers a row instead of K·O, see docs/features.md."""
@@ -102,6 +104,10 @@ class SignFold(AbstractSketch):
     independent signs: those of one piece come from different periods k // M, those of different pieces from different
     columns (but for the one offset in O that aligns them). So the estimate is unbiased, with the error of a projection
     with independent entries.
+
+    Kernels of convolutions (more than two axes) share the column signs of all periods: their gradients are sums over many
+    positions, so that this costs a tenth of the accuracy at most (experiments/sketch_error.py), and A is then folded
+    before the product, for K/M times fewer flops: a Kronecker sketch (S A)ᵀ (δ T).
 
     The signs are products of one by row and one by (period, column), so for G = Aᵀ δ the folded matrix is itself a sum of
     Kronecker-structured products, Σ_g (S_g A_g)ᵀ (δ T_g): the same flops, 4 D' instead of K·O numbers written.
@@ -128,6 +134,8 @@ class SignFold(AbstractSketch):
         row_signs, column_signs, offsets = self._random(name, fold, total.dtype)
         rows = _whole_periods(activations, fold, 2).reshape(num_samples, num_positions, fold.groups, fold.period)
         rows = rows * row_signs.astype(rows.dtype)
+        if len(column_signs) == 1:
+            return _add_pieces(total, _product("npm,ncpo->nmco", rows.sum(2), signals * column_signs[0].astype(signals.dtype), total.dtype), fold, offsets)
         if fold.moves_less_unformed(num_positions):
             signed = signals[:, :, :, None, :] * column_signs.astype(signals.dtype)  # (n, C, P, groups, O)
             folded = _product("npgm,ncpgo->nmco", rows, signed, total.dtype)
@@ -150,13 +158,13 @@ class SignFold(AbstractSketch):
         num_rows = size // columns
         piece = min(self.num_projections // columns, num_rows)
         groups = -(-num_rows // (_PIECES * piece))
-        return _Fold(num_rows, columns, -(-num_rows // groups), groups, piece)
+        return _Fold(num_rows, columns, -(-num_rows // groups), groups, piece, groups == 1 or (len(shape) > 2 and columns > 1))
 
     def _random(self, name: str, fold: _Fold, dtype) -> tuple[Array, Array, Array]:
         """Signs of the rows (groups, M) and of the columns (groups, O), and the offset of each piece."""
         key_rows, key_columns, key_offsets = jax.random.split(path_key(self.key, name), 3)
         rows = jax.random.rademacher(key_rows, (fold.groups, fold.period), dtype)
-        columns = jax.random.rademacher(key_columns, (fold.groups, fold.num_columns), dtype)
+        columns = jax.random.rademacher(key_columns, (1 if fold.one_factor else fold.groups, fold.num_columns), dtype)
         return rows, columns, jax.random.randint(key_offsets, (-(-fold.period // fold.piece),), 0, self.num_projections)
 
 
