@@ -1,7 +1,7 @@
 """What PyTorch and torchvision compute for weights given by formula: the reference of `tests/test_models_parity.py`.
 
-    python -m venv /tmp/torch && /tmp/torch/bin/pip install torch torchvision numpy
-    /tmp/torch/bin/python -m experiments.parity            # half a minute; writes tests/fixtures/
+    python -m venv .venv-torch && .venv-torch/bin/pip install torch torchvision numpy
+    .venv-torch/bin/python -m experiments.parity            # half a minute; writes tests/fixtures/
 
 Only this script needs PyTorch. It stores, for a small network of each family, the names and shapes of its state and the
 logits and pooled features of two images; and a few checkpoints as `torch.save` writes them.

@@ -1,5 +1,6 @@
 """Θ in the smaller of two spaces: through the features (primal) or as a matrix (dual)."""
 
+import abc
 from collections.abc import Callable
 
 import equinox as eqx
@@ -20,38 +21,38 @@ class AbstractKernel(eqx.Module):
     """
 
     @property
+    @abc.abstractmethod
     def space(self) -> str:
         """`primal` or `dual`."""
-        raise NotImplementedError
 
     @property
     def streamed(self) -> bool:
         """Whether the products are Python loops over blocks on disk, which `jit` cannot trace."""
         return False
 
+    @abc.abstractmethod
     def zero(self) -> Array:
         """The state of no displacement."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def push(self, state: Array) -> Float[Array, "n c"]:
         """Change of the logits of all samples."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def push_rows(self, state: Array, indices: Indices) -> Float[Array, "b c"]:
         """Change of the logits of some samples."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def pull(self, residuals: Float[Array, "n c"]) -> Array:
         """State of Jᵀ g for all samples."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def pull_rows(self, residuals: Float[Array, "b c"], indices: Indices) -> Array:
         """State of Jᵀ g where g is zero outside `indices` (repeated indices add up)."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def diagonal_blocks(self) -> Float[Array, "n c c"]:
         """Θ[i, :, i, :] for each sample."""
-        raise NotImplementedError
 
     def product(self, vectors: Float[Array, "n c"]) -> Float[Array, "n c"]:
         """Θ v."""
