@@ -12,6 +12,8 @@ All unbiased sketches have about the same error at equal D', so they differ in c
 """
 
 import abc
+import contextlib
+import functools
 import math
 import zlib
 from typing import Any, Literal, NamedTuple
@@ -27,7 +29,9 @@ ProjectionName = Literal["fold", "achlioptas", "gaussian"]
 
 ROWS_PER_PROJECTION = 16  # D' ≥ 16·N·C keeps the lower half of the spectrum within a few per cent
 _CHUNK = 4096  # rows of a dense R made at a time
-_PIECES = 4  # of a folded parameter: numbers of one column then meet in a quarter of the collisions only
+_KERNEL_ROWS = 512  # of a convolution's activations that keep signs of their own: its error is then that of independent entries
+_CONSTANT = 1 << 16  # random numbers of a parameter that may become constants of the compiled program
+_UNROLLED = 16  # rounds added up in one loop over their sum; XLA:CPU reduces a strided axis ten times slower
 
 
 class AbstractProjection(eqx.Module):
@@ -73,44 +77,42 @@ class AbstractSketch(AbstractProjection):
 
 
 class _Fold(NamedTuple):
-    """How a parameter is folded: as a matrix (K, O), its rows with a period, then the period in pieces of at most D' numbers.
+    """How a parameter is folded: as a matrix (K, O), whose row k is added into row k mod M of a matrix (M, O).
 
     Attributes:
         num_rows, num_columns: K and O, all axes but the last, and the last.
-        period: rows of the folded matrix.
-        groups: periods in K.
-        piece: rows of a piece; piece · O ≤ D'.
-        one_factor: whether all periods share their column signs.
+        period: M, with M·O ≤ D'.
+        factors: q, consecutive periods with column signs of their own.
+        rounds: of q periods, that cover K; all have the same column signs.
     """
 
     num_rows: int
     num_columns: int
     period: int
-    groups: int
-    piece: int
-    one_factor: bool
+    factors: int
+    rounds: int
 
     def moves_less_unformed(self, num_positions: int) -> bool:
-        """Whether Aᵀ δ is folded within the product: (P·groups + M)·O numbers a row instead of K·O, see docs/features.md."""
-        return self.groups == 1 or num_positions * self.groups + self.period <= self.num_rows
+        """Whether Aᵀ δ is folded within the product: (P·q + M)·O numbers a row instead of K·O, see docs/features.md."""
+        return self.factors == 1 or num_positions * self.factors + self.period <= self.num_rows
+
+    def repeats_rows(self, num_positions: int) -> bool:
+        """Whether to repeat the folded A for each output: P·q·M numbers copied instead of (P·q + M)·O transposed, at twice the price."""
+        return 2 * num_positions * self.factors * self.period <= (num_positions * self.factors + self.period) * self.num_columns
 
 
 class SignFold(AbstractSketch):
     """Random signs, then fold: a CountSketch without a scatter, that also folds a gradient never formed.
 
     A parameter is a matrix G (K, O) of its last axis and all others. Row k is added into row k mod M of a folded matrix
-    (M, O) with the signs s_k·t_{k // M, o}. The folded matrix has up to four pieces of at most D' numbers, and each
-    piece is added to the D' coordinates from a random offset on, around the end. Numbers that are added up have
-    independent signs: those of one piece come from different periods k // M, those of different pieces from different
-    columns (but for the one offset in O that aligns them). So the estimate is unbiased, with the error of a projection
-    with independent entries.
+    (M, O), M·O ≤ D', with the signs s_k·t_{j, o}, j = ⌊k/M⌋ mod q; the folded matrix is added to the D' coordinates from a
+    random offset on, around the end. Numbers that are added up have independent signs, so the estimate is unbiased.
 
-    Kernels of convolutions (more than two axes) share the column signs of all periods: their gradients are sums over many
-    positions, so that this costs a tenth of the accuracy at most (experiments/sketch_error.py), and A is then folded
-    before the product, for K/M times fewer flops: a Kronecker sketch (S A)ᵀ (δ T).
-
-    The signs are products of one by row and one by (period, column), so for G = Aᵀ δ the folded matrix is itself a sum of
-    Kronecker-structured products, Σ_g (S_g A_g)ᵀ (δ T_g): the same flops, 4 D' instead of K·O numbers written.
+    The signs are products of one by row and one by (factor, column), so for G = Aᵀ δ the folded matrix is itself a sum of
+    q Kronecker-structured products, Σ_j (S_j A)ᵀ (δ T_j), and G is never written. Kernels of dense layers, whose gradients
+    may have rank one, have as many factors as periods: the error is then that of a projection with independent entries.
+    Kernels of convolutions (more than two axes) have q·M ≥ 512, which is as good for their sums over many positions
+    (experiments/sketch_error.py) and takes K/(q·M) times fewer flops.
     """
 
     key: Key[Array, ""]
@@ -121,28 +123,33 @@ class SignFold(AbstractSketch):
 
     def add(self, total, name, gradient):
         fold = self.fold(gradient.shape[1:])
-        row_signs, column_signs, offsets = self._random(name, fold, total.dtype)
-        rows = _whole_periods(gradient.reshape(len(gradient), fold.num_rows, fold.num_columns), fold, 1)
-        rows = rows.reshape(len(rows), fold.groups, fold.period, fold.num_columns)
-        folded = (rows * row_signs[:, :, None] * column_signs[:, None, :]).sum(1)
-        return _add_pieces(total, folded[:, :, None, :], fold, offsets)
+        row_signs, column_signs, offset = self._random(name, fold, total.dtype)
+        rows = _whole_rounds(gradient.reshape(len(gradient), fold.num_rows, fold.num_columns), fold, 1)
+        rows = rows.reshape(len(rows), fold.rounds, fold.factors, fold.period, fold.num_columns)
+        folded = (rows * row_signs[..., None] * column_signs[:, None, :]).sum((1, 2))
+        return _add_from(total, folded.reshape(len(total), -1), offset)
 
     def add_product(self, total: Array, name: str, shape: tuple[int, ...], activations: Float[Array, "n p k"], signals: Float[Array, "n c p o"]) -> Array:
         """`add` for the gradients Σ_p activationsᵀ signals of a parameter of this shape; forms them only where that moves less."""
         fold = self.fold(shape)
-        num_samples, _, num_positions = signals.shape[:3]
-        row_signs, column_signs, offsets = self._random(name, fold, total.dtype)
-        rows = _whole_periods(activations, fold, 2).reshape(num_samples, num_positions, fold.groups, fold.period)
-        rows = rows * row_signs.astype(rows.dtype)
-        if len(column_signs) == 1:
-            return _add_pieces(total, _product("npm,ncpo->nmco", rows.sum(2), signals * column_signs[0].astype(signals.dtype), total.dtype), fold, offsets)
+        num_samples, num_outputs, num_positions = signals.shape[:3]
+        row_signs, column_signs, offset = self._random(name, fold, total.dtype)
+        row_signs, signs = row_signs.astype(activations.dtype), column_signs.astype(signals.dtype)
+        rows = _whole_rounds(activations, fold, 2)
         if fold.moves_less_unformed(num_positions):
-            signed = signals[:, :, :, None, :] * column_signs.astype(signals.dtype)  # (n, C, P, groups, O)
-            folded = _product("npgm,ncpgo->nmco", rows, signed, total.dtype)
+            rows = _signed_sum(rows, row_signs.reshape(fold.rounds, -1))
+            rows = rows.reshape(num_samples, num_positions, fold.factors, fold.period)
+            signed = jax.lax.optimization_barrier(signals[:, :, :, None, :] * signs)  # or XLA multiplies while it transposes, at half the speed
+            if fold.repeats_rows(num_positions):
+                rows = jnp.broadcast_to(rows[:, None], (num_samples, num_outputs, *rows.shape[1:]))
+                folded = _product("ncpjm,ncpjo->ncmo", rows, signed, total.dtype).swapaxes(1, 2)
+            else:
+                folded = _product("npjm,ncpjo->nmco", rows, signed, total.dtype)
         else:
-            formed = _product("npgm,ncpo->ngmco", rows, signals, total.dtype)
-            folded = (formed * column_signs[:, None, None, :]).sum(1)
-        return _add_pieces(total, folded, fold, offsets)
+            formed = _product("npgm,ncpo->ngmco", (rows * row_signs.ravel()).reshape(num_samples, num_positions, -1, fold.period), signals, total.dtype)
+            formed = formed.reshape(num_samples, fold.rounds, fold.factors, *formed.shape[2:])
+            folded = (formed * column_signs[:, None, None, :]).sum((1, 2))
+        return _add_from(total, folded.swapaxes(1, 2).reshape(len(total), -1), offset)
 
     def folds_products(self, shape: tuple[int, ...]) -> bool:
         """Whether a parameter of this shape is folded as the matrix of its last axis and all others, so that `add_product` can."""
@@ -155,35 +162,49 @@ class SignFold(AbstractSketch):
         """How a parameter of this shape is folded."""
         size = math.prod(shape)
         columns = shape[-1] if len(shape) > 1 and shape[-1] <= self.num_projections else 1
-        num_rows = size // columns
-        piece = min(self.num_projections // columns, num_rows)
-        groups = -(-num_rows // (_PIECES * piece))
-        return _Fold(num_rows, columns, -(-num_rows // groups), groups, piece, groups == 1 or (len(shape) > 2 and columns > 1))
+        num_rows, longest = size // columns, self.num_projections // columns
+        periods = -(-num_rows // longest)
+        factors = min(periods, -(-_KERNEL_ROWS // longest)) if len(shape) > 2 and columns > 1 else periods
+        rounds = -(-periods // factors)
+        return _Fold(num_rows, columns, -(-num_rows // (rounds * factors)), factors, rounds)
 
     def _random(self, name: str, fold: _Fold, dtype) -> tuple[Array, Array, Array]:
-        """Signs of the rows (groups, M) and of the columns (groups, O), and the offset of each piece."""
-        key_rows, key_columns, key_offsets = jax.random.split(path_key(self.key, name), 3)
-        rows = jax.random.rademacher(key_rows, (fold.groups, fold.period), dtype)
-        columns = jax.random.rademacher(key_columns, (1 if fold.one_factor else fold.groups, fold.num_columns), dtype)
-        return rows, columns, jax.random.randint(key_offsets, (-(-fold.period // fold.piece),), 0, self.num_projections)
+        """Signs of the rows (rounds, q, M) and of the columns (q, O), and the offset: from one draw.
+
+        A small draw with a known key is made once, while the program is traced, and not again for each block.
+        """
+        num_signs = fold.rounds * fold.factors * fold.period
+        length = num_signs + fold.factors * fold.num_columns + 1
+        with jax.ensure_compile_time_eval() if length <= _CONSTANT else contextlib.nullcontext():
+            bits = jax.random.bits(path_key(self.key, name), (length,), jnp.uint32)
+            signs = 1 - 2 * (bits[:-1] >> 31).astype(dtype)
+            offset = (bits[-1] % self.num_projections).astype(jnp.int32)
+        return signs[:num_signs].reshape(fold.rounds, fold.factors, fold.period), signs[num_signs:].reshape(fold.factors, -1), offset
+
+
+def _signed_sum(rows: Float[Array, "n p k"], signs: Float[Array, "rounds length"]) -> Float[Array, "n p length"]:
+    """Σ over rounds of signs · rows."""
+    rounds, length = signs.shape
+    if rounds > _UNROLLED:
+        return (rows.reshape(*rows.shape[:2], rounds, length) * signs).sum(2)
+    return functools.reduce(jnp.add, (rows[:, :, index * length : (index + 1) * length] * signs[index] for index in range(rounds)))
 
 
 def _product(equation: str, rows: Array, signals: Array, dtype: Any) -> Array:
+    if jax.default_backend() == "cpu":  # XLA:CPU has no bfloat16 product of this form with a float32 sum; the numbers are the same
+        rows, signals = rows.astype(dtype), signals.astype(dtype)
     return jnp.einsum(equation, rows, signals, precision=jax.lax.Precision.HIGHEST, preferred_element_type=dtype)
 
 
-def _whole_periods(rows: Array, fold: _Fold, axis: int) -> Array:
-    """Zero rows up to whole periods."""
-    missing = fold.groups * fold.period - fold.num_rows
+def _whole_rounds(rows: Array, fold: _Fold, axis: int) -> Array:
+    """Zero rows up to whole rounds."""
+    missing = fold.rounds * fold.factors * fold.period - fold.num_rows
     return jnp.pad(rows, [(0, missing if index == axis else 0) for index in range(rows.ndim)]) if missing else rows
 
 
-def _add_pieces(total: Float[Array, "rows twice_d"], folded: Float[Array, "n m c o"], fold: _Fold, offsets: Array) -> Array:
-    for index, offset in enumerate(offsets):
-        piece = folded[:, index * fold.piece : (index + 1) * fold.piece].swapaxes(1, 2).reshape(len(total), -1)
-        so_far = jax.lax.dynamic_slice_in_dim(total, offset, piece.shape[1], axis=1)
-        total = jax.lax.dynamic_update_slice_in_dim(total, so_far + piece.astype(total.dtype), offset, axis=1)
-    return total
+def _add_from(total: Float[Array, "rows twice_d"], folded: Float[Array, "rows length"], offset: Array) -> Array:
+    so_far = jax.lax.dynamic_slice_in_dim(total, offset, folded.shape[1], axis=1)
+    return jax.lax.dynamic_update_slice_in_dim(total, so_far + folded.astype(total.dtype), offset, axis=1)
 
 
 class _Dense(AbstractSketch):

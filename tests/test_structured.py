@@ -1,5 +1,7 @@
 """The structured Jacobian against one output of one sample at a time, over every way parameters can meet activations."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -147,17 +149,29 @@ def test_the_ways_to_an_inner_product_are_chosen_by_their_cost():
     assert not kernel.prefers_gram_block(100)
 
 
-def test_each_fold_is_taken():
-    """A kernel of few positions is folded within the product, one of many after its gradients are formed, to the same numbers."""
-    fold = make_projection("fold", 10**6, 64, jax.random.key(0))
-    assert isinstance(fold, SignFold)
-    assert fold.fold((40, 16)).moves_less_unformed(1)
-    assert not fold.fold((40, 16)).moves_less_unformed(30)
-    for positions in (1, 30):
-        activations, signals = (jax.random.normal(jax.random.key(positions), (2, positions, 40)), jax.random.normal(jax.random.key(1), (2, 3, positions, 16)))
-        formed = jnp.einsum("npk,ncpo->ncko", activations, signals).reshape(6, 40, 16)
-        one = fold.add_product(fold.start(6, jnp.float32), "kernel", (40, 16), activations, signals)
-        np.testing.assert_allclose(one, fold.add(fold.start(6, jnp.float32), "kernel", formed), rtol=1e-5, atol=1e-4)
+@pytest.mark.parametrize(("shape", "num_projections", "num_positions", "factors", "rounds", "unformed"), [
+    ((40, 16), 64, 1, 10, 1, True),  # dense, within the product
+    ((40, 16), 64, 30, 10, 1, False),  # dense, after the gradients are formed
+    ((2, 2, 10, 16), 9000, 9, 1, 1, True),  # a small convolution: nothing to fold
+    ((2, 2, 200, 16), 9000, 9, 1, 2, True),  # convolutions: one Kronecker factor
+    ((2, 2, 200, 16), 1600, 2, 6, 2, True),  # some
+    ((2, 2, 200, 16), 1600, 300, 6, 2, False),
+    ((2, 2, 200, 128), 12800, 2, 6, 2, True),  # A repeated for each output
+    ((2, 2, 2400, 16), 9000, 2, 1, 18, True),  # so many rounds that their sum is not unrolled
+])
+def test_each_fold_is_taken(shape, num_projections, num_positions, factors, rounds, unformed):
+    """A product folds to the same numbers as the gradients it stands for, whichever way it goes."""
+    sketch = make_projection("fold", 10**6, num_projections, jax.random.key(0))
+    assert isinstance(sketch, SignFold)
+    fold = sketch.fold(shape)
+    assert (fold.factors, fold.rounds) == (factors, rounds)
+    assert fold.moves_less_unformed(num_positions) == unformed
+    num_rows = math.prod(shape[:-1])
+    activations, signals = jax.random.normal(jax.random.key(1), (2, num_positions, num_rows)), jax.random.normal(jax.random.key(2), (2, 3, num_positions, shape[-1]))
+    formed = jnp.einsum("npk,ncpo->ncko", activations, signals, precision="highest").reshape(6, *shape)
+    one = sketch.add_product(sketch.start(6, jnp.float32), "kernel", shape, activations, signals)
+    other = sketch.add(sketch.start(6, jnp.float32), "kernel", formed)
+    np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5 * float(jnp.abs(other).max()))
 
 
 def test_a_convolution_forms_no_grouped_convolution():
