@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Key, PyTree
 
 from ntk_tt.linearize import Apply
 
-FORMAT = 3  # raise it when the files change, or what a projection makes of the same key
+FORMAT = 4  # raise it when the files change, or what a projection makes of the same key
 DTYPES = ("float64", "float32", "float16", "bfloat16")
 _ARITHMETIC = ("jax_enable_x64", "jax_default_matmul_precision", "jax_threefry_partitionable")  # settings of JAX that change bits
 
