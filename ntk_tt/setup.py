@@ -13,7 +13,7 @@ from ntk_tt.data import Task, UpTo, load_task
 from ntk_tt.features import Precision, feature_manifest, jacobian_features, plan_features, write_features
 from ntk_tt.losses import LossName
 from ntk_tt.memory import parse_bytes
-from ntk_tt.models import Model, fit_linear_head, load_model
+from ntk_tt.models import MODELS, Model, fit_linear_head, load_model
 from ntk_tt.predict import Outputs, stored_outputs
 from ntk_tt.progress import Progress
 from ntk_tt.projection import ProjectionName
@@ -70,6 +70,8 @@ class Setup:
             raise ValueError(f"seed: must lie in 0 … {2**31 - 1}, got {self.seed}")
         if self.memory is not None:
             parse_bytes(self.memory)
+        if self.weights is None and self.model in MODELS and MODELS[self.model].bundled is None:
+            raise ValueError(f"weights: none of {self.model} ship with the package; give --weights FILE, hf:owner/name, or random for an untrained network")
 
     @property
     def memory_bytes(self) -> int | None:

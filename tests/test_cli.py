@@ -61,6 +61,7 @@ def below_a_file(folder: Path) -> str:
 # What is given (as text, or as what makes it from an empty folder), then what the one line must hold: argument, value, remedy.
 BAD_INPUT = {
     "unknown network": (["--model", "resnet9"], "model", "resnet9", "known: resnet8"),
+    "no weights": (["--model", "mlp"], "weights", "none of mlp ship", "give --weights FILE, hf:owner/name, or random"),
     "no such weights": (["--weights", "nothing.safetensors"], "weights", "nothing.safetensors", "give a .safetensors or .pth file"),
     "weights with NaN": (["--weights", lambda folder: changed_checkpoint(folder / "nan.safetensors", set_nan)], "weights", "block2.conv1.kernel", "NaN"),
     "weights that do not fit": (
