@@ -12,7 +12,6 @@ All unbiased sketches have about the same error at equal D', so they differ in c
 """
 
 import abc
-import contextlib
 import functools
 import math
 import zlib
@@ -21,6 +20,8 @@ from typing import Any, Literal, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, Key, PyTree
 
 from ntk_tt.paths import named_leaves
@@ -171,15 +172,24 @@ class SignFold(AbstractSketch):
     def _random(self, name: str, fold: _Fold, dtype) -> tuple[Array, Array, Array]:
         """Signs of the rows (rounds, q, M) and of the columns (q, O), and the offset: from one draw.
 
-        A small draw with a known key is made once, while the program is traced, and not again for each block.
+        Where the key is known they are drawn once, while the program is traced, and not again for each block.
         """
         num_signs = fold.rounds * fold.factors * fold.period
         length = num_signs + fold.factors * fold.num_columns + 1
-        with jax.ensure_compile_time_eval() if length <= _CONSTANT else contextlib.nullcontext():
-            bits = jax.random.bits(path_key(self.key, name), (length,), jnp.uint32)
-            signs = 1 - 2 * (bits[:-1] >> 31).astype(dtype)
-            offset = (bits[-1] % self.num_projections).astype(jnp.int32)
-        return signs[:num_signs].reshape(fold.rounds, fold.factors, fold.period), signs[num_signs:].reshape(fold.factors, -1), offset
+        drawn = 1 << (length - 1).bit_length()  # a power of two: few programs to compile
+        if length > _CONSTANT or isinstance(self.key, Tracer):
+            bits: Any = jax.random.bits(path_key(self.key, name), (drawn,), jnp.uint32)
+        else:
+            with jax.ensure_compile_time_eval():
+                bits = np.asarray(_bits(path_key(self.key, name), drawn))
+        signs = 1 - 2 * (bits[: length - 1] >> 31).astype(dtype)
+        rows, columns = signs[:num_signs].reshape(fold.rounds, fold.factors, fold.period), signs[num_signs:].reshape(fold.factors, -1)
+        return jnp.asarray(rows), jnp.asarray(columns), jnp.asarray(bits[length - 1] % self.num_projections, jnp.int32)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _bits(key: Key[Array, ""], length: int) -> Array:
+    return jax.random.bits(key, (length,), jnp.uint32)
 
 
 def _signed_sum(rows: Float[Array, "n p k"], signs: Float[Array, "rounds length"]) -> Float[Array, "n p length"]:
