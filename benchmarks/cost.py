@@ -5,14 +5,16 @@
     python -m benchmarks.cost --network resnet18 --weights FILE --data folder:PATH --image-size 64 --sweep
 
 The floor is one forward pass and C−1 vector-Jacobian products a sample: cross-entropy does not see the sum of the
-logits, so C−1 gradients carry all it needs. Rows are medians of several runs after compilation, which is its own column;
-ratios are of processor seconds, which a shared machine disturbs least. Training is timed over a few of its steps, once
-compiled, and multiplied: every step costs the same. `--sweep` adds the features' cost against N, C and D'.
+logits, so C−1 gradients carry all it needs. Everything is run once to compile, which is its own column, and then in rounds,
+one after the other, because a machine slows down under load: rows are medians over the rounds, ratios are of processor
+seconds, which a shared machine disturbs least. Training is timed over a few of its steps and multiplied: every step costs
+the same. `--sweep` adds the features' cost against N, C and D'.
 """
 
 import dataclasses
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -49,32 +51,34 @@ class Config:
     seed: int = 0
 
 
-def measure(function: Callable, repeats: int) -> dict[str, float]:
-    """Median wall and processor seconds of a call that returns arrays, and what its first call took beyond that."""
-    clock = time.perf_counter()
-    jax.block_until_ready(function())
-    first = time.perf_counter() - clock  # compilation, where there is any
-    wall, processor = [], []
-    for _ in range(repeats):
-        start, start_processor = time.perf_counter(), time.process_time()
+def measure(functions: dict[str, Callable], rounds: int) -> dict[str, dict[str, float]]:
+    """Median wall and processor seconds of each call, taken in turns, and what its first call took beyond that."""
+    first, wall, processor = {}, {label: [] for label in functions}, {label: [] for label in functions}
+    for label, function in functions.items():
+        clock = time.perf_counter()
         jax.block_until_ready(function())
-        wall.append(time.perf_counter() - start)
-        processor.append(time.process_time() - start_processor)
-    return {"seconds": statistics.median(wall), "processor_seconds": statistics.median(processor), "compile_seconds": max(0.0, first - statistics.median(wall))}
+        first[label] = time.perf_counter() - clock  # compilation, where there is any
+    for done in range(rounds):
+        for label, function in functions.items():
+            start, start_processor = time.perf_counter(), time.process_time()
+            jax.block_until_ready(function())
+            wall[label].append(time.perf_counter() - start)
+            processor[label].append(time.process_time() - start_processor)
+        print(f"round {done + 1} of {rounds}", file=sys.stderr, flush=True)
+    seconds = {label: statistics.median(values) for label, values in wall.items()}
+    return {label: {"seconds": seconds[label], "processor_seconds": statistics.median(processor[label]), "compile_seconds": max(0.0, first[label] - seconds[label])}
+            for label in functions}
 
 
-def features_row(apply, params, images, num_projections: int | str, repeats: int) -> tuple[dict[str, float], Array]:
-    """The feature pass alone, compiled before, and the features."""
+def planned(apply, params, images, num_projections: int | str) -> tuple[int, float, Callable[[], Array]]:
+    """D', the seconds of compilation, and the feature pass alone."""
     clock = time.perf_counter()
     plan = plan_features(apply, params, images, num_projections=num_projections)
-    compiling = time.perf_counter() - clock
-    features = compute_features(plan, params, images)
-    row = measure(lambda: compute_features(plan, params, images), repeats)
-    return row | {"compile_seconds": compiling, "block_bytes": plan.block_bytes}, features
+    return plan.num_projections, time.perf_counter() - clock, lambda: compute_features(plan, params, images)
 
 
-def passes(model, params, images, num_outputs: int, repeats: int) -> dict[str, dict[str, float]]:
-    """One forward pass and one with a backward pass, in blocks of 32 as training takes them, and the floor of both."""
+def passes(model, params, images) -> dict[str, Callable]:
+    """One forward pass, and one with a backward pass, in blocks of 32 as training takes them, the last with its neighbour's samples."""
     forward = jax.jit(model.apply)
 
     @jax.jit
@@ -82,15 +86,19 @@ def passes(model, params, images, num_outputs: int, repeats: int) -> dict[str, d
         logits, pullback = jax.vjp(lambda params: model.apply(params, block), params)
         return pullback(jnp.zeros_like(logits).at[:, 0].set(1.0))
 
-    blocks = [images[start : start + 32] for start in range(0, len(images) - len(images) % 32, 32)]
-    scale = len(images) / (32 * len(blocks))
-    found = {"one forward pass": measure(lambda: [forward(params, block) for block in blocks], repeats),
-             "forward and one VJP": measure(lambda: [one_vjp(params, block) for block in blocks], repeats)}
-    found = {label: {name: value * (scale if name != "compile_seconds" else 1) for name, value in row.items()} for label, row in found.items()}
-    first, both = found["one forward pass"], found["forward and one VJP"]
-    for label, count in ((f"floor: forward + {num_outputs - 1} VJPs", num_outputs - 1), (f"forward + {num_outputs} VJPs", num_outputs)):
-        found[label] = {name: first[name] + count * (both[name] - first[name]) for name in ("seconds", "processor_seconds")}
-    return found
+    size = min(32, len(images))
+    blocks = [images[start : start + size] for start in range(0, len(images) - size + 1, size)]
+    return {"one forward pass": lambda: [forward(params, block) for block in blocks], "forward and one VJP": lambda: [one_vjp(params, block) for block in blocks]}
+
+
+def add_floors(rows: dict[str, dict[str, float]], num_samples: int, num_outputs: int) -> None:
+    """The passes as of all samples, and forward + C−1 and + C vector-Jacobian products."""
+    size, names = min(32, num_samples), ("seconds", "processor_seconds")
+    first, both = rows["one forward pass"], rows["forward and one VJP"]
+    for row in (first, both):
+        row |= {name: row[name] * num_samples / (num_samples // size * size) for name in names}
+    for label, count in (("floor", num_outputs - 1), ("C VJPs", num_outputs)):
+        rows[f"{label}: forward + {count} VJPs"] = {name: first[name] + count * (both[name] - first[name]) for name in names}
 
 
 def main(config: Config) -> None:
@@ -100,40 +108,52 @@ def main(config: Config) -> None:
     basis = contrast_basis(config.classes)
     apply = in_contrasts(model.apply, basis)
 
-    rows = passes(model, params, images, config.classes, config.repeats)
-    floor = rows[f"floor: forward + {config.classes - 1} VJPs"]
-    parts: dict[str, list[str]] = {}  # of a prediction, by D'
+    functions, compiling, parts = passes(model, params, images), {}, {}
     ntk = jnp.zeros(())
     for number in (SMALL, "auto"):
-        row, features = features_row(apply, params, images, number, config.repeats)
-        label = f"D' = {features.shape[-1]}" + (" (default)" if number == "auto" else "")
+        dimension, seconds, compute = planned(apply, params, images, number)
+        label = f"D' = {dimension}" + (" (default)" if number == "auto" else "")
+        features = compute()
         parts[label] = [f"features, {label}", f"Θ from them, {label}"]
-        rows[parts[label][0]], rows[parts[label][1]] = row, measure(lambda features=features: ntk_from_features(features), config.repeats)
+        compiling[parts[label][0]] = seconds
+        functions |= {parts[label][0]: compute, parts[label][1]: lambda features=features: ntk_from_features(features)}
         ntk = ntk_from_features(features).reshape(*features.shape[:2], *features.shape[:2])
-        del features
-    num_samples = len(images)
-    logits = jnp.concatenate([jax.jit(model.apply)(params, images[start : start + 50]) for start in range(0, num_samples, 50)])
+    logits = jnp.concatenate([jax.jit(model.apply)(params, images[start : start + 50]) for start in range(0, len(images), 50)])
     problem = LinearizedProblem(ContrastKernel(DualKernel(ntk), basis), logits, jnp.zeros_like(logits), encode_targets(labels, config.classes, logits.dtype))
-    ratios = {}
-    for label, optimizer in (("full batch", ntk_tt.OptimizerConfig(0.001, 0.9)), ("batch 64", ntk_tt.OptimizerConfig(0.001, 0.9, batch_size=64))):
-        predicted, trained = f"replay, {config.steps} steps, {label}", f"real training, {config.steps} steps, {label}"
-        rows[predicted] = measure(lambda optimizer=optimizer: jnp.asarray(ntk_tt.simulate(problem, optimizer, config.steps, record_every=10).loss), config.repeats)
-        steps = config.measured_steps * (1 if optimizer.batch_size is None else 8)
+    optimizers = {"full batch": ntk_tt.OptimizerConfig(0.001, 0.9), "batch 64": ntk_tt.OptimizerConfig(0.001, 0.9, batch_size=64)}
+    training: dict[str, list[dict[str, float]]] = {label: [] for label in optimizers}
+
+    def train(label: str) -> None:
+        steps = config.measured_steps * (1 if optimizers[label].batch_size is None else 8)
         processor = time.process_time()
-        run = ntk_tt.finetune(model.apply, params, images, labels, optimizer, steps, record_every=steps)
+        run = ntk_tt.finetune(model.apply, params, images, labels, optimizers[label], steps, record_every=steps)
         share = run.seconds / (run.seconds + run.evaluation_seconds + run.compile_seconds)
-        rows[trained] = {"seconds": run.seconds * config.steps / steps, "processor_seconds": (time.process_time() - processor) * share * config.steps / steps,
-                         "compile_seconds": run.compile_seconds, "measured_steps": steps}
+        training[label].append({"seconds": run.seconds * config.steps / steps, "compile_seconds": run.compile_seconds,
+                                "processor_seconds": (time.process_time() - processor) * share * config.steps / steps})
+
+    for label, optimizer in optimizers.items():
+        functions[f"replay, {config.steps} steps, {label}"] = (
+            lambda optimizer=optimizer: jnp.asarray(ntk_tt.simulate(problem, optimizer, config.steps, record_every=10).loss))
+        functions[f"real training, {config.steps} steps, {label}"] = lambda label=label: train(label)
+    rows = measure(functions, config.repeats)
+    add_floors(rows, len(images), config.classes)
+    for label, seconds in compiling.items():
+        rows[label]["compile_seconds"] = seconds
+    ratios = {}
+    for label, runs in training.items():
+        trained = f"real training, {config.steps} steps, {label}"
+        rows[trained] = {name: statistics.median(run[name] for run in runs[1:]) for name in runs[0]}  # the first was the one that compiled
         for name in ("seconds", "processor_seconds"):
             for dimension, pair in parts.items():
-                ratios[f"{label}, {name}, {dimension}"] = rows[trained][name] / sum(rows[each][name] for each in (*pair, predicted))
+                ratios[f"{label}, {name}, {dimension}"] = rows[trained][name] / sum(rows[each][name] for each in (*pair, f"replay, {config.steps} steps, {label}"))
 
-    print(f"\n{config.network} on {config.data}: {num_samples} images, C = {config.classes}, D = {model.num_params}; {jax.devices()[0].device_kind}, jax {jax.__version__}")
+    floor = next(row for label, row in rows.items() if label.startswith("floor"))["processor_seconds"]
+    print(f"\n{config.network} on {config.data}: {len(images)} images, C = {config.classes}, D = {model.num_params}; {jax.devices()[0].device_kind}, jax {jax.__version__}")
     print(f"{'':45}{'seconds':>10}{'CPU-s':>10}{'× floor':>10}{'CPU-ms/image':>14}{'compile':>10}")
     for label, row in rows.items():
         compile_seconds = f"{row['compile_seconds']:.1f}" if "compile_seconds" in row else ""
-        print(f"{label:45}{row['seconds']:10.3f}{row['processor_seconds']:10.3f}{row['processor_seconds'] / floor['processor_seconds']:10.2f}"
-              f"{1e3 * row['processor_seconds'] / num_samples:14.2f}{compile_seconds:>10}")
+        print(f"{label:45}{row['seconds']:10.3f}{row['processor_seconds']:10.3f}{row['processor_seconds'] / floor:10.2f}"
+              f"{1e3 * row['processor_seconds'] / len(images):14.2f}{compile_seconds:>10}")
     for label, ratio in ratios.items():
         print(f"training / (features + Θ + replay), {label}: {ratio:.1f}")
     sweep = sweep_rows(config, model, images) if config.sweep else []
@@ -148,7 +168,8 @@ def sweep_rows(config: Config, model, images) -> list[dict[str, float]]:
     found = []
     for num_samples, num_outputs, dimension in ((32, 4, 16384), (64, 4, 16384), (128, 4, 16384), (64, 1, 16384), (64, 2, 16384), (64, 4, 4096), (64, 4, 65536)):
         basis = jnp.eye(config.classes)[:, :num_outputs] if num_outputs < config.classes else jnp.eye(config.classes)
-        row, _ = features_row(in_contrasts(model.apply, basis), model.params, images[:num_samples], dimension, config.repeats)
+        _, _, compute = planned(in_contrasts(model.apply, basis), model.params, images[:num_samples], dimension)
+        row = measure({"features": compute}, config.repeats)["features"]
         found.append({"num_samples": num_samples, "num_outputs": num_outputs, "num_projections": dimension} | row)
         print(f"N = {num_samples:4} outputs = {num_outputs} D' = {dimension:6}: {1e3 * row['processor_seconds'] / num_samples:.2f} CPU-ms/image", flush=True)
     return found
