@@ -27,8 +27,7 @@ JacobianPath = Literal["structured", "plain"]
 Precision = Literal["float32", "bfloat16"]
 
 # Of activations and signals a device holds at a time, by default: a CPU is fastest while a layer's stay in its cache, but
-# pays some milliseconds a block for starting its operations (ResNet-20: blocks of 3 samples take 1.4 of the time of blocks
-# of 16; ResNet-18 at 64×64: 32 take 1.2 of the time of 16); an accelerator is fastest while it is full.
+# starting the operations of a block takes as long for few samples; an accelerator is fastest while it is full.
 CPU_BLOCK_BYTES, DEVICE_BLOCK_BYTES = 96 << 20, 1 << 30
 MAX_FEATURE_BYTES = 4 << 30  # up to which D' is taken as large as the spectrum wants it, where no memory is given
 _CPU_MAX_BLOCK, _DEVICE_MAX_BLOCK = 16, 32  # samples: more do not run faster

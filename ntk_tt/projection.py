@@ -30,7 +30,6 @@ ProjectionName = Literal["fold", "achlioptas", "gaussian"]
 
 ROWS_PER_PROJECTION = 16  # D' ≥ 16·N·C keeps the lower half of the spectrum within a few per cent
 _CHUNK = 4096  # rows of a dense R made at a time
-_KERNEL_ROWS = 512  # of a convolution's activations that keep signs of their own: its error is then that of independent entries
 _CONSTANT = 1 << 16  # random numbers of a parameter that may become constants of the compiled program
 _UNROLLED = 16  # rounds added up in one loop over their sum; XLA:CPU reduces a strided axis ten times slower
 
@@ -114,10 +113,14 @@ class SignFold(AbstractSketch):
     may have rank one, have as many factors as periods: the error is then that of a projection with independent entries.
     Kernels of convolutions (more than two axes) have q·M ≥ 512, which is as good for their sums over many positions
     (experiments/sketch_error.py) and takes K/(q·M) times fewer flops.
+
+    Attributes:
+        kernel_rows: the least q·M of a convolution; more than its K keep all periods apart.
     """
 
     key: Key[Array, ""]
     num_projections: int = eqx.field(static=True)
+    kernel_rows: int = eqx.field(static=True, default=512)
 
     def start(self, num_rows, dtype):
         return jnp.zeros((num_rows, 2 * self.num_projections), dtype)  # the second half takes what runs over the end
@@ -140,7 +143,7 @@ class SignFold(AbstractSketch):
         if fold.moves_less_unformed(num_positions):
             rows = _signed_sum(rows, row_signs.reshape(fold.rounds, -1))
             rows = rows.reshape(num_samples, num_positions, fold.factors, fold.period)
-            signed = jax.lax.optimization_barrier(signals[:, :, :, None, :] * signs)  # or XLA multiplies while it transposes, at half the speed
+            signed = jax.lax.optimization_barrier(signals[:, :, :, None, :] * signs)  # or XLA:CPU multiplies while it transposes, element by element
             if fold.repeats_rows(num_positions):
                 rows = jnp.broadcast_to(rows[:, None], (num_samples, num_outputs, *rows.shape[1:]))
                 folded = _product("ncpjm,ncpjo->ncmo", rows, signed, total.dtype).swapaxes(1, 2)
@@ -165,7 +168,7 @@ class SignFold(AbstractSketch):
         columns = shape[-1] if len(shape) > 1 and shape[-1] <= self.num_projections else 1
         num_rows, longest = size // columns, self.num_projections // columns
         periods = -(-num_rows // longest)
-        factors = min(periods, -(-_KERNEL_ROWS // longest)) if len(shape) > 2 and columns > 1 else periods
+        factors = min(periods, -(-self.kernel_rows // longest)) if len(shape) > 2 and columns > 1 else periods
         rounds = -(-periods // factors)
         return _Fold(num_rows, columns, -(-num_rows // (rounds * factors)), factors, rounds)
 

@@ -104,7 +104,7 @@ def _records(tfds, builder, name: str, split: str) -> Any:
     except (NotImplementedError, ValueError) as error:
         raise ValueError(
             f"data: tfds data set {name!r} lies at {str(builder.data_dir)!r} in a format without random access "
-            f"({getattr(builder.info.file_format, 'value', 'unknown')}); delete that folder to have it prepared again") from error
+            f"({getattr(builder.info.file_format, 'value', 'unknown')}: {error}); delete that folder to have it prepared again") from error
 
 
 class _TFRecords(Sequence):
