@@ -1,0 +1,172 @@
+"""What experiments compare: the times of a real curve, of the predictions of it, and of guesses that need no kernel.
+
+A `Setting` names a run by its learning rate *relative to the largest stable one* at the pre-trained weights, so that no
+task is past the bound by accident. `compare` gives one record a setting, as plain values: the times of every method
+(`METHODS`), what each side cost, and the stability margin. Prediction and truth take different random orders of the data.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import ntk_tt
+from experiments.extrapolation import power_law, stretched_exponential
+from experiments.tasks import LoadedTask, RealRun, TaskConfig, load, real_run
+from ntk_tt.dynamics import LinearizedProblem
+from ntk_tt.dynamics import Method as Dynamics
+from ntk_tt.predict import plateau_window
+from ntk_tt.stopwatch import Stopwatch
+from ntk_tt.training_time import training_times
+
+EPSILONS = (0.01, 0.1, 0.4)
+LOSS_FRACTIONS = (0.5, 0.25, 0.1)
+"""Of the initial loss."""
+ERROR_LEVELS = (0.2, 0.1, 0.05)
+SMOOTHING = 3
+METHODS = {
+    "replay": "frozen kernel, replay (ours)", "paper": "frozen kernel, the paper's ODE or diagonal SDE",
+    "power_law": "power law through the first real steps", "exponential": "stretched exponential through the first real steps",
+    "single_rate": "log(1/ε)/(η λ̄)",
+}
+SEEDS = 3
+"""Orders of the data, or noise paths, whose median time is the prediction."""
+FEATURE_MEMORY = 1 << 30
+
+TINY_TASK = TaskConfig(classes=3, per_class=6)
+"""The task of all `tiny` experiments."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    task: TaskConfig = TINY_TASK
+    rate: float = 0.1
+    """η over the largest stable one of this momentum and batch size at w₀."""
+    momentum: float = 0.0
+    batch_size: int | None = None
+    num_steps: int = 150
+    record_every: int = 1
+    seed: int = 0
+    """Of the order of the data in real training."""
+
+
+class Prepared(NamedTuple):
+    """A linearised task, and what that cost, with compilation apart."""
+
+    task: LoadedTask
+    problem: LinearizedProblem
+    seconds: float
+    compile_seconds: float
+
+
+@functools.lru_cache(maxsize=2)
+def prepare(config: TaskConfig) -> Prepared:
+    task = load(config)
+    with Stopwatch() as watch:
+        problem = ntk_tt.linearize(task.model.apply, task.model.params, task.images, task.labels, space="primal", memory=FEATURE_MEMORY,
+                                   key=jax.random.key(config.seed + 1000))
+        jax.block_until_ready(problem.kernel)
+    return Prepared(task, problem, watch.seconds, watch.compile_seconds)
+
+
+def optimizer_of(setting: Setting, problem: LinearizedProblem) -> dict[str, Any]:
+    """Arguments of `OptimizerConfig`: the learning rate to two digits."""
+    rest = {"momentum": setting.momentum, "batch_size": setting.batch_size}
+    initial = np.asarray(problem.initial_logits)[None]
+    _, largest = ntk_tt.stability(problem, ntk_tt.OptimizerConfig(1.0, **rest), 1, initial)
+    return {"learning_rate": float(f"{setting.rate * largest:.2g}"), **rest}
+
+
+def read_times(steps: np.ndarray, loss: np.ndarray, error: np.ndarray, window: int) -> dict[str, dict[str, int | None]]:
+    """Times by family: ε-times of the loss, fractions of the initial loss, levels of the error, the plateau."""
+    of_loss = training_times(steps, loss, error, thresholds=EPSILONS, smoothing=SMOOTHING, plateau_window=window)
+    fractions = training_times(steps, loss / loss[0], error, thresholds=LOSS_FRACTIONS, smoothing=SMOOTHING)
+    levels = training_times(steps, loss, error, thresholds=ERROR_LEVELS, smoothing=SMOOTHING)
+    return {"epsilon_relative": of_loss["epsilon_relative"], "epsilon_absolute": of_loss["epsilon_absolute"],
+            "loss_below": fractions["loss_below"], "error_below": levels["error_below"], "plateau": {"0.01": of_loss["plateau"]}}
+
+
+def median_times(each: list[dict[str, dict[str, int | None]]]) -> dict[str, dict[str, int | None]]:
+    """Of several seeds; "not reached" counts as later than every number."""
+    def median(values: list[int | None]) -> int | None:
+        middle = sorted(np.inf if value is None else value for value in values)[len(values) // 2]
+        return None if np.isinf(middle) else int(middle)
+    return {family: {name: median([times[family][name] for times in each]) for name in each[0][family]} for family in each[0]}
+
+
+def paper_dynamics(setting: Setting) -> Dynamics:
+    """Algorithm 1: the ODE for the full batch, else the SDE with diagonal covariance."""
+    return "ode" if setting.batch_size is None else "sde-diagonal"
+
+
+def compare(setting: Setting, *, curves: bool = False) -> dict[str, Any]:
+    """One record: the setting, `times` by method (`real` and `METHODS`), `cost`, and the stability margin along the prediction.
+
+    Args:
+        curves: with the curves of the real run and of both predictions, at most 50 records each.
+    """
+    prepared = prepare(setting.task)
+    problem = prepared.problem
+    optimizer = optimizer_of(setting, problem)
+    config = ntk_tt.OptimizerConfig(**optimizer)
+    real = real_run(setting.task, optimizer, setting.num_steps, seed=setting.seed, record_every=setting.record_every)
+    window = plateau_window(config, problem.num_samples)
+
+    def predict(method: Dynamics) -> tuple[dict, Any, Stopwatch]:
+        with Stopwatch() as watch:
+            prediction = ntk_tt.predict(problem, config, setting.num_steps, method=method, num_seeds=SEEDS, key=jax.random.key(setting.seed + 2000),
+                                        record_every=setting.record_every)
+        return median_times([read_times(run.steps, run.loss, run.error, window) for run in prediction.runs]), prediction, watch
+
+    replay_times, replay, watch = predict("replay")
+    paper_times, paper, _ = predict(paper_dynamics(setting))
+    margin, _ = ntk_tt.stability(problem, config, setting.num_steps)
+    seconds_per_step = real.seconds / setting.num_steps
+    probe_steps = max(3 * setting.record_every, round((prepared.seconds + watch.seconds) / seconds_per_step))
+    rate = initial_rate(problem, optimizer)
+    record = {
+        **dataclasses.asdict(setting), **optimizer, "num_samples": problem.num_samples, "stability_margin": margin,
+        "diverged_at": real.diverged_at, "final_loss": {"real": float(real.loss[-1]), "replay": float(replay.loss[-1]), "paper": float(paper.loss[-1])},
+        "initial_rate": rate, "probe_steps": probe_steps,
+        "times": {"real": read_times(real.steps, real.loss, real.error, window), "replay": replay_times, "paper": paper_times,
+                  **{name: read_times(*curve, window) for name, curve in guesses(real, probe_steps, rate).items()}},
+        "cost": {"features_seconds": prepared.seconds, "predict_seconds": watch.seconds, "compile_seconds": prepared.compile_seconds + watch.compile_seconds,
+                 "train_seconds": real.seconds, "train_processor_seconds": real.processor_seconds},
+    }
+    if curves:
+        every = max(1, -(-len(real.steps) // 50))
+        record["curves"] = {name: {"steps": run.steps[::every].tolist(), "loss": run.loss[::every].tolist(), "error": run.error[::every].tolist()}
+                            for name, run in (("real", real), ("replay", replay), ("paper", paper))}
+    print(f"{setting.task.network} {setting.task.data} ({setting.task.seed}) N={problem.num_samples} η={optimizer['learning_rate']:g} "
+          f"B={setting.batch_size}: loss {real.loss[0]:.3g} -> {real.loss[-1]:.3g} real, {replay.loss[-1]:.3g} predicted; "
+          f"{probe_steps} probe steps, training {real.seconds:.1f} s", flush=True)
+    return record
+
+
+def compare_all(settings: Iterable[Setting]) -> list[dict[str, Any]]:
+    """Settings of one task should follow each other: they share its features."""
+    return [compare(setting) for setting in settings]
+
+
+def initial_rate(problem: LinearizedProblem, optimizer: dict[str, Any]) -> float:
+    """η̃ λ̄ with λ̄ = gᵀΘg/(N²L₀): the rate at which gradient flow begins to reduce the loss [1/step], d log L/dt at 0."""
+    residuals = jax.nn.softmax(problem.initial_logits) - problem.targets
+    loss, _ = problem.metrics(problem.initial_logits)
+    decay = jnp.vdot(residuals, problem.kernel.product(residuals)) / (problem.num_samples**2 * loss)
+    return float(optimizer["learning_rate"] / (1 - optimizer["momentum"]) * decay)
+
+
+def guesses(real: RealRun, probe_steps: int, rate: float) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """(steps, loss, error) by the methods that need no kernel; those from real steps see the first `probe_steps` only."""
+    steps = real.steps
+    seen = steps <= probe_steps
+    found = {}
+    for name, extrapolate in (("power_law", power_law), ("exponential", stretched_exponential)):
+        loss, error = (np.where(seen, curve, extrapolate(steps[seen], curve[seen], steps)) for curve in (real.loss, real.error))
+        found[name] = (steps, loss, error)
+    decay = np.exp(-rate * steps)
+    return {**found, "single_rate": (steps, real.loss[0] * decay, real.error[0] * decay)}
