@@ -30,6 +30,7 @@ class TrainingRun(eqx.Module):
         params: the trained parameters.
         seconds: of the T steps alone, without compilation and without the evaluations.
         evaluation_seconds, compile_seconds: those.
+        velocity: the optimiser's momentum after the last step, a tree like `params`; None without momentum.
         diverged_at: the first step with a non-finite loss, where the run stopped; None if there was none.
     """
 
@@ -41,6 +42,7 @@ class TrainingRun(eqx.Module):
     evaluation_seconds: float
     compile_seconds: float
     diverged_at: int | None = None
+    velocity: PyTree | None = None
 
 
 def finetune(apply: Apply, params: PyTree, inputs: Float[Array | np.ndarray, "n ..."], labels: Int[Array | np.ndarray, " n"] | Float[Array | np.ndarray, "n c"],
@@ -124,7 +126,8 @@ def finetune(apply: Apply, params: PyTree, inputs: Float[Array | np.ndarray, "n 
 
     steps = np.unique(np.append(np.arange(0, num_steps, record_every), num_steps))
     curve = np.asarray([records.get(int(index), (np.nan, np.nan)) for index in steps])
-    return TrainingRun(steps, curve[:, 0], curve[:, 1], params, seconds, evaluation_seconds, compile_seconds, diverged_at)
+    return TrainingRun(steps, curve[:, 0], curve[:, 1], params, seconds, evaluation_seconds, compile_seconds, diverged_at,
+                       optax.tree_utils.tree_get(opt_state, "trace"))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 
 from ntk_tt.dynamics import Method, Trajectory, is_random, simulate
 from ntk_tt.features import Precision, in_contrasts, jacobian_features
+from ntk_tt.head import HeadProblem
 from ntk_tt.kernel import AbstractKernel, ContrastKernel, DualKernel, PrimalKernel, contrast_basis
 from ntk_tt.linearize import Apply, check_logits, check_network, logits_and_tangent
 from ntk_tt.losses import LossName, check_loss, encode_targets
@@ -142,13 +143,13 @@ def _kernel(features: Float[Array, "padded c d"], num_samples: int, space: Space
     return DualKernel(ntk_from_features(features).reshape(*features.shape[:2], *features.shape[:2]))
 
 
-def predict(problem: LinearizedProblem, optimizer: OptimizerConfig, num_steps: int, *, method: Method = "replay", num_seeds: int = 5,
+def predict(problem: LinearizedProblem | HeadProblem, optimizer: OptimizerConfig, num_steps: int, *, method: Method = "replay", num_seeds: int = 5,
             key: Key[Array, ""] | None = None, record_every: int = 1, thresholds: Sequence[float] = DEFAULT_THRESHOLDS,
             loss_thresholds: Sequence[float] = (), smoothing: int = 1, progress: Progress = silent) -> Prediction:
     """The training curve and times of one optimiser setting.
 
     Args:
-        problem: from `linearize`.
+        problem: from `linearize`, or from `linearize_head`.
         optimizer: the setting.
         num_steps: T.
         method: see `ntk_tt.dynamics.simulate`.
@@ -168,7 +169,12 @@ def predict(problem: LinearizedProblem, optimizer: OptimizerConfig, num_steps: i
     for seed_key in jax.random.split(jax.random.key(0) if key is None else key, count):
         runs.append(simulate(problem, optimizer, num_steps, method=method, key=seed_key, record_every=record_every))
         progress(len(runs), count)
-    window = plateau_window(optimizer, problem.num_samples)
+    return summarize_runs(runs, plateau_window(optimizer, problem.num_samples), thresholds=thresholds, loss_thresholds=loss_thresholds, smoothing=smoothing)
+
+
+def summarize_runs(runs: Sequence[Trajectory], window: int, *, thresholds: Sequence[float] = DEFAULT_THRESHOLDS, loss_thresholds: Sequence[float] = (),
+                   smoothing: int = 1) -> Prediction:
+    """The prediction that the curves of several seeds make; see `training_times`."""
     times = [training_times(run.steps, run.loss, run.error, thresholds=thresholds, loss_thresholds=loss_thresholds,
                             smoothing=smoothing, plateau_window=window) for run in runs]
     return Prediction(

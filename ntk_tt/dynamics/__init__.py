@@ -5,21 +5,23 @@ from typing import Literal, get_args
 from jaxtyping import Array, Key
 
 from ntk_tt.dynamics.closed_form import solve_closed_form
+from ntk_tt.dynamics.head_replay import replay_head
 from ntk_tt.dynamics.ode import solve_ode
 from ntk_tt.dynamics.replay import replay
 from ntk_tt.dynamics.sde import Noise, solve_sde
 from ntk_tt.dynamics.streamed import replay_many
 from ntk_tt.dynamics.trajectory import Trajectory
+from ntk_tt.head import HeadProblem
 from ntk_tt.optimizer import OptimizerConfig
 from ntk_tt.problem import LinearizedProblem
 
 Method = Literal["replay", "ode", "sde", "sde-diagonal", "sde-diagonal-constant", "closed-form"]
 _NOISES: dict[str, Noise] = {"sde": "full", "sde-diagonal": "diagonal", "sde-diagonal-constant": "diagonal-constant"}
 
-__all__ = ["LinearizedProblem", "Method", "Trajectory", "is_random", "replay", "replay_many", "simulate", "solve_closed_form", "solve_ode", "solve_sde"]
+__all__ = ["LinearizedProblem", "Method", "Trajectory", "is_random", "replay", "replay_head", "replay_many", "simulate", "solve_closed_form", "solve_ode", "solve_sde"]
 
 
-def simulate(problem: LinearizedProblem, optimizer: OptimizerConfig, num_steps: int, *, method: Method = "replay",
+def simulate(problem: LinearizedProblem | HeadProblem, optimizer: OptimizerConfig, num_steps: int, *, method: Method = "replay",
              key: Key[Array, ""] | None = None, record_every: int = 1, save_logits: bool = False) -> Trajectory:
     """The training curve of the linearised network by any of the methods; see each one's docstring.
 
@@ -31,11 +33,16 @@ def simulate(problem: LinearizedProblem, optimizer: OptimizerConfig, num_steps: 
     | `ode` | small steps, full batch | noise as well | adaptive |
     | `closed-form` | the ODE with `mse` | the same | one eigen-decomposition |
 
-    With streamed features (`ntk_tt.streaming`) only `replay` works; the others run inside `jit`.
+    With streamed features (`ntk_tt.streaming`) only `replay` works; the others run inside `jit`. A `HeadProblem` (a real head
+    on an expanded backbone) is replayed too, and has no other method.
 
     Raises:
         ValueError: unknown method, or what the method raises.
     """
+    if isinstance(problem, HeadProblem):
+        if method != "replay":
+            raise ValueError(f"method: a problem with a real head can only be replayed, got {method!r}; linearize() makes the one that {method!r} takes")
+        return replay_head(problem, optimizer, num_steps, key=key, record_every=record_every, save_logits=save_logits)
     match method:
         case "replay":
             return replay(problem, optimizer, num_steps, key=key, record_every=record_every, save_logits=save_logits)

@@ -44,9 +44,7 @@ def replay(problem: LinearizedProblem, optimizer: OptimizerConfig, num_steps: in
     if batches is None:
         indices = batch_indices(problem.num_samples, optimizer, num_steps, jax.random.key(0) if key is None else key)
     else:
-        indices = jnp.asarray(batches)
-        if indices.ndim != 2 or len(indices) != num_steps or bool((indices < 0).any()) or bool((indices >= problem.num_samples).any()):
-            raise ValueError(f"batches: must hold (num_steps={num_steps}, B) indices below {problem.num_samples}, got shape {indices.shape}")
+        indices = checked_batches(batches, num_steps, problem.num_samples)
 
     if problem.kernel.streamed:
         return train(problem, (optimizer,), num_steps, indices, record_every=record_every, save_logits=save_logits)[0]
@@ -54,15 +52,23 @@ def replay(problem: LinearizedProblem, optimizer: OptimizerConfig, num_steps: in
     # All records but the last lie a whole number of `record_every` steps apart: one compiled scan, then the remainder.
     whole = (num_steps // record_every) * record_every
     head = None if indices is None else indices[:whole]
-    records, state, velocity = _run(problem, optimizer.nesterov, record_every, save_logits, _hyper(optimizer), rates[:whole], head, state, velocity)
+    records, state, velocity = _run(problem, optimizer.nesterov, record_every, save_logits, hyper(optimizer), rates[:whole], head, state, velocity)
     parts = [records]
     if whole < num_steps:
         tail = None if indices is None else indices[whole:]
-        records, state, velocity = _run(problem, optimizer.nesterov, num_steps - whole, save_logits, _hyper(optimizer), rates[whole:], tail, state, velocity)
+        records, state, velocity = _run(problem, optimizer.nesterov, num_steps - whole, save_logits, hyper(optimizer), rates[whole:], tail, state, velocity)
         parts.append(records)
     parts.append(jax.tree.map(lambda leaf: leaf[None], _record(problem, save_logits, state)))
     loss, error, saved = jax.tree.map(lambda *leaves: np.concatenate([np.asarray(leaf) for leaf in leaves]), *parts)
     return Trajectory(steps, loss, error, saved)
+
+
+def checked_batches(batches: Int[Array | np.ndarray, "t b"], num_steps: int, num_samples: int) -> Int[Array, "t b"]:
+    """Raises ValueError unless there are indices of samples for each step."""
+    indices = jnp.asarray(batches)
+    if indices.ndim != 2 or len(indices) != num_steps or bool((indices < 0).any()) or bool((indices >= num_samples).any()):
+        raise ValueError(f"batches: must hold (num_steps={num_steps}, B) indices below {num_samples}, got shape {indices.shape}")
+    return indices
 
 
 def batch_indices(num_samples: int, optimizer: OptimizerConfig, num_steps: int, key: Key[Array, ""]) -> Int[Array, "t b"] | None:
@@ -78,7 +84,7 @@ def batch_indices(num_samples: int, optimizer: OptimizerConfig, num_steps: int, 
     return orders[:, : per_epoch * size].reshape(-1, size)[:num_steps]
 
 
-def _hyper(optimizer: OptimizerConfig) -> tuple[float, float]:
+def hyper(optimizer: OptimizerConfig) -> tuple[float, float]:
     return float(optimizer.momentum), float(optimizer.weight_decay)
 
 

@@ -1,0 +1,391 @@
+"""Past the frozen kernel: a backbone that is linear (or quadratic along its path) under a head that is real.
+
+The network is f = Wᵀ φ + b, φ the pooled features. Its tangent at w₀ freezes W in the backbone's gradients, so a kernel
+that grows because the head grows is not seen. Here the head stays what it is and only the backbone is expanded,
+
+    φ(w₀ + u) = φ₀ + U p(u),    p(u) = Ψ u + s B u − ½ s² B u₁,    s = ⟨u, u₁⟩/‖u₁‖²,
+
+with U (F, r) orthonormal directions that the head occupies and will occupy, and Ψ = Uᵀ J_φ their projected Jacobian. B is the
+change of that Jacobian between w₀ and the weights w₀ + u₁ that the linear backbone is predicted to reach: p is the
+quadratic model that has the right Jacobian at both, second-order terms along the one direction training moves in.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key, PyTree
+
+from ntk_tt import losses
+from ntk_tt.features import FeaturePlan, Precision, compute_features, plan_features
+from ntk_tt.kernel import AbstractKernel, Indices, contrast_basis
+from ntk_tt.learning_rate import largest_curvature
+from ntk_tt.linearize import blocks, check_network, logits_and_tangent
+from ntk_tt.losses import LossName
+from ntk_tt.models.heads import part, replaced
+from ntk_tt.models.model import Model
+from ntk_tt.problem import LinearizedProblem
+from ntk_tt.progress import Progress, silent
+from ntk_tt.projection import AbstractProjection, default_num_projections
+
+DROPPED = 0.1  # of the head's path, the share of its norm that `auto` directions may leave out
+ANCHOR_FALL = 0.5  # the second expansion point is where the predicted loss has fallen to this share of its start
+ROWS_PER_PROJECTION = 8  # D' of `auto` over N·(C−1): the dynamics pass over the features at each full-batch step
+_FLOW_STEPS, _FLOW_CHUNK = 300, 10  # most steps of the path to the second point, and between two looks at its loss
+_BLOCK = 50  # samples in a forward or backward pass
+
+
+class HeadState(eqx.Module):
+    """Where training is: the backbone's displacement u = R·`backbone` + `decay`·w₀, and the head itself.
+
+    Attributes:
+        backbone: (D',) in projected coordinates.
+        decay: multiple of the backbone's w₀.
+        kernel, bias: W (F, C) and b (C,), whole, not displacements; `bias` is None for a head without.
+    """
+
+    backbone: Float[Array, " d"]
+    decay: Float[Array, ""]
+    kernel: Float[Array, "f c"]
+    bias: Float[Array, " c"] | None
+
+
+class Curvature(eqx.Module):
+    """B = V·`change`, the change of Ψ between w₀ and w₀ + u₁, along the k directions V (r, k) that the head has there."""
+
+    change: Float[Array, "n k d"]
+    basis: Float[Array, "r k"]
+    displacement: Float[Array, " d"]
+
+    def move(self, displacement: Float[Array, " d"], indices: Indices | None) -> Float[Array, "b r"]:
+        """s B u − ½ s² B u₁; s is held to 0 … 2, for further out a quadratic model means nothing."""
+        change = self.change if indices is None else self.change[indices]
+        share = jnp.clip(displacement @ self.displacement / (self.displacement @ self.displacement), 0, 2)
+        return (share * (change @ displacement) - 0.5 * share**2 * (change @ self.displacement)) @ self.basis.T
+
+
+class HeadProblem(eqx.Module):
+    """The training problem with a real head; prices every optimiser setting as `LinearizedProblem` does.
+
+    Attributes:
+        features: φ₀ (N, F).
+        directions: U (F, r), orthonormal.
+        jacobian: Ψ (N, r, D').
+        decay_features: Uᵀ J_φ w₀ (N, r), along which weight decay pulls.
+        kernel, bias: the head W₀, b₀ (None without).
+        targets: (N, C).
+        curvature: None for a linear backbone.
+        dropped: share of the head's expected path outside of U, the error estimate that chose r.
+        growth: ‖B‖/‖VᵀΨ‖, how much the Jacobian changes to the second point; 0 without curvature.
+        projection: R of the backbone, for directions in weight space such as the optimiser's momentum.
+        loss: `ce` or `mse`.
+    """
+
+    features: Float[Array, "n f"]
+    directions: Float[Array, "f r"]
+    jacobian: Float[Array, "n r d"]
+    decay_features: Float[Array, "n r"]
+    kernel: Float[Array, "f c"]
+    bias: Float[Array, " c"] | None
+    targets: Float[Array, "n c"]
+    curvature: Curvature | None = None
+    dropped: Float[Array, ""] = eqx.field(converter=jnp.asarray, default=0.0)
+    growth: Float[Array, ""] = eqx.field(converter=jnp.asarray, default=0.0)
+    projection: AbstractProjection | None = None
+    loss: LossName = eqx.field(static=True, default="ce")
+
+    @property
+    def num_samples(self) -> int:
+        return len(self.targets)
+
+    @property
+    def initial_logits(self) -> Float[Array, "n c"]:
+        return self.logits(self.zero())
+
+    def zero(self) -> HeadState:
+        """The state before training."""
+        dtype = self.jacobian.dtype
+        return HeadState(jnp.zeros(self.jacobian.shape[-1], dtype), jnp.zeros((), dtype), self.kernel, self.bias)
+
+    def logits(self, state: HeadState, indices: Indices | None = None, *, push: Float[Array, "b r"] | float = 0.0) -> Float[Array, "b c"]:
+        """f = Wᵀ φ + b of all samples, or of some; `push` is added to p(u)."""
+        features, jacobian, decay = ((each if indices is None else each[indices]) for each in (self.features, self.jacobian, self.decay_features))
+        moved = jacobian @ state.backbone + state.decay * decay + push
+        if self.curvature is not None:
+            moved = moved + self.curvature.move(state.backbone, indices)
+        logits = features @ state.kernel + moved @ (self.directions.T @ state.kernel)
+        return logits if state.bias is None else logits + state.bias
+
+    def gradient(self, state: HeadState, weight_decay, indices: Indices | None = None) -> HeadState:
+        """∂L/∂state of the mean loss of all samples, or of a batch, and λ·(the weights)."""
+        targets = self.targets if indices is None else self.targets[indices]
+        logits, pullback = jax.vjp(lambda state: self.logits(state, indices), state)
+        (pulled,) = pullback(losses.mean_residuals(self.loss, logits, targets))
+        weights = HeadState(state.backbone, state.decay + 1, state.kernel, state.bias)
+        # J_φ w₀ is a vector of its own, not a coordinate that gradients move along: only decay moves `decay`.
+        pulled = eqx.tree_at(lambda pulled: pulled.decay, pulled, jnp.zeros_like(pulled.decay))
+        return jax.tree.map(lambda gradient, weight: gradient + weight_decay * weight, pulled, weights)
+
+    def metrics(self, state: HeadState) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, "n c"]]:
+        """Mean loss, error rate and logits."""
+        logits = self.logits(state)
+        return losses.mean_loss(self.loss, logits, self.targets), losses.error_rate(logits, self.targets), logits
+
+    def tangent(self, state: HeadState) -> LinearizedProblem:
+        """The frozen kernel as it is at a state, for what is known of linear problems: curvature, stability."""
+        logits = self.logits(state)
+        return LinearizedProblem(_TangentKernel(self, state), logits, jnp.zeros_like(logits), self.targets, self.loss)
+
+
+class _TangentKernel(AbstractKernel):
+    """Θ of the head-aware model at a state; a state of the kernel is a displacement of that."""
+
+    problem: HeadProblem
+    at: HeadState
+
+    @property
+    def space(self) -> str:
+        return "primal"
+
+    def zero(self) -> Any:
+        return jax.tree.map(jnp.zeros_like, self.at)
+
+    def push(self, state: Any) -> Float[Array, "n c"]:
+        return jax.jvp(self.problem.logits, (self.at,), (state,))[1]
+
+    def push_rows(self, state: Any, indices: Indices) -> Float[Array, "b c"]:
+        return jax.jvp(lambda at: self.problem.logits(at, indices), (self.at,), (state,))[1]
+
+    def pull(self, residuals: Float[Array, "n c"]) -> Any:
+        return self._without_decay(jax.vjp(self.problem.logits, self.at)[1](residuals)[0])
+
+    def pull_rows(self, residuals: Float[Array, "b c"], indices: Indices) -> Any:
+        return self._without_decay(jax.vjp(lambda at: self.problem.logits(at, indices), self.at)[1](residuals)[0])
+
+    def diagonal_blocks(self) -> Float[Array, "n c c"]:
+        jacobian, curvature = self.problem.jacobian, self.problem.curvature
+        if curvature is not None:
+            share = jnp.clip(self.at.backbone @ curvature.displacement / (curvature.displacement @ curvature.displacement), 0, 2)
+            jacobian = jacobian + share * jnp.einsum("rk,nkd->nrd", curvature.basis, curvature.change)
+        seen = jnp.einsum("rc,nrd->ncd", self.problem.directions.T @ self.at.kernel, jacobian)
+        own = jnp.square(self.problem.features).sum(-1) + (self.at.bias is not None)
+        return jnp.einsum("nad,nbd->nab", seen, seen) + own[:, None, None] * jnp.eye(self.at.kernel.shape[1])
+
+    @staticmethod
+    def _without_decay(state: HeadState) -> HeadState:
+        return eqx.tree_at(lambda state: state.decay, state, jnp.zeros_like(state.decay))
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """A network as backbone and head.
+
+    Attributes:
+        features: `(backbone, inputs) -> φ (N, F)`.
+        backbone: trainable parameters without the head.
+        kernel, bias: of the head.
+    """
+
+    features: Callable[[PyTree, Array], Array]
+    backbone: PyTree
+    kernel: Float[Array, "f c"]
+    bias: Float[Array, " c"] | None
+
+
+def split_head(model: Model) -> Parts:
+    """The network as backbone and head.
+
+    Raises:
+        ValueError: a network that does not say where its head is, whose head does not train, whose backbone does not, or
+            whose logits are not its head times its features.
+    """
+    remedy = "take method='replay', the frozen kernel, which needs no head"
+    if not model.head or model.apply_features is None:
+        raise ValueError(f"model: {model.name} has no trainable linear head with features before it (Model.head, Model.apply_features); {remedy}")
+    head, features = part(model.params, model.head), model.features
+    if not isinstance(head, dict) or "kernel" not in head or set(head) - {"kernel", "bias"} or head["kernel"].ndim != 2:
+        raise ValueError(f"model: the head {model.head!r} of {model.name} is no linear layer with a kernel (F, C) and perhaps a bias; {remedy}")
+    backbone = replaced(model.params, model.head, None)
+    if not jax.tree.leaves(backbone):
+        raise ValueError("model: only the head trains, so the network is linear in what trains; take method='replay', which is exact there")
+    return Parts(lambda params, inputs: features(replaced(params, model.head, head), inputs), backbone, head["kernel"], head.get("bias"))
+
+
+def linearize_head(model: Model, inputs: Float[Array | np.ndarray, "n ..."], labels: Int[Array | np.ndarray, " n"] | Float[Array | np.ndarray, "n c"], *,
+                   curvature: bool = True, loss: LossName = "ce", num_directions: int | str = "auto", num_projections: int | str = "auto",
+                   key: Key[Array, ""] | None = None, precision: Precision = "float32", memory: int | None = None, progress: Progress = silent) -> HeadProblem:
+    """The feature passes of the head-aware prediction; the result prices every optimiser setting (`ntk_tt.predict`).
+
+    Args:
+        model: with a linear head that trains (`Model.head`) and `features` before it.
+        inputs: (N, ...), as the network takes them.
+        labels: (N,) classes, or (N, C) real targets for `mse`.
+        curvature: expand the backbone to second order along its path, at the price of a second pass along C−1
+            directions (C for `mse`).
+        loss: `ce` or `mse`.
+        num_directions: r, outputs of the first pass; `auto` takes as many as leave out at most a tenth of the norm of
+            the path that the head takes on fixed features (`HeadProblem.dropped` says how much), but no more than
+            3·(C−1). All F, and `exact` projections, leave nothing out.
+        num_projections: D'; `auto` takes 8·N·(C−1), or what the memory holds; `exact` projects nothing.
+        key, precision, memory: see `jacobian_features`.
+        progress: called after each block.
+
+    Raises:
+        ValueError: as `split_head` and `jacobian_features`.
+
+    Cost: one forward and r backward passes through activations a sample; with curvature as much again for C−1 directions,
+    and two passes of real training's kind. Memory N·(r + C−1)·D'.
+    """
+    losses.check_loss(loss)
+    if len(inputs) != len(labels):
+        raise ValueError(f"labels: there are {len(labels)} for {len(inputs)} inputs; give one each")
+    num_outputs = check_network(model.apply, model.params, inputs)
+    if loss == "ce" and num_outputs == 1:
+        raise ValueError("loss: cross-entropy needs at least two outputs; use loss='mse' with one")
+    parts = split_head(model)
+    features = in_blocks(jax.jit(partial(parts.features, parts.backbone)), inputs)
+    targets = losses.encode_targets(labels, num_outputs, features.dtype)
+    few = model.apply(model.params, jnp.asarray(inputs[:2]))
+    if not np.allclose(few, features[:2] @ parts.kernel + (0 if parts.bias is None else parts.bias), rtol=1e-2, atol=1e-2 * (1 + float(jnp.abs(few).max()))):
+        raise ValueError(f"model: the logits of {model.name} are not its head times its features; take method='replay', the frozen kernel")
+    basis = contrast_basis(num_outputs, features.dtype) if loss == "ce" else jnp.eye(num_outputs, dtype=features.dtype)
+    directions, dropped = head_directions(features, parts.kernel, parts.bias, targets, basis, loss=loss, num_directions=num_directions)
+    passes = directions.shape[1] + (basis.shape[1] if curvature else 0)
+    options: dict[str, Any] = {"key": key, "precision": precision, "memory": None if memory is None else max(1, memory * directions.shape[1] // passes)}
+    if num_projections == "auto":
+        rows, num_params = len(inputs) * basis.shape[1], sum(leaf.size for leaf in jax.tree.leaves(parts.backbone))
+        wanted = max(4096, ROWS_PER_PROJECTION * rows)
+        num_projections = min(wanted, num_params, default_num_projections(len(inputs) * passes, num_params, max_bytes=memory or 4 << 30))
+    plan = plan_features(along(parts.features, directions), parts.backbone, inputs, num_projections=num_projections, **options)
+    total = len(inputs) * (2 if curvature else 1)
+    jacobian = compute_features(plan, parts.backbone, inputs, progress=lambda done, _: progress(done, total))
+    _, decay_features = logits_and_tangent(along(parts.features, directions), parts.backbone, inputs, parts.backbone, block_size=_BLOCK)
+    problem = HeadProblem(features, directions, jacobian, decay_features, parts.kernel, parts.bias, targets, dropped=dropped, projection=plan.projection, loss=loss)
+    if not curvature:
+        return problem
+    return with_curvature(problem, parts, inputs, basis, plan, options, progress=lambda done, _: progress(len(inputs) + done, total))
+
+
+def velocity_of(problem: HeadProblem, model: Model, velocity: PyTree) -> HeadState:
+    """An optimiser's momentum, a tree like `model.params`, as the velocity that `replay_head` begins with."""
+    assert problem.projection is not None
+    head = part(velocity, model.head)
+    backbone = problem.projection(jax.tree.map(lambda leaf: leaf[None], replaced(velocity, model.head, None)))[0]
+    return HeadState(backbone, jnp.zeros((), backbone.dtype), head["kernel"], head.get("bias"))
+
+
+def with_curvature(problem: HeadProblem, parts: Parts, inputs, basis: Float[Array, "c k"], plan: FeaturePlan, options: dict[str, Any], *,
+                   progress: Progress = silent) -> HeadProblem:
+    """The problem with the second-order terms of `Curvature`, by a feature pass at the predicted weights."""
+    state, pushed = path_to(problem, ANCHOR_FALL)
+    moved = _moved_weights(parts, problem.directions, inputs, pushed)
+    inner, _ = jnp.linalg.qr(problem.directions.T @ state.kernel @ basis)
+    second = plan_features(along(parts.features, problem.directions @ inner), parts.backbone, inputs, num_projections=plan.num_projections, **options)
+    before = jnp.einsum("rk,nrd->nkd", inner, problem.jacobian)
+    change = compute_features(second, moved, inputs, progress=progress) - before
+    growth = float(jnp.linalg.norm(change) / jnp.linalg.norm(before))
+    if not np.isfinite(growth) or not bool(jnp.any(state.backbone)):
+        raise ValueError("model: the network gives NaN at the weights that its linear model reaches; take curvature=False (method 'head')")
+    return dataclasses.replace(problem, curvature=Curvature(change, inner, state.backbone), growth=growth)
+
+
+def path_to(problem: HeadProblem, fall: float) -> tuple[HeadState, Float[Array, "n r"]]:
+    """Full-batch training of the problem until its loss has fallen to a share of its start: the state, and the sum of what was pushed back.
+
+    The latter are the cotangents c (N, r) with u = −Σᵢ J_φ,iᵀ U cᵢ. Momentum 0.9 at half the stable rate: which way
+    training goes hardly depends on the setting, so one path serves all.
+    """
+    curvature, _ = largest_curvature(problem.tangent(problem.zero()), problem.initial_logits)
+    rate, momentum = 0.5 / max(curvature, 1e-12), 0.9
+    state, pushed = problem.zero(), jnp.zeros_like(problem.decay_features)
+    carry = (state, jax.tree.map(jnp.zeros_like, state), pushed, jnp.zeros_like(pushed))
+    start = float(problem.metrics(state)[0])
+    for _ in range(_FLOW_STEPS // _FLOW_CHUNK):
+        following, loss = _flow(problem, carry, rate, momentum)
+        if not np.isfinite(float(loss)) or float(loss) > 2 * start:
+            break
+        carry = following
+        if float(loss) < fall * start:
+            break
+    return carry[0], carry[2]
+
+
+@eqx.filter_jit
+def _flow(problem: HeadProblem, carry, rate, momentum):
+    def step(carry, _):
+        state, velocity, pushed, push_velocity = carry
+        logits, pullback = jax.vjp(lambda state, push: problem.logits(state, push=push), state, jnp.zeros_like(pushed))
+        gradient, push = pullback(losses.mean_residuals(problem.loss, logits, problem.targets))
+        gradient = eqx.tree_at(lambda gradient: gradient.decay, gradient, jnp.zeros_like(gradient.decay))
+        velocity = jax.tree.map(lambda v, d: momentum * v + d, velocity, gradient)
+        push_velocity = momentum * push_velocity + push
+        state = jax.tree.map(lambda z, v: z - rate * v, state, velocity)
+        return (state, velocity, pushed - rate * push_velocity, push_velocity), None
+
+    carry, _ = jax.lax.scan(step, carry, length=_FLOW_CHUNK)
+    return carry, problem.metrics(carry[0])[0]
+
+
+def head_directions(features: Float[Array, "n f"], kernel: Float[Array, "f c"], bias: Float[Array, " c"] | None, targets: Float[Array, "n c"],
+                    basis: Float[Array, "c k"], *, loss: LossName, num_directions: int | str = "auto") -> tuple[Float[Array, "f r"], float]:
+    """U, the leading directions of the head along its own training on fixed features, and the share of its norm they leave out.
+
+    Raises:
+        ValueError: a number of directions that is neither `auto` nor 1 … F.
+    """
+    num_features = features.shape[1]
+    if num_directions != "auto" and not (isinstance(num_directions, int) and 1 <= num_directions <= num_features):
+        raise ValueError(f"num_directions: give 'auto' or a number from 1 to the {num_features} features, got {num_directions!r}")
+    path, curve = _head_path(features, kernel, bias, targets, loss)
+    curve = np.asarray(curve)
+    levels = np.geomspace(curve[0], max(curve.min(), 0.1 * curve[0]), 8) if curve.min() > 0 else np.linspace(curve[0], curve.min(), 8)
+    looks = sorted({int(np.argmax(curve <= level)) for level in levels})
+    matrices = [path[look] @ basis for look in looks]
+    spanned = jnp.concatenate([matrix / jnp.maximum(jnp.linalg.norm(matrix), 1e-12) for matrix in matrices], axis=1)
+    left, values, _ = jnp.linalg.svd(spanned, full_matrices=num_directions == num_features)
+    energy = np.cumsum(np.square(np.asarray(values, np.float64)))
+    left_out = np.sqrt(np.maximum(0.0, 1 - energy / energy[-1]))
+    if num_directions == "auto":
+        most = min(3 * basis.shape[1], len(left_out))
+        num_directions = min(most, int(np.argmax(left_out <= DROPPED)) + 1)
+    count = int(num_directions)
+    return left[:, : min(count, left.shape[1])], float(left_out[count - 1]) if count <= len(left_out) else 0.0
+
+
+@partial(jax.jit, static_argnums=4)
+def _head_path(features, kernel, bias, targets, loss):
+    """W along 400 steps of gradient descent of the head alone at half its stable rate, and the loss."""
+    rows = features if bias is None else jnp.concatenate([features, jnp.ones_like(features[:, :1])], 1)
+    rate = len(rows) / (losses.largest_curvature_per_output(loss) * jnp.linalg.norm(rows, 2) ** 2)
+    start = kernel if bias is None else jnp.concatenate([kernel, bias[None]])
+
+    def step(weights, _):
+        logits = rows @ weights
+        return weights - rate * rows.T @ losses.mean_residuals(loss, logits, targets), (weights[: features.shape[1]], losses.mean_loss(loss, logits, targets))
+
+    return jax.lax.scan(step, start, length=400)[1]
+
+
+def along(features: Callable[[PyTree, Array], Array], directions: Float[Array, "f r"]) -> Callable[[PyTree, Array], Array]:
+    """The features' coordinates along some directions, as a network with r outputs."""
+    return lambda params, inputs: features(params, inputs) @ directions
+
+
+def in_blocks(function: Callable[[Array], Array], inputs) -> Array:
+    """A function of the inputs, all blocks but the last of one size."""
+    return jnp.concatenate([function(jnp.asarray(inputs[block])) for block in blocks(len(inputs), _BLOCK)])
+
+
+def _moved_weights(parts: Parts, directions, inputs, pushed: Float[Array, "n r"]) -> PyTree:
+    """w₀ + Σᵢ J_φ,iᵀ U cᵢ: one backward pass over the data."""
+    coordinates = along(parts.features, directions)
+    pull = jax.jit(lambda backbone, x, cotangents: jax.vjp(lambda backbone: coordinates(backbone, x), backbone)[1](cotangents)[0])
+    moved = parts.backbone
+    for block in blocks(len(inputs), _BLOCK):
+        moved = jax.tree.map(jnp.add, moved, pull(parts.backbone, jnp.asarray(inputs[block]), pushed[block]))
+    return moved

@@ -1,0 +1,94 @@
+"""A few real steps first, then the prediction from where they led: what they settle need not be predicted."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
+
+from ntk_tt.dynamics.head_replay import replay_head
+from ntk_tt.dynamics.replay import batch_indices
+from ntk_tt.dynamics.trajectory import Trajectory, record_steps
+from ntk_tt.finetune import TrainingRun, finetune
+from ntk_tt.head import HeadProblem, linearize_head, velocity_of
+from ntk_tt.losses import LossName
+from ntk_tt.models.model import Model
+from ntk_tt.optimizer import OptimizerConfig, check_num_steps
+from ntk_tt.progress import Progress, silent
+
+
+@dataclasses.dataclass(frozen=True)
+class OneShot:
+    """A prediction that begins with real steps.
+
+    Attributes:
+        problem: the head-aware problem at the weights after them.
+        run: the real steps.
+        trajectories: a curve a seed: the real records, then the predicted ones.
+    """
+
+    problem: HeadProblem
+    run: TrainingRun
+    trajectories: tuple[Trajectory, ...]
+
+
+def affordable_steps(num_samples: int, batch_size: int, num_directions: int) -> int:
+    """k, the most real steps that cost no more than the feature pass: N·(1 + r) passes of a sample against 3·B a step; at least 1.
+
+    A backward pass through activations alone costs about a forward pass, one with weight gradients two.
+    """
+    return max(1, num_samples * (1 + num_directions) // (3 * batch_size))
+
+
+def predict_after(model: Model, inputs: Float[Array | np.ndarray, "n ..."], labels: Int[Array | np.ndarray, " n"] | Float[Array | np.ndarray, "n c"],
+                  optimizer: OptimizerConfig, num_steps: int, *, first_steps: int | None = None, curvature: bool = True, loss: LossName = "ce",
+                  num_seeds: int = 5, record_every: int = 1, seed: int = 0, key: Key[Array, ""] | None = None, progress: Progress = silent) -> OneShot:
+    """Train for k real steps, expand the network there, and replay the rest with the optimiser's momentum as it is by then.
+
+    Args:
+        model, inputs, labels, loss, curvature, progress: as `linearize_head`.
+        optimizer, num_steps, num_seeds, record_every: as `predict`.
+        first_steps: k; None takes what costs as much as the feature pass (`affordable_steps`), but at most T/4.
+        seed: of the order of the data of the real steps.
+        key: of the projection and of the orders that follow; key 0 where none is given.
+
+    Raises:
+        ValueError: as `linearize_head`, k outside 1 … T−1, or real steps that diverge.
+
+    Cost: k real steps, and `linearize_head` for this setting alone.
+    """
+    check_num_steps(num_steps)
+    num_samples = len(inputs)
+    batch_size = optimizer.checked_batch_size(num_samples)
+    if first_steps is None:
+        first_steps = min(max(1, num_steps // 4), affordable_steps(num_samples, batch_size, 2 * (model.num_classes - 1)))
+    if not 1 <= first_steps < num_steps:
+        raise ValueError(f"first_steps: must lie in 1 … {num_steps - 1} (one less than the steps to predict), got {first_steps}")
+    run = finetune(model.apply, model.params, inputs, labels, optimizer, first_steps, loss=loss, seed=seed, record_every=record_every)
+    if run.diverged_at is not None:
+        raise ValueError(f"learning_rate: real training diverged at step {run.diverged_at} of the first {first_steps}; take a smaller one")
+    key = jax.random.key(0) if key is None else key
+    moved = dataclasses.replace(model, params=run.params)
+    problem = linearize_head(moved, inputs, labels, curvature=curvature, loss=loss, key=key, progress=progress)
+    velocity = None if run.velocity is None else velocity_of(problem, moved, run.velocity)
+    later = dataclasses.replace(optimizer, learning_rate=_later(optimizer, num_steps, first_steps))
+    steps = record_steps(num_steps, record_every)
+    count = 1 if optimizer.is_full_batch(num_samples) else num_seeds
+    trajectories = []
+    for each in jax.random.split(key, count):
+        batches = batch_indices(num_samples, optimizer, num_steps - first_steps, each)
+        replayed = replay_head(problem, later, num_steps - first_steps, batches=batches, velocity=velocity)
+        known, predicted = steps[steps <= first_steps], steps[steps > first_steps]
+        real = np.searchsorted(run.steps, known)
+        curves = (np.concatenate([getattr(run, name)[real], getattr(replayed, name)[predicted - first_steps]]) for name in ("loss", "error"))
+        trajectories.append(Trajectory(steps, *curves))
+    return OneShot(problem, run, tuple(trajectories))
+
+
+def _later(optimizer: OptimizerConfig, num_steps: int, first_steps: int):
+    """The learning rate from step k on, as a schedule that starts at 0."""
+    if not callable(optimizer.learning_rate):
+        return optimizer.learning_rate
+    rates = jnp.asarray(optimizer.learning_rates(num_steps)[first_steps:])
+    return lambda step: rates[step]
