@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.comparison import METHODS, TINY_TASK, Setting, compare_all
+from experiments.comparison import METHODS, TINY_TASK, Setting, compare_all, on
 from experiments.statistics import describe, pairs, percent, signed_errors
 from experiments.tasks import REPORTING, TUNING, TaskConfig
 
@@ -65,7 +65,7 @@ def settings(config: Config) -> list[Setting]:
     for draw in config.draws:
         for data in draw.data:
             rng = np.random.default_rng([config.seed, *map(ord, draw.network + data)])
-            tasks = [TaskConfig(draw.network, data, config.classes, int(rng.choice(draw.per_class)), seed, config.image_size) for seed in range(2)]
+            tasks = [on(data, TaskConfig(draw.network, data, config.classes, int(rng.choice(draw.per_class)), seed, config.image_size)) for seed in range(2)]
             drawn = []
             for index in range(draw.gd + draw.sgd):
                 full = index < draw.gd

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.comparison import EPSILONS, METHODS, TINY_TASK, Setting, compare_all
+from experiments.comparison import EPSILONS, METHODS, TINY_TASK, Setting, compare_all, on
 from experiments.statistics import number, pairs, step_errors
 from experiments.tasks import REPORTING, TUNING, TaskConfig
 
@@ -39,7 +39,7 @@ SCALES = {
 
 
 def settings(config: Config) -> list[Setting]:
-    return [Setting(dataclasses.replace(config.task, data=data), rate, num_steps=config.num_steps) for data in config.data for rate in (config.low, config.high)]
+    return [Setting(on(data, config.task), rate, num_steps=config.num_steps) for data in config.data for rate in (config.low, config.high)]
 
 
 def compute(config: Config) -> dict[str, Any]:
