@@ -88,7 +88,7 @@ def ladder(setting: Setting, exact: DualKernel) -> dict[str, Any]:
         return read_times(curve.steps, curve.loss, curve.error, window)
 
     def predicted(some: LinearizedProblem, method: Any = "replay") -> dict:
-        prediction = ntk_tt.predict(some, optimizer, steps, method=method, num_seeds=SEEDS, key=jax.random.key(setting.seed + 2000), record_every=every)
+        prediction = ntk_tt.predict(some, optimizer, steps, method=method, num_seeds=SEEDS[method], key=jax.random.key(setting.seed + 2000), record_every=every)
         return median_times([times(each) for each in prediction.runs])
 
     dense, ended = (LinearizedProblem(kernel, problem.initial_logits, problem.weight_logits, problem.targets, problem.loss) for kernel in (exact, end))

@@ -32,11 +32,12 @@ PLATEAU_EPOCHS = (1, 5)
 SMOOTHING = 3
 METHODS = {
     "replay": "frozen kernel, replay (ours)", "paper": "frozen kernel, the paper's ODE or diagonal SDE",
-    "power_law": "power law through the first real steps", "exponential": "stretched exponential through the first real steps",
+    "power_law": "power law through real steps that cost as much", "exponential": "stretched exponential through the same",
+    "power_law_tenth": "power law through the first T/10 real steps", "exponential_tenth": "stretched exponential through the same",
     "single_rate": "log(1/ε)/(η λ̄)",
 }
-SEEDS = 3
-"""Orders of the data, or noise paths, whose median time is the prediction."""
+SEEDS = {"replay": 3, "ode": 1, "sde-diagonal": 1}
+"""Orders of the data, or noise paths, whose median time is the prediction. A path in D' dimensions costs many replays."""
 MAX_PROJECTIONS = 16384
 """D' is 16 N C, but at most this: a Brownian path of the paper's SDE has D' dimensions."""
 
@@ -130,7 +131,7 @@ def compare(setting: Setting, *, curves: bool = False) -> dict[str, Any]:
 
     def predict(method: Dynamics) -> tuple[dict, Any, Stopwatch]:
         with Stopwatch() as watch:
-            prediction = ntk_tt.predict(problem, config, setting.num_steps, method=method, num_seeds=SEEDS, key=jax.random.key(setting.seed + 2000),
+            prediction = ntk_tt.predict(problem, config, setting.num_steps, method=method, num_seeds=SEEDS[method], key=jax.random.key(setting.seed + 2000),
                                         record_every=setting.record_every)
         return median_times([read_times(run.steps, run.loss, run.error, window) for run in prediction.runs]), prediction, watch
 
@@ -173,12 +174,13 @@ def initial_rate(problem: LinearizedProblem, optimizer: dict[str, Any]) -> float
 
 
 def guesses(real: RealRun, probe_steps: int, rate: float) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """(steps, loss, error) by the methods that need no kernel; those from real steps see the first `probe_steps` only."""
+    """(steps, loss, error) by the methods that need no kernel; those from real steps see the first `probe_steps`, or a tenth, only."""
     steps = real.steps
-    seen = steps <= probe_steps
     found = {}
-    for name, extrapolate in (("power_law", power_law), ("exponential", stretched_exponential)):
-        loss, error = (np.where(seen, curve, extrapolate(steps[seen], curve[seen], steps)) for curve in (real.loss, real.error))
-        found[name] = (steps, loss, error)
+    for suffix, last in (("", probe_steps), ("_tenth", steps[-1] / 10)):
+        seen = steps <= max(last, steps[min(3, len(steps) - 1)])
+        for name, extrapolate in (("power_law", power_law), ("exponential", stretched_exponential)):
+            loss, error = (np.where(seen, curve, extrapolate(steps[seen], curve[seen], steps)) for curve in (real.loss, real.error))
+            found[name + suffix] = (steps, loss, error)
     decay = np.exp(-rate * steps)
     return {**found, "single_rate": (steps, real.loss[0] * decay, real.error[0] * decay)}
