@@ -49,6 +49,26 @@ def threshold_time(steps: Steps, curve: Curve, threshold: float) -> Time:
     return _first(steps, curve < threshold)
 
 
+def crossing_time(steps: Curve, curve: Curve, threshold: float) -> float | None:
+    """As `threshold_time`, between records by a straight line: for curves that are recorded every few steps.
+
+    Returns:
+        Steps, perhaps a fraction; None where the curve does not get below the threshold.
+    """
+    if not (math.isfinite(threshold) and threshold > 0):
+        raise ValueError(f"threshold: must be positive and finite, got {threshold}")
+    below = np.asarray(curve) < threshold
+    if not below.any():
+        return None
+    index = int(np.argmax(below))
+    if index == 0:
+        return float(steps[0])
+    before, after = curve[index - 1], curve[index]
+    if not np.isfinite(before):
+        return float(steps[index])
+    return float(steps[index - 1] + (steps[index] - steps[index - 1]) * (before - threshold) / (before - after))
+
+
 def plateau_time(steps: Steps, error: Curve, *, drop: float = PLATEAU_DROP, window: int) -> Time:
     """The first t ≥ `window` at which the error fell by less than `drop` over the last `window` steps (reply to reviewers).
 

@@ -1,5 +1,6 @@
 """When a prediction should be believed: stability margin, linearisation residual, and what follows from them."""
 
+from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 import jax
@@ -7,9 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
-from ntk_tt.dynamics import replay
+from ntk_tt.dynamics import simulate
+from ntk_tt.dynamics.head_replay import states_along
 from ntk_tt.dynamics.sde import noise_variance
 from ntk_tt.finetune import finetune
+from ntk_tt.head import HeadProblem
 from ntk_tt.learning_rate import batch_curvature_variance, largest_curvature, largest_safe_learning_rate
 from ntk_tt.linearize import Apply, logits_and_tangent
 from ntk_tt.losses import LossName
@@ -64,7 +67,7 @@ class Residual(NamedTuple):
     seconds_per_sample: float
 
 
-def assess(problem: LinearizedProblem, apply: Apply, params: PyTree, inputs: Float[Array | np.ndarray, "n ..."],
+def assess(problem: LinearizedProblem | HeadProblem, apply: Apply, params: PyTree, inputs: Float[Array | np.ndarray, "n ..."],
            labels: Int[Array | np.ndarray, " n"] | Float[Array | np.ndarray, "n c"], optimizer: OptimizerConfig, num_steps: int, *, seed: int = 0) -> Verdict:
     """The verdict on predictions of this setting; takes a few real steps on a sample of the data.
 
@@ -86,36 +89,48 @@ def assess(problem: LinearizedProblem, apply: Apply, params: PyTree, inputs: Flo
     return judge(margin, safe, residual)
 
 
-def predicted_path(problem: LinearizedProblem, optimizer: OptimizerConfig, num_steps: int) -> Float[np.ndarray, "s n c"]:
+def predicted_path(problem: LinearizedProblem | HeadProblem, optimizer: OptimizerConfig, num_steps: int) -> Float[np.ndarray, "s n c"]:
     """A handful of predicted logits between step 0 and T."""
     check_num_steps(num_steps)
-    trajectory = replay(problem, optimizer, num_steps, record_every=-(-num_steps // _RECORDS), save_logits=True)
+    trajectory = simulate(problem, optimizer, num_steps, record_every=-(-num_steps // _RECORDS), save_logits=True)
     return np.asarray(trajectory.logits)
 
 
-def stability(problem: LinearizedProblem, optimizer: OptimizerConfig, num_steps: int, path: Float[np.ndarray, "s n c"] | None = None) -> tuple[float, float]:
+def stability(problem: LinearizedProblem | HeadProblem, optimizer: OptimizerConfig, num_steps: int, path: Float[np.ndarray, "s n c"] | None = None) -> tuple[float, float]:
     """(margin, largest safe learning rate): η_max over the schedule's highest rate, and η_max.
 
     The curvature λ is that of the Gauss–Newton Hessian of the loss, (1/N) Jᵀ H J, by Lanczos iteration without forming
     Θ: its maximum over the logits of `path` (by default `predicted_path`), since cross-entropy sharpens while two
-    classes compete. Gradient descent is stable below 2(1+m)/λ; mini-batches lower that, see
+    classes compete. With a `HeadProblem` the kernel is that of each state on the way, so growth that crosses the bound is
+    seen. Gradient descent is stable below 2(1+m)/λ; mini-batches lower that, see
     `largest_safe_learning_rate`.
     """
-    path = predicted_path(problem, optimizer, num_steps) if path is None else path
     noise = noise_variance(problem.num_samples, optimizer)
     safe = np.inf
-    for logits in path:
+    for here, logits in _linear_problems(problem, optimizer, num_steps, path):
         if not np.isfinite(logits).all():
             break
         logits = jnp.asarray(logits)
-        curvature, direction = largest_curvature(problem, logits)
-        variance = noise * batch_curvature_variance(problem, logits, curvature, direction) if noise else 0.0
+        curvature, direction = largest_curvature(here, logits)
+        variance = noise * batch_curvature_variance(here, logits, curvature, direction) if noise else 0.0
         safe = min(safe, largest_safe_learning_rate(
             curvature, variance, momentum=optimizer.momentum, nesterov=optimizer.nesterov, weight_decay=optimizer.weight_decay))
-        if problem.loss == "mse":
+        if problem.loss == "mse" and here is problem:
             break  # its curvature does not depend on the logits
     highest = optimizer.learning_rates(num_steps).max()
     return float(safe / highest) if highest > 0 else np.inf, float(safe)
+
+
+def _linear_problems(problem: LinearizedProblem | HeadProblem, optimizer: OptimizerConfig, num_steps: int,
+                     path: Float[np.ndarray, "s n c"] | None) -> Iterator[tuple[LinearizedProblem, Float[np.ndarray, "n c"]]]:
+    """The tangent problem and the logits at a handful of predicted points."""
+    if isinstance(problem, HeadProblem):
+        for state in states_along(problem, optimizer, num_steps, _RECORDS):
+            tangent = problem.tangent(state)
+            yield tangent, np.asarray(tangent.initial_logits)
+    else:
+        for logits in predicted_path(problem, optimizer, num_steps) if path is None else path:
+            yield problem, logits
 
 
 def linearization_residual(apply: Apply, params: PyTree, inputs: Float[Array | np.ndarray, "n ..."], labels: Int[Array | np.ndarray, " n"] | Float[Array | np.ndarray, "n c"],

@@ -1,0 +1,74 @@
+"""How wrong predicted times were on tuning tasks, as intervals for the next one.
+
+For each method and observed share of the run `calibration.json` holds the distribution of log(real/predicted) over threshold
+times, with times that were not reached as censored (Kaplan–Meier); `python -m experiments.accuracy --calibrate` makes it.
+"""
+
+import functools
+import importlib.resources
+import json
+import math
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+COVERAGE = 0.9
+
+
+class Interval(NamedTuple):
+    """Distribution of real/predicted times.
+
+    Attributes:
+        low, high: factors on a predicted time that hold the real one in 90 % of cases.
+        ratios, cumulative: log(real/predicted) and the share of times at or below it.
+    """
+
+    low: float
+    high: float
+    ratios: Float[np.ndarray, " q"]
+    cumulative: Float[np.ndarray, " q"]
+
+    def probability(self, factor: float) -> float:
+        """That real/predicted is at most this."""
+        return float(np.interp(math.log(max(factor, 1e-9)), self.ratios, self.cumulative, left=0.0))
+
+
+def kaplan_meier(ratios: Float[np.ndarray, " n"], censored: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The distribution of values some of which are known only to be larger: (values, share at or below), product-limit estimate.
+
+    Args:
+        ratios: (n,) values, or what they are known to exceed.
+        censored: (n,) booleans, which are the latter.
+    """
+    order = np.lexsort((censored, ratios))
+    ratios, events = np.asarray(ratios, float)[order], ~np.asarray(censored, bool)[order]
+    at_risk = np.arange(len(ratios), 0, -1)
+    survival = np.cumprod(np.where(events, 1 - 1 / at_risk, 1.0))
+    return ratios[events], 1 - survival[events]
+
+
+def from_quantiles(values: list[float], cumulative: list[float]) -> Interval:
+    """The interval of a distribution given at some points; conformal: its ends are moved out by one sample's share."""
+    ratios, share = np.asarray(values, float), np.asarray(cumulative, float)
+    tail = (1 - COVERAGE) / 2
+    return Interval(float(np.exp(np.interp(tail, share, ratios))), float(np.exp(np.interp(1 - tail, share, ratios))), ratios, share)
+
+
+@functools.cache
+def _table() -> dict:
+    return json.loads(importlib.resources.files("ntk_tt").joinpath("calibration.json").read_text())
+
+
+def interval(method: str, observed: float = 0.0) -> Interval:
+    """The interval of a method after a share of the run has been seen; between the shares of the table the narrower is not trusted.
+
+    Raises:
+        ValueError: a method that was not calibrated.
+    """
+    table = _table()["methods"]
+    if method not in table:
+        raise ValueError(f"method: {method!r} has no calibrated intervals; there are {', '.join(table)}")
+    shares = sorted(table[method], key=float)
+    chosen = max((share for share in shares if float(share) <= observed + 1e-9), key=float, default=shares[0])
+    return from_quantiles(table[method][chosen]["ratios"], table[method][chosen]["cumulative"])
