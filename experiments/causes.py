@@ -73,7 +73,7 @@ def kernel_at(task: TaskConfig, params: Any) -> DualKernel:
 
 
 def ladder(setting: Setting, exact: DualKernel) -> dict[str, Any]:
-    loaded, problem, *_ = prepare(setting.task)
+    loaded, problem, primal, *_ = prepare(setting.task)
     described = optimizer_of(setting, problem)
     optimizer = ntk_tt.OptimizerConfig(**described)
     steps, every, window = setting.num_steps, setting.record_every, plateau_window(optimizer, problem.num_samples)
@@ -92,7 +92,7 @@ def ladder(setting: Setting, exact: DualKernel) -> dict[str, Any]:
         return median_times([times(each) for each in prediction.runs])
 
     dense, ended = (LinearizedProblem(kernel, problem.initial_logits, problem.weight_logits, problem.targets, problem.loss) for kernel in (exact, end))
-    found = {"real": times(run), "paper": predicted(problem, paper_dynamics(setting)), "replay": predicted(problem), "exact": predicted(dense),
+    found = {"real": times(run), "paper": predicted(primal, paper_dynamics(setting)), "replay": predicted(problem), "exact": predicted(dense),
              "same order": times(replay(dense, optimizer, steps, batches=batches, record_every=every)),
              "end kernel": times(replay(ended, optimizer, steps, batches=batches, record_every=every))}
     if batches is not None:

@@ -8,8 +8,9 @@ task is past the bound by accident. `compare` gives one record a setting, as pla
 import dataclasses
 import functools
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +20,7 @@ from experiments.extrapolation import power_law, stretched_exponential
 from experiments.tasks import LoadedTask, RealRun, TaskConfig, load, real_run
 from ntk_tt.dynamics import LinearizedProblem
 from ntk_tt.dynamics import Method as Dynamics
+from ntk_tt.kernel import DualKernel, PrimalKernel
 from ntk_tt.predict import plateau_window
 from ntk_tt.stopwatch import Stopwatch
 from ntk_tt.training_time import plateau_time, smooth, training_times
@@ -66,10 +68,16 @@ def on(data: str, task: TaskConfig) -> TaskConfig:
 
 
 class Prepared(NamedTuple):
-    """A linearised task, and what that cost, with compilation apart."""
+    """A linearised task, and what that cost, with compilation apart.
+
+    Attributes:
+        problem: with Θ = ΦΦᵀ, for replay.
+        primal: with the features themselves, which the paper's SDE needs.
+    """
 
     task: LoadedTask
     problem: LinearizedProblem
+    primal: LinearizedProblem
     seconds: float
     compile_seconds: float
 
@@ -79,10 +87,13 @@ def prepare(config: TaskConfig) -> Prepared:
     task = load(config)
     num_projections = min(16 * len(task.images) * config.classes, MAX_PROJECTIONS)
     with Stopwatch() as watch:
-        problem = ntk_tt.linearize(task.model.apply, task.model.params, task.images, task.labels, space="primal", num_projections=num_projections,
-                                   key=jax.random.key(config.seed + 1000))
+        primal = ntk_tt.linearize(task.model.apply, task.model.params, task.images, task.labels, space="primal", num_projections=num_projections,
+                                  key=jax.random.key(config.seed + 1000))
+        features = cast(PrimalKernel, primal.kernel).features
+        rows = features.shape[:2]
+        problem = eqx.tree_at(lambda each: each.kernel, primal, DualKernel(ntk_tt.ntk_from_features(features).reshape(*rows, *rows)))
         jax.block_until_ready(problem.kernel)
-    return Prepared(task, problem, watch.seconds, watch.compile_seconds)
+    return Prepared(task, problem, primal, watch.seconds, watch.compile_seconds)
 
 
 def optimizer_of(setting: Setting, problem: LinearizedProblem) -> dict[str, Any]:
@@ -131,7 +142,7 @@ def compare(setting: Setting, *, curves: bool = False) -> dict[str, Any]:
 
     def predict(method: Dynamics) -> tuple[dict, Any, Stopwatch]:
         with Stopwatch() as watch:
-            prediction = ntk_tt.predict(problem, config, setting.num_steps, method=method, num_seeds=SEEDS[method], key=jax.random.key(setting.seed + 2000),
+            prediction = ntk_tt.predict(problem if method == "replay" else prepared.primal, config, setting.num_steps, method=method, num_seeds=SEEDS[method], key=jax.random.key(setting.seed + 2000),
                                         record_every=setting.record_every)
         return median_times([read_times(run.steps, run.loss, run.error, window) for run in prediction.runs]), prediction, watch
 
