@@ -5,9 +5,11 @@ task is past the bound by accident. `compare` gives one record a setting, as pla
 (`METHODS`), what each side cost, and the stability margin. Prediction and truth take different random orders of the data.
 """
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple, cast
 
 import equinox as eqx
@@ -78,22 +80,43 @@ class Prepared(NamedTuple):
     task: LoadedTask
     problem: LinearizedProblem
     primal: LinearizedProblem
+    cost: "Cost"
+
+
+class Cost(NamedTuple):
+    """Wall and processor time of a computation without compilation, and that of compilation [s].
+
+    Other work on the same cores lengthens the first, not the second.
+    """
+
     seconds: float
+    processor_seconds: float
     compile_seconds: float
+
+
+@contextlib.contextmanager
+def priced() -> Iterator[list[Cost]]:
+    """`with priced() as cost: …`, then `cost[0]`. Processor time is shared out as wall time is."""
+    found: list[Cost] = []
+    processor = time.process_time()
+    with Stopwatch() as watch:
+        yield found
+    wall = watch.seconds + watch.compile_seconds
+    found.append(Cost(watch.seconds, (time.process_time() - processor) * watch.seconds / wall, watch.compile_seconds))
 
 
 @functools.lru_cache(maxsize=2)
 def prepare(config: TaskConfig) -> Prepared:
     task = load(config)
     num_projections = min(16 * len(task.images) * config.classes, MAX_PROJECTIONS)
-    with Stopwatch() as watch:
+    with priced() as cost:
         primal = ntk_tt.linearize(task.model.apply, task.model.params, task.images, task.labels, space="primal", num_projections=num_projections,
                                   key=jax.random.key(config.seed + 1000))
         features = cast(PrimalKernel, primal.kernel).features
         rows = features.shape[:2]
         problem = eqx.tree_at(lambda each: each.kernel, primal, DualKernel(ntk_tt.ntk_from_features(features).reshape(*rows, *rows)))
         jax.block_until_ready(problem.kernel)
-    return Prepared(task, problem, primal, watch.seconds, watch.compile_seconds)
+    return Prepared(task, problem, primal, cost[0])
 
 
 def optimizer_of(setting: Setting, problem: LinearizedProblem) -> dict[str, Any]:
@@ -140,17 +163,17 @@ def compare(setting: Setting, *, curves: bool = False) -> dict[str, Any]:
     real = real_run(setting.task, optimizer, setting.num_steps, seed=setting.seed, record_every=setting.record_every)
     window = plateau_window(config, problem.num_samples)
 
-    def predict(method: Dynamics) -> tuple[dict, Any, Stopwatch]:
-        with Stopwatch() as watch:
+    def predict(method: Dynamics) -> tuple[dict, Any, Cost]:
+        with priced() as cost:
             prediction = ntk_tt.predict(problem if method == "replay" else prepared.primal, config, setting.num_steps, method=method, num_seeds=SEEDS[method], key=jax.random.key(setting.seed + 2000),
                                         record_every=setting.record_every)
-        return median_times([read_times(run.steps, run.loss, run.error, window) for run in prediction.runs]), prediction, watch
+        return median_times([read_times(run.steps, run.loss, run.error, window) for run in prediction.runs]), prediction, cost[0]
 
-    replay_times, replay, watch = predict("replay")
+    replay_times, replay, cost = predict("replay")
     paper_times, paper, _ = predict(paper_dynamics(setting))
     margin, _ = ntk_tt.stability(problem, config, setting.num_steps)
-    seconds_per_step = real.seconds / setting.num_steps
-    probe_steps = max(3 * setting.record_every, round((prepared.seconds + watch.seconds) / seconds_per_step))
+    seconds_per_step = real.processor_seconds / setting.num_steps
+    probe_steps = max(3 * setting.record_every, round((prepared.cost.processor_seconds + cost.processor_seconds) / seconds_per_step))
     rate = initial_rate(problem, optimizer)
     record = {
         **dataclasses.asdict(setting), **optimizer, "num_samples": problem.num_samples, "stability_margin": margin,
@@ -158,7 +181,8 @@ def compare(setting: Setting, *, curves: bool = False) -> dict[str, Any]:
         "initial_rate": rate, "probe_steps": probe_steps,
         "times": {"real": read_times(real.steps, real.loss, real.error, window), "replay": replay_times, "paper": paper_times,
                   **{name: read_times(*curve, window) for name, curve in guesses(real, probe_steps, rate).items()}},
-        "cost": {"features_seconds": prepared.seconds, "predict_seconds": watch.seconds, "compile_seconds": prepared.compile_seconds + watch.compile_seconds,
+        "cost": {"features_seconds": prepared.cost.seconds, "features_processor_seconds": prepared.cost.processor_seconds, "predict_seconds": cost.seconds,
+                 "predict_processor_seconds": cost.processor_seconds, "compile_seconds": prepared.cost.compile_seconds + cost.compile_seconds,
                  "train_seconds": real.seconds, "train_processor_seconds": real.processor_seconds},
     }
     if curves:

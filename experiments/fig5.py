@@ -2,7 +2,7 @@
 
     python -m experiments.run fig5 --scale cpu        # two minutes on one core after fig1 and tab1, whose runs it shares; else 15
 
-Both sides are timed on the same kind of machine, compilation kept apart; training without the evaluation of its curve.
+Both sides in processor time on the same machine, compilation kept apart; training without the evaluation of its curve.
 Expected at `cpu`: training with the full batch costs tens of predictions, with small batches only a few.
 """
 
@@ -54,17 +54,17 @@ def compute(config: Config) -> dict[str, Any]:
     rows = []
     for record in records:
         cost, task = record["cost"], TaskConfig(**record["task"])
-        once = cost["features_seconds"] + cost["predict_seconds"]
+        once = cost["features_processor_seconds"] + cost["predict_processor_seconds"]
         rows.append({"network": task.network, "num_samples": record["num_samples"], "batch_size": record["batch_size"], "num_steps": record["num_steps"], **cost,
-                     "ratio": cost["train_seconds"] / once,
-                     "ratio_further": FURTHER * cost["train_seconds"] / (cost["features_seconds"] + FURTHER * cost["predict_seconds"])})
+                     "ratio": cost["train_processor_seconds"] / once,
+                     "ratio_further": FURTHER * cost["train_processor_seconds"] / (cost["features_processor_seconds"] + FURTHER * cost["predict_processor_seconds"])})
     return {"runs": records, "rows": rows}
 
 
 def summarize(results: dict[str, Any]) -> tuple[str, str]:
     """Reproduced: every full-batch ratio at least 30 and every other as well; partly: some ratio at least 30, or a ratio over ten settings; else not."""
     text = "; ".join(f"{row['network']}, {row['num_samples']} images, {'full batch' if row['batch_size'] is None else 'B = ' + str(row['batch_size'])}: "
-                     f"{number(row['features_seconds'] + row['predict_seconds'], '.1f')} s against {number(row['train_seconds'], '.1f')} s, "
+                     f"{number(row['features_processor_seconds'] + row['predict_processor_seconds'], '.1f')} s against {number(row['train_processor_seconds'], '.1f')} s, "
                      f"ratio {number(row['ratio'], '.1f')} ({number(row['ratio_further'], '.0f')} for {FURTHER} settings)" for row in results["rows"])
     good = [row["ratio"] >= RATIO for row in results["rows"]]
     further = [row["ratio_further"] >= RATIO for row in results["rows"]]
@@ -79,10 +79,10 @@ def draw(results: dict[str, Any], path: Any) -> None:
     figure, axes = subplots(1, 1, side=3.4, aspect=2)
     axis, rows = axes[0, 0], results["rows"]
     position = np.arange(len(rows))
-    bars = (("features_seconds", "features", PREDICTED), ("predict_seconds", "replay", OTHER), ("train_seconds", "training", REAL))
+    bars = (("features_processor_seconds", "features", PREDICTED), ("predict_processor_seconds", "replay", OTHER), ("train_processor_seconds", "training", REAL))
     for index, (name, label, colour) in enumerate(bars):
         axis.bar(position + 0.27 * (index - 1), [row[name] for row in rows], 0.25, color=colour, label=label)
     axis.set_xticks(position, [f"{row['network']}, N = {row['num_samples']}\n{'GD' if row['batch_size'] is None else 'SGD, B = ' + str(row['batch_size'])}" for row in rows], fontsize=8)
-    axis.set(yscale="log", ylabel="seconds")
+    axis.set(yscale="log", ylabel="processor seconds")
     axis.legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=130)
