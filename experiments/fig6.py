@@ -62,10 +62,12 @@ def settings(config: Config) -> list[Setting]:
 def compute(config: Config) -> dict[str, Any]:
     records = compare_all(settings(config))
     gd, sgd = [each for each in records if each["batch_size"] is None], [each for each in records if each["batch_size"] is not None]
-    largest = [each for each in sgd if each["batch_size"] == max(config.batch_sizes)]  # alone over all the data sets that are larger
-    sizes = [each for each in sgd if each not in largest] or sgd
+    # Each sweep is over the same runs but for what it varies: sets that are too small for the largest batch have no part in
+    # that of batches, and the largest batch none in that of sizes.
+    enough = [each for each in sgd if each["num_samples"] > max(config.batch_sizes)] or sgd
+    sizes = [each for each in sgd if each["batch_size"] < min(config.sgd_per_class) * config.task.classes]
     return {"runs": records, "sweeps": {
-        method: {"learning rate": sweep(gd, method, lambda each: each["rate"]), "batch size": sweep(sgd, method, lambda each: each["batch_size"]),
+        method: {"learning rate": sweep(gd, method, lambda each: each["rate"]), "batch size": sweep(enough, method, lambda each: each["batch_size"]),
                  "images per class": sweep(sizes, method, lambda each: each["task"]["per_class"])} for method in ("replay", "paper")}}
 
 
