@@ -78,9 +78,7 @@ def settings(config: Config) -> list[Setting]:
 
 def compute(config: Config) -> dict[str, Any]:
     records = compare_all(settings(config))
-    networks = {network: [each for each in records if each["task"]["network"] == network] for network in dict.fromkeys(each["task"]["network"] for each in records)}
-    return {"runs": records, "summary": {method: summary(records, method) for method in METHODS},
-            "networks": {network: {family: describe(pairs(part, "paper", family)) for family in FAMILIES} for network, part in networks.items()}}
+    return {"runs": records, "summary": {method: summary(records, method) for method in METHODS}}
 
 
 def split(records: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
@@ -107,8 +105,10 @@ def summarize(results: dict[str, Any]) -> tuple[str, str]:
     late = float((signed > 0).mean()) if len(signed) else None
     cause = f"threshold times are over-estimated in {percent(late)} of the cases, the mark of a kernel that grows in real training (see causes)"
     word = "reproduced" if all(passed) else "partly" if any(passed) or early else "not reproduced"
-    parts += [f"{network}: {percent(each['epsilon_relative']['within_20'])} of {each['epsilon_relative']['count']} relative ε-times within 20 %, "
-              f"{percent(each['loss_below']['within_20'])} of {each['loss_below']['count']} loss thresholds" for network, each in results["networks"].items()]
+    for network in dict.fromkeys(each["task"]["network"] for each in results["runs"]):
+        part = [each for each in results["runs"] if each["task"]["network"] == network]
+        epsilon, loss = (describe(pairs(part, "paper", family)) for family in ("epsilon_relative", "loss_below"))
+        parts.append(f"{network}: {percent(epsilon['within_20'])} of {epsilon['count']} relative ε-times within 20 %, {percent(loss['within_20'])} of {loss['count']} loss thresholds")
     return f"{len(results['runs'])} runs. " + "; ".join(parts), f"{word}: {cause}" if word != "reproduced" else word
 
 
