@@ -123,5 +123,5 @@ def real_run(config: TaskConfig, optimizer: dict[str, Any], num_steps: int, *, s
         write_json(path, {**described, "steps": run.steps.tolist(), "loss": run.loss.tolist(), "error": run.error.tolist(), "seconds": run.seconds,
                           "processor_seconds": processor * run.seconds / wall, "diverged_at": run.diverged_at, "environment": environment(seed)})
     stored = json.loads(path.read_text())
-    curves = (np.asarray([np.nan if value is None else value for value in stored[name]], float) for name in ("loss", "error"))
-    return RealRun(np.asarray(stored["steps"]), *curves, stored["seconds"], stored["processor_seconds"], stored["diverged_at"])
+    loss_curve, error_curve = (np.asarray([np.nan if value is None else value for value in stored[name]], float) for name in ("loss", "error"))
+    return RealRun(np.asarray(stored["steps"]), loss_curve, error_curve, stored["seconds"], stored["processor_seconds"], stored["diverged_at"])

@@ -14,6 +14,8 @@ import numpy as np
 from jaxtyping import Float
 
 COVERAGE = 0.9
+# Groups of runs by their stability margin, from this on; chosen on the tuning data, where errors grow below.
+MARGINS = {"edge": 0.0, "stable": 1.5}
 
 
 class Interval(NamedTuple):
@@ -48,11 +50,16 @@ def kaplan_meier(ratios: Float[np.ndarray, " n"], censored: np.ndarray) -> tuple
     return ratios[events], 1 - survival[events]
 
 
-def from_quantiles(values: list[float], cumulative: list[float]) -> Interval:
-    """The interval of a distribution given at some points; conformal: its ends are moved out by one sample's share."""
-    ratios, share = np.asarray(values, float), np.asarray(cumulative, float)
+def group_of(margin: float) -> str:
+    """The group of a stability margin; a prediction near the edge is wrong by more."""
+    return "stable" if margin >= MARGINS["stable"] else "edge"
+
+
+def from_quantiles(ratios: list[float], cumulative: list[float]) -> Interval:
+    """The interval of a distribution given at some points; open above where too many of its values were censored."""
+    values, share = np.asarray(ratios, float), np.asarray(cumulative, float)
     tail = (1 - COVERAGE) / 2
-    return Interval(float(np.exp(np.interp(tail, share, ratios))), float(np.exp(np.interp(1 - tail, share, ratios))), ratios, share)
+    return Interval(float(np.exp(np.interp(tail, share, values))), float(np.exp(np.interp(1 - tail, share, values, right=np.inf))), values, share)
 
 
 @functools.cache
@@ -60,8 +67,18 @@ def _table() -> dict:
     return json.loads(importlib.resources.files("ntk_tt").joinpath("calibration.json").read_text())
 
 
-def interval(method: str, observed: float = 0.0) -> Interval:
-    """The interval of a method after a share of the run has been seen; between the shares of the table the narrower is not trusted.
+def has_interval(method: str) -> bool:
+    """Whether a method was calibrated."""
+    return method in _table()["methods"]
+
+
+def interval(method: str, observed: float = 0.0, margin: float | None = None) -> Interval:
+    """The interval of a method.
+
+    Args:
+        method: that predicted.
+        observed: share of the run that was seen; the largest calibrated one below it is taken.
+        margin: stability margin of the run; None takes all runs together.
 
     Raises:
         ValueError: a method that was not calibrated.
@@ -70,5 +87,6 @@ def interval(method: str, observed: float = 0.0) -> Interval:
     if method not in table:
         raise ValueError(f"method: {method!r} has no calibrated intervals; there are {', '.join(table)}")
     shares = sorted(table[method], key=float)
-    chosen = max((share for share in shares if float(share) <= observed + 1e-9), key=float, default=shares[0])
-    return from_quantiles(table[method][chosen]["ratios"], table[method][chosen]["cumulative"])
+    groups = table[method][max((share for share in shares if float(share) <= observed + 1e-9), key=float, default=shares[0])]
+    chosen = groups.get("all" if margin is None else group_of(margin), groups["all"])
+    return from_quantiles(chosen["ratios"], chosen["cumulative"])

@@ -10,23 +10,22 @@ import numpy as np
 import tyro
 
 from ntk_tt import report as reports
+from ntk_tt.by_method import CommandLineMethod, Predicted, Reading, first_real_steps, intervals, observed, predict_by
 from ntk_tt.data import describe_data, list_data
 from ntk_tt.finetune import TrainingRun, finetune
+from ntk_tt.head import HeadProblem
 from ntk_tt.memory import format_bytes
 from ntk_tt.models import list_models
 from ntk_tt.optimizer import OptimizerConfig, ScheduleName, check_num_steps, named_schedule
 from ntk_tt.plot import plot_report
-from ntk_tt.predict import Outputs, linearize, plateau_window, predict
-from ntk_tt.problem import LinearizedProblem
+from ntk_tt.predict import Outputs, plateau_window
 from ntk_tt.progress import progress_bar
-from ntk_tt.setup import Loaded, Setup, build_features, find_features, load, precision_error
-from ntk_tt.sharding import sample_mesh
+from ntk_tt.setup import Loaded, Setup, build_features, load, precision_error
 from ntk_tt.stopwatch import Stopwatch
 from ntk_tt.store import FeatureStore
 from ntk_tt.training_time import DEFAULT_THRESHOLDS, check_thresholds, training_times
 from ntk_tt.verdict import assess
-
-CommandLineMethod = Literal["replay", "ode", "sde", "sde-diagonal", "sde-diagonal-constant"]
+from ntk_tt.watch import LossLog, Watcher, follow, predictor_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +52,28 @@ class Data:
 
 
 @dataclasses.dataclass(frozen=True)
+class Watch:
+    """Remaining steps and time of a run, from its loss log (CSV with a header, or JSON lines) as it grows."""
+
+    log: Annotated[Path, tyro.conf.Positional]
+    """With a column or key for the step and one for the loss."""
+    prediction: Path | None = None
+    """Report of `ntk-tt predict --json` for this run, which the log corrects; without it the log alone is continued."""
+    target: float | None = None
+    """Loss to wait for; by default a tenth of the first one."""
+    step_column: str | None = None
+    """By default step, global_step, iteration or steps."""
+    loss_column: str | None = None
+    """By default loss, train_loss, train/loss or training_loss."""
+    seconds_per_step: float | None = None
+    """By default measured while watching."""
+    poll: float = 1.0
+    """Seconds between two looks at the log."""
+    once: bool = False
+    """Print the present status and stop."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Predict(Setup):
     """Predict how long fine-tuning takes, without training. Without flags: the bundled network on handwritten digits."""
 
@@ -73,7 +94,11 @@ class Predict(Setup):
     schedule: ScheduleName = "constant"
     """Of the learning rate."""
     method: CommandLineMethod = "replay"
-    """How the linearised network is trained: see docs/method.md."""
+    """How the curve is predicted, see docs/method.md: `replay`, `ode`, `sde`, … freeze the kernel; `head` keeps the head real; `curvature` adds the backbone's; `one-shot` begins with real steps."""
+    first_steps: int | None = None
+    """Real steps that `one-shot` begins with; by default what costs as much as its feature pass, at most a quarter."""
+    observe: int | None = None
+    """Take so many real steps and correct the prediction by them (the closed loop)."""
     batch_norm: Literal["frozen", "train"] = "frozen"
     """Batch-norm statistics in real training; the prediction always freezes them."""
     thresholds: tuple[float, ...] = DEFAULT_THRESHOLDS
@@ -103,12 +128,15 @@ def main(arguments: list[str] | None = None) -> None:
     """The entry point; exits with 2 and one line where an argument is wrong, 130 where interrupted."""
     commands = (
         Annotated[Predict, tyro.conf.subcommand("predict")] | Annotated[Verify, tyro.conf.subcommand("verify")]
-        | Annotated[Features, tyro.conf.subcommand("features")] | Annotated[Models, tyro.conf.subcommand("models")] | Annotated[Data, tyro.conf.subcommand("data")])
+        | Annotated[Features, tyro.conf.subcommand("features")] | Annotated[Watch, tyro.conf.subcommand("watch")]
+        | Annotated[Models, tyro.conf.subcommand("models")] | Annotated[Data, tyro.conf.subcommand("data")])
     options: Any = tyro.cli(commands, prog="ntk-tt", description="How long fine-tuning will take, before you start it.", args=arguments)  # pyright: ignore[reportArgumentType,reportCallIssue]
     try:
         match options:
             case Features():
                 features(options)
+            case Watch():
+                watch(options)
             case Models():
                 reports.print_rows(list_models())
             case Data():
@@ -140,6 +168,18 @@ def features(options: Features) -> FeatureStore:
     return store
 
 
+def watch(options: Watch) -> None:
+    """Everything behind `ntk-tt watch`."""
+    for name, value in (("poll", options.poll), ("seconds-per-step", options.seconds_per_step)):
+        if value is not None and not value > 0:
+            raise ValueError(f"{name}: must be positive, got {value}")
+    predictor, pace = (None, None) if options.prediction is None else predictor_of(options.prediction)
+    pace = options.seconds_per_step or (pace if options.once else None)
+    watcher = Watcher(target=options.target, predictor=predictor, seconds_per_step=pace)
+    follow(LossLog(options.log, step=options.step_column, loss=options.loss_column), watcher, lambda status: print(status, flush=True),
+           poll_seconds=options.poll, once=options.once)
+
+
 def run(options: Predict) -> dict[str, Any]:
     """Everything behind `predict` and `verify`; returns the report."""
     _check(options)
@@ -154,30 +194,24 @@ def run(options: Predict) -> dict[str, Any]:
     record_every = options.record_every or (1 if full else max(1, options.steps // 50))
     smoothing = options.smoothing or (1 if full else 3)
 
-    # The paper's diagonal noise lives in the projected coordinates of all C logits.
-    diagonal = options.method.startswith("sde-diagonal")
-    outputs: Outputs = "contrasts" if options.loss == "ce" and not diagonal else "logits"
-    with Stopwatch() as feature_watch, progress_bar("features") as progress:
-        stored = find_features(options, loaded, outputs)
-        problem = linearize(
-            model.apply, model.params, images, task.labels, loss=options.loss, outputs=outputs, num_projections=options.projections, projection=options.projection,
-            space="primal" if diagonal else "auto", key=jax.random.key(options.seed), precision=options.precision, memory=options.memory_bytes,
-            mesh=sample_mesh() if stored is None and jax.device_count() > 1 else None, features=stored, progress=progress)
-        jax.block_until_ready(problem)
-    with Stopwatch() as dynamics_watch, progress_bar("dynamics") as progress:
-        prediction = predict(
-            problem, optimizer, options.steps, method=options.method, num_seeds=options.seeds, key=jax.random.key(options.seed + 1), record_every=record_every,
-            thresholds=options.thresholds, loss_thresholds=options.loss_thresholds, smoothing=smoothing, progress=progress)
-    with Stopwatch() as verdict_watch:
+    reading = Reading(options.steps, record_every, options.thresholds, options.loss_thresholds, smoothing)
+    predicted = predict_by(options.method, options, loaded, optimizer, reading, num_seeds=options.seeds, first_steps=options.first_steps)
+    watches = dict(predicted.watches)
+    if options.observe is not None:
+        with Stopwatch() as watches["observed"]:
+            run_so_far = first_real_steps(options, loaded, optimizer, options.observe, min(record_every, max(1, options.observe // 8)))
+            predicted = observed(predicted, options.method, run_so_far, reading, optimizer, len(task.labels))
+    problem, prediction = predicted.problem, predicted.prediction
+    with Stopwatch() as watches["verdict"]:
         verdict = assess(problem, model.apply, model.params, images, task.labels, optimizer, options.steps, seed=options.seed)
 
-    watches = {"features": feature_watch, "dynamics": dynamics_watch, "verdict": verdict_watch}
     assert verdict.seconds_per_sample is not None
     estimate = verdict.seconds_per_sample * optimizer.checked_batch_size(len(task.labels)) * options.steps
     report = {
-        "task": _task(options, loaded, problem, stored), "optimizer": _optimizer(options),
+        "task": _task(options, loaded, predicted), "optimizer": _optimizer(options),
         "prediction": reports.curve(prediction, prediction.times, times_low=prediction.times_low, times_high=prediction.times_high,
-                                    method=options.method, num_seeds=len(prediction.runs)),
+                                    method=options.method, num_seeds=len(prediction.runs), real_steps=predicted.real_steps,
+                                    intervals=intervals(options.method, predicted, options.steps, smoothing, verdict.stability_margin)),
         "truth": None,
         "cost": _cost(options, watches, estimate, None),
         "verdict": verdict._asdict(), "environment": reports.environment(options.seed),
@@ -215,6 +249,11 @@ def _check(options: Predict) -> None:
     for name, value in (("record-every", options.record_every), ("smoothing", options.smoothing), ("seeds", options.seeds)):
         if isinstance(value, int) and value < 1:
             raise ValueError(f"{name}: must be at least 1, got {value}")
+    for name, value in (("first-steps", options.first_steps), ("observe", options.observe)):
+        if value is not None and not 1 <= value < options.steps:
+            raise ValueError(f"{name}: must lie in 1 … {options.steps - 1}, before the last of the {options.steps} steps, got {value}")
+    if options.first_steps is not None and options.method != "one-shot":
+        raise ValueError(f"first-steps: belongs to --method one-shot, got {options.method!r}; for real steps that correct another method take --observe")
     if options.price_per_hour is not None and not (np.isfinite(options.price_per_hour) and options.price_per_hour >= 0):
         raise ValueError(f"price-per-hour: must be 0 or more, got {options.price_per_hour}")
     OptimizerConfig(options.learning_rate, options.momentum, options.nesterov, options.weight_decay, None if options.batch_size == "full" else options.batch_size)
@@ -233,14 +272,16 @@ def _check(options: Predict) -> None:
                 raise ValueError(f"{name}: cannot write {str(path)!r} ({error.strerror}); choose another path") from error
 
 
-def _task(options: Predict, loaded: Loaded, problem: LinearizedProblem, stored: FeatureStore | None) -> dict[str, Any]:
-    task, model = loaded.task, loaded.model
+def _task(options: Predict, loaded: Loaded, predicted: Predicted) -> dict[str, Any]:
+    task, model, problem, stored = loaded.task, loaded.model, predicted.problem, predicted.features
+    head = problem if isinstance(problem, HeadProblem) else None
     return {
         "model": model.name, "weights": options.weights, "num_params": model.num_params, "total_params": loaded.total_params, "trainable": options.trainable,
         "head": options.head, "data": options.data, "split": options.split, "class_names": list(task.class_names), "num_classes": task.num_classes,
         "per_class": list(task.per_class), "num_samples": len(task.labels), "image_size": options.image_size, "loss": options.loss,
         "batch_norm": options.batch_norm, "projections": options.projections, "projection": options.projection, "precision": options.precision,
-        "precision_error": precision_error(options, loaded), "features": None if stored is None else str(stored.folder), "space": problem.kernel.space,
+        "precision_error": precision_error(options, loaded), "features": None if stored is None else str(stored.folder), "space": "primal" if isinstance(problem, HeadProblem) else problem.kernel.space,
+        "num_directions": head and head.directions.shape[1], "directions_dropped": head and float(head.dropped), "kernel_growth": head and float(head.growth),
         "devices": jax.device_count(), "notes": [note for note in (model.note, *task.notes) if note], "seed": options.seed,
     }
 

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 
 from ntk_tt.calibration import Interval, interval
 from ntk_tt.extrapolation import MIN_POINTS, fit_power_law
-from ntk_tt.training_time import crossing_time, smooth
+from ntk_tt.training_time import crossing_time, late_slope, smooth
 
 # Chosen on cifar100, dtd, stanford_cars and houses_rooms (python -m experiments.accuracy --tune).
 TIME_SPREAD, LEVEL_SPREAD = 0.3, 0.1  # of α and β over tuning tasks
@@ -26,6 +26,7 @@ class Forecast(NamedTuple):
 
     Attributes:
         steps, loss: the corrected curve from step 0 to the end of the prediction; observed where it was.
+        error: the predicted error rate, moved in time alike; None where none was predicted.
         time_scale: e^α, by which real training is faster than predicted.
         weight: of the corrected prediction; the rest is the power law's.
         observed: last observed step.
@@ -33,6 +34,7 @@ class Forecast(NamedTuple):
 
     steps: Float[np.ndarray, " s"]
     loss: Float[np.ndarray, " s"]
+    error: Float[np.ndarray, " s"] | None
     time_scale: float
     weight: float
     observed: int
@@ -61,18 +63,22 @@ class Predictor:
     Args:
         steps: (S,) of the predicted records, from 0.
         loss: (S,) predicted.
+        error: (S,) predicted error rate, where it is wanted corrected too.
         method: that predicted, for the width of the intervals.
+        margin: stability margin of the run (`Verdict.stability_margin`), on which the width depends too.
         horizon: T, the step that `Remaining.probability` is for; None is the last predicted one.
 
     Raises:
         ValueError: a curve that is empty, not finite or does not begin at step 0.
     """
 
-    def __init__(self, steps: Int[np.ndarray, " s"], loss: Float[np.ndarray, " s"], *, method: str = "curvature", horizon: int | None = None):
-        self.steps, self.loss, self.method = np.asarray(steps, float), np.asarray(loss, float), method
+    def __init__(self, steps: Int[np.ndarray, " s"], loss: Float[np.ndarray, " s"], *, error: Float[np.ndarray, " s"] | None = None,
+                 method: str = "curvature", margin: float | None = None, horizon: int | None = None):
+        self.steps, self.loss, self.error, self.method = np.asarray(steps, float), np.asarray(loss, float), error, method
         if len(self.steps) != len(self.loss) or len(self.steps) < 2 or self.steps[0] != 0 or not (np.isfinite(self.loss) & (self.loss >= 0)).all():
             raise ValueError("prediction: needs a finite curve of two records or more that begins at step 0; an unstable one cannot be corrected")
         self.horizon = int(self.steps[-1]) if horizon is None else horizon
+        self.margin = margin
         self.seen: dict[int, float] = {}
 
     def update(self, step: int, loss: float, error: float | None = None) -> Forecast:
@@ -97,7 +103,7 @@ class Predictor:
         """The corrected curve."""
         steps, losses = self._observed()
         if len(steps) == 0 or steps[-1] == 0:
-            return Forecast(self.steps, self.loss, 1.0, 1.0, 0)
+            return Forecast(self.steps, self.loss, self.error, 1.0, 1.0, 0)
         scale, curve = self._corrected(steps, losses)
         weight, combined = 1.0, curve
         if len(steps) >= 2 * MIN_POINTS:
@@ -108,13 +114,14 @@ class Predictor:
             combined = np.exp(weight * np.log(curve) + (1 - weight) * np.log(law))
         before = self.steps <= steps[-1]
         combined = np.where(before, np.interp(self.steps, steps, losses), combined)
-        return Forecast(self.steps, combined, scale, weight, int(steps[-1]))
+        error = None if self.error is None else np.interp(self.steps * scale, self.steps, self.error)
+        return Forecast(self.steps, combined, error, scale, weight, int(steps[-1]))
 
     def remaining(self, loss: float) -> Remaining:
         """Steps until the loss falls below a value."""
         forecast = self.forecast()
         time = crossing_time(forecast.steps, forecast.loss, loss)
-        spread: Interval = interval(self.method, forecast.observed / self.horizon)
+        spread: Interval = interval(self.method, forecast.observed / self.horizon, self.margin)
         return remaining(time, forecast.observed, self.horizon, float(self.steps[-1]), spread)
 
     def _observed(self) -> tuple[np.ndarray, np.ndarray]:
@@ -139,8 +146,7 @@ class Predictor:
         times = self.steps * np.exp(alpha)
         moved = np.interp(times, self.steps, logs)
         beyond = times > self.steps[-1]  # past the prediction's end: go on as it ended, in log-loss
-        quarter = max(1, len(self.steps) // 4)
-        slope = min(0.0, (logs[-1] - logs[-1 - quarter]) / (self.steps[-1] - self.steps[-1 - quarter]))
+        slope = late_slope(self.steps, self.loss)
         moved = np.where(beyond, logs[-1] + slope * (times - self.steps[-1]), moved)
         return float(np.exp(alpha)), np.exp(moved + beta)
 

@@ -1,6 +1,6 @@
 """The linearised training problem: f(u) = f₀ + J u, and the displacements u that SGD can reach."""
 
-from typing import Any
+from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
@@ -10,6 +10,8 @@ from jaxtyping import Array, Float
 from ntk_tt import losses
 from ntk_tt.kernel import AbstractKernel, Indices
 from ntk_tt.losses import LossName
+
+Moving = TypeVar("Moving")  # what an optimiser moves: any tree of arrays
 
 
 class LinearizedProblem(eqx.Module):
@@ -60,7 +62,7 @@ def logits_rows(problem: LinearizedProblem, state: State, indices: Indices) -> F
     return problem.initial_logits[indices] + change + state.decay * problem.weight_logits[indices]
 
 
-def sgd_step(state: State, velocity: State, gradient: State, rate, momentum, nesterov) -> tuple[State, State]:
+def sgd_step(state: Moving, velocity: Moving, gradient: Moving, rate, momentum, nesterov) -> tuple[Moving, Moving]:
     """a ← m a + d, then u ← u − η a (Nesterov: u ← u − η (d + m a)): the state and the velocity afterwards."""
     velocity = jax.tree.map(lambda v, d: momentum * v + d, velocity, gradient)
     update = jax.tree.map(lambda v, d: jnp.where(nesterov, momentum * v + d, v), velocity, gradient)

@@ -78,12 +78,16 @@ def print_report(report: dict[str, Any]) -> None:
         for name, steps in prediction["times"][family].items():
             bounds = prediction["times_low"][family][name], prediction["times_high"][family][name]
             real = () if truth is None else (truth["times"][family][name],)
-            table.add_row(label.format(_level(family, name)), *_row(steps, bounds, real, cost["seconds_per_step"]))
+            interval = (prediction.get("intervals") or {}).get(family, {}).get(name)
+            table.add_row(label.format(_level(family, name)), *_row(steps, bounds, real, cost["seconds_per_step"], interval))
         table.add_section()
     real = () if truth is None else (truth["times"]["plateau"],)
     bounds = prediction["times_low"]["plateau"], prediction["times_high"]["plateau"]
     table.add_row("error on a plateau", *_row(prediction["times"]["plateau"], bounds, real, cost["seconds_per_step"]))
     console.print(table)
+    if prediction.get("intervals"):
+        console.print("in brackets: 90 % intervals, and the chance that the level is reached within the steps, both from runs of other tasks; without a chance, the range over orders of the data",
+                      highlight=False)
 
     after = f"loss {prediction['loss'][-1]:.3g}, error {prediction['error'][-1]:.1%} predicted"
     if truth is not None:
@@ -135,9 +139,12 @@ def _cost(cost: dict[str, Any]) -> str:
     return text
 
 
-def _row(steps: int | None, bounds: tuple, real: tuple, seconds_per_step: float) -> list[str]:
+def _row(steps: int | None, bounds: tuple, real: tuple, seconds_per_step: float, interval: dict[str, Any] | None = None) -> list[str]:
     low, high = bounds
     text = _steps(steps) if low == high else f"{_steps(steps)} ({_steps(low)}…{_steps(high)})"
+    if interval is not None:
+        between = "" if interval["low"] is None else f"{interval['low']}…{'' if interval['high'] is None else interval['high']}, "
+        text = f"{_steps(steps)} ({between}{interval['probability']:.0%})"
     cells = [text]
     for true in real:
         difference = f"{steps - true:+d}" if steps is not None and true is not None else ("agree" if steps == true else "differ")

@@ -49,7 +49,7 @@ def threshold_time(steps: Steps, curve: Curve, threshold: float) -> Time:
     return _first(steps, curve < threshold)
 
 
-def crossing_time(steps: Curve, curve: Curve, threshold: float) -> float | None:
+def crossing_time(steps: Steps | Curve, curve: Curve, threshold: float) -> float | None:
     """As `threshold_time`, between records by a straight line: for curves that are recorded every few steps.
 
     Returns:
@@ -67,6 +67,22 @@ def crossing_time(steps: Curve, curve: Curve, threshold: float) -> float | None:
     if not np.isfinite(before):
         return float(steps[index])
     return float(steps[index - 1] + (steps[index] - steps[index - 1]) * (before - threshold) / (before - after))
+
+
+def late_slope(steps: Steps | Curve, curve: Curve) -> float:
+    """d log(curve)/dt over its last quarter, at most 0 [1/step]: how a curve goes on after its end."""
+    quarter = max(1, len(steps) // 4)
+    last, before = (math.log(max(float(value), 1e-12)) for value in (curve[-1], curve[-1 - quarter]))
+    return min(0.0, (last - before) / float(steps[-1] - steps[-1 - quarter]))
+
+
+def continued_time(steps: Steps | Curve, curve: Curve, threshold: float) -> float | None:
+    """`crossing_time`, and past the curve's end that of an exponential with its late slope; None where that does not fall."""
+    time = crossing_time(steps, curve, threshold)
+    if time is not None or not np.isfinite(curve).all():
+        return time
+    slope = late_slope(steps, curve)
+    return None if slope == 0 else float(steps[-1] + math.log(threshold / float(curve[-1])) / slope)
 
 
 def plateau_time(steps: Steps, error: Curve, *, drop: float = PLATEAU_DROP, window: int) -> Time:

@@ -64,9 +64,8 @@ def _run(problem: HeadProblem, nesterov: bool, chunk: int, save_logits: bool, hy
     momentum, weight_decay = hyper
 
     def step(carry, now):
-        rate, batch = now
-        gradient = problem.gradient(carry[0], weight_decay, batch)
-        return sgd_step(*carry, gradient, rate, momentum, nesterov), None
+        (state, velocity), (rate, batch) = carry, now
+        return sgd_step(state, velocity, problem.gradient(state, weight_decay, batch), rate, momentum, nesterov), None
 
     def chunk_of_steps(carry, now):
         return jax.lax.scan(step, carry, now)[0], _record(problem, save_logits, carry[0])

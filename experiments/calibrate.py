@@ -1,0 +1,166 @@
+"""Intervals, verdict and the closed loop's constants, from the tuning runs of `experiments.accuracy`; how they do on the others.
+
+    python -m experiments.calibrate             # seconds; after python -m experiments.run accuracy --scale cpu
+    python -m experiments.calibrate --tune      # also tries the closed loop's constants (a minute), prints the best
+
+Writes ntk_tt/calibration.json (the distribution of real/predicted times by method, share of the run that was seen, and
+whether the run is stable with room) and experiments/results/accuracy/calibration.json: coverage of the 90 % intervals, by
+tuning and reporting data, what predicts the error, and the errors by grade of the verdict. Only tuning runs are fitted to.
+"""
+
+import dataclasses
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.stats
+import tyro
+
+from experiments import methods
+from experiments.run import result_path
+from ntk_tt import closed_loop
+from ntk_tt.calibration import MARGINS, Interval, from_quantiles, group_of, kaplan_meier
+from ntk_tt.report import write_json
+
+TABLE = Path(closed_loop.__file__).parent / "calibration.json"
+SHARES = {"replay": (0.0,), "head": (0.0,), "curvature": (0.0, 0.1, 0.25), "one-shot": (0.0,)}
+MAX_POINTS = 60  # of a distribution that is kept
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    tune: bool = False
+    """Also try the constants of the closed loop."""
+
+
+def margin_of(run: dict[str, Any], method: str) -> float:
+    """The stability margin that a user of the method sees."""
+    return run["margins"]["replay" if method == "replay" else "curvature"]
+
+
+def ratios(run: dict[str, Any], method: str, share: float) -> list[tuple[float, bool]]:
+    """(log real/predicted, whether the real one is only known to be larger) of the times later than what was seen."""
+    name = f"closed loop {share:.0%}" if share else method
+    end, seen, found = run["num_steps"], share * run["num_steps"], []
+    real, predicted = methods.threshold_times(run, "real"), methods.threshold_times(run, name)
+    for level, time in predicted.items():
+        true = real[level]
+        time = 2.0 * end if time is None else max(1.0, time)
+        if time > seen and (true is None or true > seen) and (true is not None or time < 2 * end):
+            found.append((float(np.log((end if true is None else max(1.0, true)) / time)), true is None))
+    return found
+
+
+def distribution(pairs: list[tuple[float, bool]]) -> dict[str, Any]:
+    """What `ntk_tt.calibration` reads."""
+    values, share = kaplan_meier(np.asarray([value for value, _ in pairs]), np.asarray([censored for _, censored in pairs]))
+    kept = np.unique(np.linspace(0, len(values) - 1, min(MAX_POINTS, len(values))).round().astype(int))
+    return {"count": len(pairs), "censored": sum(censored for _, censored in pairs),
+            "ratios": np.round(values[kept], 4).tolist(), "cumulative": np.round(share[kept], 4).tolist()}
+
+
+def fit(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """The table of `ntk_tt/calibration.json`."""
+    table: dict[str, Any] = {}
+    for method, shares in SHARES.items():
+        for share in shares:
+            groups: dict[str, list[tuple[float, bool]]] = {"all": [], **{name: [] for name in MARGINS}}
+            for run in runs:
+                each = ratios(run, method, share)
+                groups["all"] += each
+                groups[group_of(margin_of(run, method))] += each
+            table.setdefault(method, {})[f"{share:g}"] = {name: distribution(pairs) for name, pairs in groups.items() if len(pairs) >= 15}
+    return table
+
+
+def spread_of(table: dict[str, Any], method: str, share: float, margin: float) -> Interval:
+    groups = table[method][f"{share:g}"]
+    return from_quantiles(**{name: groups.get(group_of(margin), groups["all"])[name] for name in ("ratios", "cumulative")})
+
+
+def coverage(runs: list[dict[str, Any]], table: dict[str, Any]) -> dict[str, Any]:
+    """Share of times within the 90 % interval (those not reached count as covered where it goes beyond T), and of "reached" against its probability."""
+    found = {}
+    for method, shares in SHARES.items():
+        for share in shares:
+            covered, chances, reached = [], [], []
+            for run in runs:
+                spread, end = spread_of(table, method, share, margin_of(run, method)), run["num_steps"]
+                for value, censored in ratios(run, method, share):
+                    covered.append(np.exp(value) <= spread.high and (censored or np.exp(value) >= spread.low))
+                real, seen = methods.threshold_times(run, "real"), share * end
+                for level, time in methods.threshold_times(run, f"closed loop {share:.0%}" if share else method).items():
+                    if (time is None or time > seen) and (real[level] is None or real[level] > seen):
+                        chances.append(spread.probability(end / (2.0 * end if time is None else max(1.0, time))))
+                        reached.append(real[level] is not None)
+            found[f"{method}, {share:.0%} seen"] = {
+                "times": len(covered), "covered": float(np.mean(covered)), "reached": float(np.mean(reached)), "mean_probability": float(np.mean(chances)),
+                "brier": float(np.mean((np.asarray(chances) - reached) ** 2)), "brier_of_base_rate": float(np.mean(reached) * (1 - np.mean(reached)))}
+    return found
+
+
+def what_predicts_the_error(runs: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Spearman correlation of each measure with a run's median error, by method."""
+    measures = {"frozen margin": lambda run: run["margins"]["replay"], "margin on the way": lambda run: run["margins"]["curvature"], "kernel growth": lambda run: run["growth"],
+                "linearisation residual": lambda run: run["residual"], "head against curvature": disagreement}
+    found: dict[str, dict[str, float]] = {}
+    for method in methods.CURVES:
+        pairs = [(run, np.median(list(each.values()))) for run in runs if (each := methods.errors(run, method))]
+        found[method] = {name: float(scipy.stats.spearmanr([measure(run) for run, _ in pairs], [error for _, error in pairs])[0]) for name, measure in measures.items()}
+    return found
+
+
+def disagreement(run: dict[str, Any]) -> float:
+    """Median |log| between the threshold times of `head` and `curvature`: free where both were made."""
+    one, other = (methods.threshold_times(run, name) for name in ("head", "curvature"))
+    late = 2.0 * run["num_steps"]
+    return float(np.median([abs(np.log(max(1, one[name] or late) / max(1, other[name] or late))) for name in one]))
+
+
+def by_grade(runs: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Errors of the curvature method by margin on the way: below 1 (refused), within MARGINS of it, beyond."""
+    found = {}
+    for name, inside in (("none", lambda m: m < 1), ("low", lambda m: 1 <= m < MARGINS["stable"]), ("high", lambda m: m >= MARGINS["stable"])):
+        chosen = [run for run in runs if inside(run["margins"]["curvature"])]
+        pooled = [error for run in chosen for error in methods.errors(run, "curvature").values()]
+        if pooled:
+            found[name] = {"runs": len(chosen), "times": len(pooled), "median": float(np.median(pooled)), "within_20": float(np.mean(np.asarray(pooled) <= 0.2)),
+                           "within_2x": float(np.mean(np.asarray(pooled) <= 1))}
+    return found
+
+
+def tune(runs: list[dict[str, Any]]) -> list[tuple[float, dict[str, float]]]:
+    """Mean log error of the closed loop for each choice of its constants, best first."""
+    scores = []
+    for spread, level, recent, distrust in itertools.product((0.15, 0.3, 0.6), (0.05, 0.1, 0.3), (0.3, 0.5, 1.0), (0.03, 0.1, 0.3)):
+        closed_loop.TIME_SPREAD, closed_loop.LEVEL_SPREAD, closed_loop.RECENT, closed_loop.DISTRUST = spread, level, recent, distrust
+        errors = [np.log1p(error) for run in runs for share in methods.OBSERVED for error in methods.errors(run, f"closed loop {share:.0%}").values()]
+        scores.append((float(np.mean(errors)), {"TIME_SPREAD": spread, "LEVEL_SPREAD": level, "RECENT": recent, "DISTRUST": distrust}))
+    return sorted(scores, key=lambda score: score[0])
+
+
+def main(arguments: Arguments) -> None:
+    path = result_path("accuracy", "cpu")
+    document = json.loads(path.read_text())
+    runs = document["results"]["runs"]
+    tuning, reporting = ([run for run in runs if run["role"] == role] for role in ("tuning", "reporting"))
+    if arguments.tune:
+        for score, constants in tune(tuning)[:5]:
+            print(f"{score:.4f}", constants)
+        return
+    table = fit(tuning)
+    write_json(TABLE, {"made_by": "python -m experiments.calibrate", "runs": len(tuning), "data": sorted({run["data"] for run in tuning}), "methods": table})
+    report = {
+        "coverage": {"tuning": coverage(tuning, table), "reporting": coverage(reporting, table)},
+        "what predicts the error (Spearman)": {"tuning": what_predicts_the_error(tuning), "reporting": what_predicts_the_error(reporting)},
+        "by margin on the way": {"tuning": by_grade(tuning), "reporting": by_grade(reporting)}, "environment": document["environment"],
+    }
+    write_json(path.parent / "calibration.json", report)
+    print(json.dumps({name: value for name, value in report.items() if name != "environment"}, indent=1))
+    print(methods.markdown(document["results"]["tables"], "reporting"))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Arguments, description=__doc__))

@@ -1,0 +1,212 @@
+"""A real head on an expanded backbone, against training in weight space and dense kernels."""
+
+import dataclasses
+
+import equinox as eqx
+import jax
+import jax.flatten_util
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+import ntk_tt
+from ntk_tt.dynamics.head_replay import replay_head, states_along
+from ntk_tt.dynamics.replay import batch_indices
+from ntk_tt.head import head_directions, linearize_head, path_to, split_head
+from ntk_tt.kernel import contrast_basis
+from ntk_tt.optimizer import named_schedule
+
+SAMPLES, INPUTS, FEATURES, CLASSES = 12, 5, 6, 3
+
+
+class Network(nnx.Module):
+    """φ = activation(x A + a), f = φ W + b."""
+
+    def __init__(self, activation, rngs):
+        self.first = nnx.Linear(INPUTS, FEATURES, rngs=rngs)
+        self.head = nnx.Linear(FEATURES, CLASSES, rngs=rngs)
+        self.activation = activation
+
+    def features(self, x):
+        return self.activation(self.first(x))
+
+    def __call__(self, x):
+        return self.head(self.features(x))
+
+
+def network(activation=jnp.tanh):
+    return ntk_tt.from_nnx(Network(activation, nnx.Rngs(0)), head="head", num_classes=CLASSES)
+
+
+@pytest.fixture
+def data():
+    inputs, labels = jax.random.split(jax.random.key(1))
+    return jax.random.normal(inputs, (SAMPLES, INPUTS)), np.asarray(jax.random.randint(labels, (SAMPLES,), 0, CLASSES))
+
+
+def full(model, data, **options):
+    return linearize_head(model, *data, num_directions=FEATURES, num_projections="exact", **options)
+
+
+def trained_in_weight_space(model, data, optimizer, num_steps, batches):
+    """optax on f = Wᵀ(φ₀ + J_φ δ) + b, with δ in weight space: no code of the package's dynamics."""
+    inputs, labels = data
+    parts = split_head(model)
+    features, push = jax.linearize(lambda backbone: parts.features(backbone, inputs), parts.backbone)
+    params = {"delta": jax.tree.map(jnp.zeros_like, parts.backbone), "kernel": parts.kernel, "bias": parts.bias}
+    targets = jax.nn.one_hot(labels, CLASSES)
+
+    def losses(params):
+        return optax.softmax_cross_entropy((features + push(params["delta"])) @ params["kernel"] + params["bias"], targets)
+
+    rates = optimizer.learning_rates(num_steps)
+    chain = optax.sgd(lambda count: jnp.asarray(rates)[count], optimizer.momentum or None, nesterov=optimizer.nesterov)
+    state, curve = chain.init(params), [losses(params).mean()]
+    for batch in np.arange(SAMPLES)[None].repeat(num_steps, 0) if batches is None else np.asarray(batches):
+        gradient = jax.grad(lambda params, batch=batch: losses(params)[batch].mean())(params)
+        weights = {**params, "delta": jax.tree.map(jnp.add, params["delta"], parts.backbone)}
+        gradient = jax.tree.map(lambda g, w: g + optimizer.weight_decay * w, gradient, weights)
+        updates, state = chain.update(gradient, state, params)
+        params = optax.apply_updates(params, updates)
+        curve.append(losses(params).mean())
+    return np.asarray(curve)
+
+
+@pytest.mark.parametrize("optimizer", [
+    ntk_tt.OptimizerConfig(0.3), ntk_tt.OptimizerConfig(0.1, 0.9, batch_size=4), ntk_tt.OptimizerConfig(0.1, 0.8, nesterov=True, weight_decay=0.05, batch_size=5),
+    ntk_tt.OptimizerConfig(named_schedule("cosine", 0.3, 20), 0.5, weight_decay=0.02)])
+def test_replay_is_training_of_the_model_in_weight_space(data, optimizer):
+    model = network()
+    problem = full(model, data, curvature=False)
+    batches = batch_indices(SAMPLES, optimizer, 20, jax.random.key(3))
+    found = replay_head(problem, optimizer, 20, batches=batches)
+    expected = trained_in_weight_space(model, data, optimizer, 20, batches)
+    assert expected[0] - expected[-1] > 0.1
+    np.testing.assert_allclose(found.loss, expected, rtol=2e-5)
+
+
+@pytest.mark.parametrize("optimizer", [ntk_tt.OptimizerConfig(0.2, 0.9), ntk_tt.OptimizerConfig(0.2, 0.9, nesterov=True, weight_decay=0.1)])
+def test_prediction_is_real_training_where_the_backbone_is_linear(data, optimizer):
+    model = network(activation=lambda x: x)
+    real = ntk_tt.finetune(model.apply, model.params, *data, optimizer, 30)
+    np.testing.assert_allclose(ntk_tt.predict(full(model, data, curvature=False), optimizer, 30).loss, real.loss, rtol=1e-4)
+    frozen = ntk_tt.predict(ntk_tt.linearize(model.apply, model.params, *data, num_projections="exact"), optimizer, 30)
+    assert abs(frozen.loss[-1] / real.loss[-1] - 1) > 0.02  # a frozen kernel is another model
+
+
+def test_tangent_is_the_dense_kernel(data):
+    model = network()
+    tangent = full(model, data, curvature=False)
+    tangent = tangent.tangent(tangent.zero())
+    ntk = np.asarray(ntk_tt.empirical_ntk(model.apply, model.params, data[0])).reshape(SAMPLES, CLASSES, SAMPLES, CLASSES)
+    vector = jax.random.normal(jax.random.key(5), (SAMPLES, CLASSES))
+    np.testing.assert_allclose(tangent.kernel.product(vector), np.einsum("iajb,jb->ia", ntk, vector), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(tangent.kernel.diagonal_blocks(), np.einsum("iaib->iab", ntk), rtol=1e-4, atol=1e-5)
+    rows = np.asarray([3, 1])
+    np.testing.assert_allclose(tangent.kernel.push_rows(tangent.kernel.pull_rows(vector[:2], rows), rows), np.einsum("iajb,jb->ia", ntk[rows][:, :, rows], vector[:2]), rtol=1e-4, atol=1e-5)
+
+
+def test_stability_of_both_problems_agrees_at_the_start_and_follows_the_kernel_later(data):
+    model = network()
+    optimizer = ntk_tt.OptimizerConfig(0.5)
+    frozen = ntk_tt.linearize(model.apply, model.params, *data, num_projections="exact")
+    head = full(model, data, curvature=False)
+    at_start, _ = ntk_tt.stability(frozen, optimizer, 1, np.asarray(frozen.initial_logits)[None])
+    tangent = head.tangent(head.zero())
+    assert ntk_tt.stability(tangent, optimizer, 1, np.asarray(tangent.initial_logits)[None])[0] == pytest.approx(at_start, rel=1e-3)
+    last = states_along(head, optimizer, 60, 6)[-1]
+    grown = head.tangent(last)
+    assert ntk_tt.stability(head, optimizer, 60)[0] <= ntk_tt.stability(grown, optimizer, 1, np.asarray(grown.initial_logits)[None])[0] * 1.001
+
+
+def test_curvature_is_exact_at_both_ends_of_a_quadratic_backbone(data):
+    model = network(activation=jnp.square)  # φ is quadratic in its weights
+    problem = full(model, data)
+    curvature = problem.curvature
+    assert curvature is not None and float(problem.growth) > 0.05
+    basis = contrast_basis(CLASSES)
+    state, _ = path_to(dataclasses.replace(problem, curvature=None), 0.5)
+    np.testing.assert_array_equal(state.backbone, curvature.displacement)
+    parts = split_head(model)
+    flat, restore = jax.flatten_util.ravel_pytree(parts.backbone)
+    for share in (0.4, 1.0, 1.7):
+        moved = parts.features(restore(flat + share * curvature.displacement), data[0])
+        seen = (problem.jacobian @ (share * curvature.displacement) + curvature.move(share * curvature.displacement, None)) @ problem.directions.T
+        inside = problem.directions @ curvature.basis  # the directions that B is known along
+        assert inside.shape == (FEATURES, basis.shape[1])
+        np.testing.assert_allclose(seen @ inside, (moved - problem.features) @ inside, rtol=1e-3, atol=1e-4)
+    # and its Jacobian is that of the network at w₀ + u₁
+    direction = jax.random.normal(jax.random.key(7), flat.shape)
+    _, expected = jax.jvp(lambda weights: parts.features(restore(weights), data[0]), (flat + curvature.displacement,), (direction,))
+    _, found = jax.jvp(lambda u: problem.jacobian @ u + curvature.move(u, None), (curvature.displacement,), (direction,))
+    np.testing.assert_allclose((found @ problem.directions.T) @ inside, expected @ inside, rtol=1e-3, atol=1e-3)
+
+
+def test_curvature_brings_the_prediction_closer_to_real_training(data):
+    model, optimizer = network(), ntk_tt.OptimizerConfig(0.1, 0.9)
+    real = ntk_tt.finetune(model.apply, model.params, *data, optimizer, 40)
+    problems = (ntk_tt.linearize(model.apply, model.params, *data, num_projections="exact"), full(model, data, curvature=False), full(model, data))
+    frozen, head, curved = (np.abs(np.log(ntk_tt.predict(problem, optimizer, 40).loss / real.loss)).mean() for problem in problems)
+    assert curved < head < 0.6 * frozen
+
+
+def test_projected_problem_is_near_the_exact_one(data):
+    model, optimizer = network(), ntk_tt.OptimizerConfig(0.2, 0.9)
+    exact = ntk_tt.predict(full(model, data), optimizer, 30)
+    few = ntk_tt.predict(linearize_head(model, *data, num_directions=FEATURES, num_projections=32, key=jax.random.key(2)), optimizer, 30)
+    assert np.abs(np.log(few.loss / exact.loss))[:16].max() < 0.2
+    assert np.abs(few.loss - exact.loss).max() > 0
+
+
+def test_directions_hold_the_head_and_its_path(data):
+    model = network()
+    parts = split_head(model)
+    features, targets, basis = parts.features(parts.backbone, data[0]), jax.nn.one_hot(data[1], CLASSES), contrast_basis(CLASSES)
+    directions, dropped = head_directions(features, parts.kernel, parts.bias, targets, basis, loss="ce")
+    assert directions.shape[1] <= 3 * (CLASSES - 1) and 0 <= dropped <= 0.4
+    np.testing.assert_allclose(directions.T @ directions, np.eye(directions.shape[1]), atol=1e-5)
+    start = parts.kernel @ basis
+    assert jnp.linalg.norm(start - directions @ (directions.T @ start)) < 0.5 * jnp.linalg.norm(start)
+    everything, nothing_left = head_directions(features, parts.kernel, parts.bias, targets, basis, loss="ce", num_directions=FEATURES)
+    assert everything.shape == (FEATURES, FEATURES) and nothing_left == pytest.approx(0, abs=1e-3)
+
+
+def test_mse_and_head_without_bias(data):
+    model = network(activation=lambda x: x)
+    model = eqx.tree_at(lambda model: model.params, model, {**model.params, "head": {"kernel": model.params["head"]["kernel"]}})
+    inner = network(activation=lambda x: x)
+    bare = dataclasses.replace(model, apply=lambda params, x: inner.features({**params, "head": inner.params["head"]}, x) @ params["head"]["kernel"],
+                               apply_features=lambda params, x: inner.features({**params, "head": inner.params["head"]}, x))
+    targets = np.asarray(jax.nn.one_hot(data[1], CLASSES))
+    optimizer = ntk_tt.OptimizerConfig(0.05, 0.9)
+    problem = linearize_head(bare, data[0], targets, loss="mse", num_directions=FEATURES, num_projections="exact", curvature=False)
+    assert problem.bias is None
+    real = ntk_tt.finetune(bare.apply, bare.params, data[0], targets, optimizer, 20, loss="mse")
+    np.testing.assert_allclose(ntk_tt.predict(problem, optimizer, 20).loss, real.loss, rtol=1e-4)
+
+
+def test_what_cannot_be_split_is_refused_with_the_remedy(data, unchecked):
+    model = network()
+    with pytest.raises(ValueError, match=r"no trainable linear head.*method='replay'"):
+        linearize_head(dataclasses.replace(model, head=""), *data)
+    with pytest.raises(ValueError, match=r"only the head trains.*exact"):
+        linearize_head(ntk_tt.restrict(model, "head"), *data)
+    with pytest.raises(ValueError, match=r"not its head times its features"):
+        linearize_head(dataclasses.replace(model, apply=lambda params, x: model.apply(params, x) ** 3), *data)
+    with pytest.raises(ValueError, match=r"num_directions.*got 7"):
+        linearize_head(model, *data, num_directions=7)
+    with pytest.raises(ValueError, match=r"labels: there are 3 for 12 inputs"):
+        linearize_head(model, data[0], data[1][:3])
+    with pytest.raises(ValueError, match=r"real head can only be replayed, got 'ode'"):
+        ntk_tt.simulate(full(model, data, curvature=False), ntk_tt.OptimizerConfig(0.1), 3, method="ode")
+
+
+def test_trained_parts_and_adapters_are_split_too(data):
+    model = network()
+    lora = ntk_tt.restrict(model, "lora:2+head")
+    problem = full(lora, data, curvature=False)
+    optimizer = ntk_tt.OptimizerConfig(0.2)
+    real = ntk_tt.finetune(lora.apply, lora.params, *data, optimizer, 3)
+    np.testing.assert_allclose(ntk_tt.predict(problem, optimizer, 3).loss, real.loss, rtol=2e-2)
