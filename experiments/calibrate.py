@@ -108,7 +108,8 @@ def what_predicts_the_error(runs: list[dict[str, Any]]) -> dict[str, dict[str, f
     found: dict[str, dict[str, float]] = {}
     for method in methods.CURVES:
         pairs = [(run, np.median(list(each.values()))) for run in runs if (each := methods.errors(run, method))]
-        found[method] = {name: float(scipy.stats.spearmanr([measure(run) for run, _ in pairs], [error for _, error in pairs])[0]) for name, measure in measures.items()}
+        errors = [error for _, error in pairs]
+        found[method] = {name: float(scipy.stats.spearmanr([measure(run) for run, _ in pairs], errors).statistic) for name, measure in measures.items()}  # pyright: ignore[reportAttributeAccessIssue]
     return found
 
 

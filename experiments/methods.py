@@ -99,8 +99,8 @@ def epsilon_errors(run: dict[str, Any], method: str) -> list[float]:
     for name in ("real", method):
         steps, loss, _ = curve_of(run, name)
         within = steps <= run["num_steps"]
-        curves.append((steps[within], smooth(loss[within], 3)))
-    pairs = [[epsilon_time(*curve, epsilon, relative=True) for curve in curves] for epsilon in EPSILONS]
+        curves.append((steps[within].astype(int), smooth(loss[within], 3)))
+    pairs = [[epsilon_time(steps, loss, epsilon, relative=True) for steps, loss in curves] for epsilon in EPSILONS]
     return [abs(a - b) / run["num_steps"] for a, b in pairs if a is not None and b is not None]
 
 

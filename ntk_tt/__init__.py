@@ -3,12 +3,15 @@
 from importlib.metadata import PackageNotFoundError, version
 
 from ntk_tt.adapters import from_equinox, from_function, from_linen, load_factory
+from ntk_tt.closed_loop import Forecast, Predictor, loss_callback
 from ntk_tt.data import Task, UpTo, describe_data, list_data, load_task, task_from_arrays
 from ntk_tt.dynamics import LinearizedProblem, Trajectory, simulate
 from ntk_tt.features import jacobian_features, write_features
 from ntk_tt.finetune import TrainingRun, finetune
+from ntk_tt.head import HeadProblem, linearize_head
 from ntk_tt.models import Model, fit_linear_head, from_nnx, list_models, load_model
 from ntk_tt.ntk import empirical_ntk, ntk_from_features
+from ntk_tt.one_shot import OneShot, predict_after
 from ntk_tt.optimizer import OptimizerConfig
 from ntk_tt.predict import Prediction, linearize, predict, stored_outputs
 from ntk_tt.sharding import sample_mesh
@@ -23,9 +26,9 @@ except PackageNotFoundError:  # run from a source tree that is not installed
     __version__ = "0+unknown"
 
 __all__ = [
-    "FeatureStore", "LinearizedProblem", "LoRA", "Model", "OptimizerConfig", "Prediction", "Task", "TrainingRun", "Trajectory", "UpTo",
+    "FeatureStore", "Forecast", "HeadProblem", "LinearizedProblem", "LoRA", "Model", "OneShot", "OptimizerConfig", "Prediction", "Predictor", "Task", "TrainingRun", "Trajectory", "UpTo",
     "Verdict", "assess", "describe_data", "empirical_ntk", "finetune", "fit_linear_head", "from_equinox", "from_function", "from_linen",
-    "from_nnx", "jacobian_features", "judge", "linearization_residual", "linearize", "list_data", "list_models", "load_factory", "load_model",
-    "load_task", "ntk_from_features", "predict", "restrict", "sample_mesh", "simulate", "stability", "stored_outputs", "task_from_arrays",
+    "from_nnx", "jacobian_features", "judge", "linearization_residual", "linearize", "linearize_head", "list_data", "list_models", "load_factory", "load_model",
+    "load_task", "loss_callback", "ntk_from_features", "predict", "predict_after", "restrict", "sample_mesh", "simulate", "stability", "stored_outputs", "task_from_arrays",
     "training_times", "write_features",
 ]

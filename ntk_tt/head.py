@@ -22,6 +22,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from ntk_tt import losses
+from ntk_tt.directions import head_directions
 from ntk_tt.features import FeaturePlan, Precision, compute_features, plan_features
 from ntk_tt.kernel import AbstractKernel, Indices, contrast_basis
 from ntk_tt.learning_rate import largest_curvature
@@ -33,7 +34,6 @@ from ntk_tt.problem import LinearizedProblem
 from ntk_tt.progress import Progress, silent
 from ntk_tt.projection import AbstractProjection, default_num_projections
 
-DROPPED = 0.1  # of the head's path, the share of its norm that `auto` directions may leave out
 ANCHOR_FALL = 0.5  # the second expansion point is where the predicted loss has fallen to this share of its start
 ROWS_PER_PROJECTION = 8  # D' of `auto` over N·(C−1): the dynamics pass over the features at each full-batch step
 _FLOW_STEPS, _FLOW_CHUNK = 300, 10  # most steps of the path to the second point, and between two looks at its loss
@@ -217,7 +217,7 @@ def split_head(model: Model) -> Parts:
 
 
 def linearize_head(model: Model, inputs: Float[Array | np.ndarray, "n ..."], labels: Int[Array | np.ndarray, " n"] | Float[Array | np.ndarray, "n c"], *,
-                   curvature: bool = True, loss: LossName = "ce", num_directions: int | str = "auto", num_projections: int | str = "auto",
+                   curvature: bool = True, fall: float = ANCHOR_FALL, loss: LossName = "ce", num_directions: int | str = "auto", num_projections: int | str = "auto",
                    key: Key[Array, ""] | None = None, precision: Precision = "float32", memory: int | None = None, progress: Progress = silent) -> HeadProblem:
     """The feature passes of the head-aware prediction; the result prices every optimiser setting (`ntk_tt.predict`).
 
@@ -227,6 +227,7 @@ def linearize_head(model: Model, inputs: Float[Array | np.ndarray, "n ..."], lab
         labels: (N,) classes, or (N, C) real targets for `mse`.
         curvature: expand the backbone to second order along its path, at the price of a second pass along C−1
             directions (C for `mse`).
+        fall: the second expansion point is where the predicted loss has fallen to this share of its start.
         loss: `ce` or `mse`.
         num_directions: r, outputs of the first pass; `auto` takes as many as leave out at most a tenth of the norm of
             the path that the head takes on fixed features (`HeadProblem.dropped` says how much), but no more than
@@ -242,6 +243,8 @@ def linearize_head(model: Model, inputs: Float[Array | np.ndarray, "n ..."], lab
     and two passes of real training's kind. Memory N·(r + C−1)·D'.
     """
     losses.check_loss(loss)
+    if not 0 < fall < 1:
+        raise ValueError(f"fall: must lie strictly between 0 and 1, got {fall}")
     if len(inputs) != len(labels):
         raise ValueError(f"labels: there are {len(labels)} for {len(inputs)} inputs; give one each")
     num_outputs = check_network(model.apply, model.params, inputs)
@@ -268,7 +271,13 @@ def linearize_head(model: Model, inputs: Float[Array | np.ndarray, "n ..."], lab
     problem = HeadProblem(features, directions, jacobian, decay_features, parts.kernel, parts.bias, targets, dropped=dropped, projection=plan.projection, loss=loss)
     if not curvature:
         return problem
-    return with_curvature(problem, parts, inputs, basis, plan, options, progress=lambda done, _: progress(len(inputs) + done, total))
+    return with_curvature(problem, parts, inputs, basis, plan, options, fall=fall, progress=lambda done, _: progress(len(inputs) + done, total))
+
+
+def head_of(model: Model, backbone: PyTree, state: HeadState) -> PyTree:
+    """Parameters of the model with this backbone and the head of a state."""
+    head = {"kernel": state.kernel} | ({} if state.bias is None else {"bias": state.bias})
+    return replaced(backbone, model.head, head)
 
 
 def velocity_of(problem: HeadProblem, model: Model, velocity: PyTree) -> HeadState:
@@ -280,10 +289,10 @@ def velocity_of(problem: HeadProblem, model: Model, velocity: PyTree) -> HeadSta
 
 
 def with_curvature(problem: HeadProblem, parts: Parts, inputs, basis: Float[Array, "c k"], plan: FeaturePlan, options: dict[str, Any], *,
-                   progress: Progress = silent) -> HeadProblem:
-    """The problem with the second-order terms of `Curvature`, by a feature pass at the predicted weights."""
-    state, pushed = path_to(problem, ANCHOR_FALL)
-    moved = _moved_weights(parts, problem.directions, inputs, pushed)
+                   fall: float = ANCHOR_FALL, progress: Progress = silent) -> HeadProblem:
+    """The problem with the second-order terms of `Curvature`, by a feature pass where the predicted loss has fallen to a share of its start."""
+    state, pushed = path_to(problem, fall)
+    moved = moved_weights(parts, problem.directions, inputs, pushed)
     inner, _ = jnp.linalg.qr(problem.directions.T @ state.kernel @ basis)
     second = plan_features(along(parts.features, problem.directions @ inner), parts.backbone, inputs, num_projections=plan.num_projections, **options)
     before = jnp.einsum("rk,nrd->nkd", inner, problem.jacobian)
@@ -331,46 +340,6 @@ def _flow(problem: HeadProblem, carry, rate, momentum):
     return carry, problem.metrics(carry[0])[0]
 
 
-def head_directions(features: Float[Array, "n f"], kernel: Float[Array, "f c"], bias: Float[Array, " c"] | None, targets: Float[Array, "n c"],
-                    basis: Float[Array, "c k"], *, loss: LossName, num_directions: int | str = "auto") -> tuple[Float[Array, "f r"], float]:
-    """U, the leading directions of the head along its own training on fixed features, and the share of its norm they leave out.
-
-    Raises:
-        ValueError: a number of directions that is neither `auto` nor 1 … F.
-    """
-    num_features = features.shape[1]
-    if num_directions != "auto" and not (isinstance(num_directions, int) and 1 <= num_directions <= num_features):
-        raise ValueError(f"num_directions: give 'auto' or a number from 1 to the {num_features} features, got {num_directions!r}")
-    path, curve = _head_path(features, kernel, bias, targets, loss)
-    curve = np.asarray(curve)
-    levels = np.geomspace(curve[0], max(curve.min(), 0.1 * curve[0]), 8) if curve.min() > 0 else np.linspace(curve[0], curve.min(), 8)
-    looks = sorted({int(np.argmax(curve <= level)) for level in levels})
-    matrices = [path[look] @ basis for look in looks]
-    spanned = jnp.concatenate([matrix / jnp.maximum(jnp.linalg.norm(matrix), 1e-12) for matrix in matrices], axis=1)
-    left, values, _ = jnp.linalg.svd(spanned, full_matrices=num_directions == num_features)
-    energy = np.cumsum(np.square(np.asarray(values, np.float64)))
-    left_out = np.sqrt(np.maximum(0.0, 1 - energy / energy[-1]))
-    if num_directions == "auto":
-        most = min(3 * basis.shape[1], len(left_out))
-        num_directions = min(most, int(np.argmax(left_out <= DROPPED)) + 1)
-    count = int(num_directions)
-    return left[:, : min(count, left.shape[1])], float(left_out[count - 1]) if count <= len(left_out) else 0.0
-
-
-@partial(jax.jit, static_argnums=4)
-def _head_path(features, kernel, bias, targets, loss):
-    """W along 400 steps of gradient descent of the head alone at half its stable rate, and the loss."""
-    rows = features if bias is None else jnp.concatenate([features, jnp.ones_like(features[:, :1])], 1)
-    rate = len(rows) / (losses.largest_curvature_per_output(loss) * jnp.linalg.norm(rows, 2) ** 2)
-    start = kernel if bias is None else jnp.concatenate([kernel, bias[None]])
-
-    def step(weights, _):
-        logits = rows @ weights
-        return weights - rate * rows.T @ losses.mean_residuals(loss, logits, targets), (weights[: features.shape[1]], losses.mean_loss(loss, logits, targets))
-
-    return jax.lax.scan(step, start, length=400)[1]
-
-
 def along(features: Callable[[PyTree, Array], Array], directions: Float[Array, "f r"]) -> Callable[[PyTree, Array], Array]:
     """The features' coordinates along some directions, as a network with r outputs."""
     return lambda params, inputs: features(params, inputs) @ directions
@@ -381,7 +350,7 @@ def in_blocks(function: Callable[[Array], Array], inputs) -> Array:
     return jnp.concatenate([function(jnp.asarray(inputs[block])) for block in blocks(len(inputs), _BLOCK)])
 
 
-def _moved_weights(parts: Parts, directions, inputs, pushed: Float[Array, "n r"]) -> PyTree:
+def moved_weights(parts: Parts, directions, inputs, pushed: Float[Array, "n r"]) -> PyTree:
     """w₀ + Σᵢ J_φ,iᵀ U cᵢ: one backward pass over the data."""
     coordinates = along(parts.features, directions)
     pull = jax.jit(lambda backbone, x, cotangents: jax.vjp(lambda backbone: coordinates(backbone, x), backbone)[1](cotangents)[0])

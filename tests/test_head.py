@@ -12,9 +12,10 @@ import pytest
 from flax import nnx
 
 import ntk_tt
+from ntk_tt.directions import head_directions
 from ntk_tt.dynamics.head_replay import replay_head, states_along
 from ntk_tt.dynamics.replay import batch_indices
-from ntk_tt.head import head_directions, linearize_head, path_to, split_head
+from ntk_tt.head import linearize_head, path_to, split_head
 from ntk_tt.kernel import contrast_basis
 from ntk_tt.optimizer import named_schedule
 

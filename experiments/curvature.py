@@ -1,0 +1,117 @@
+"""What remains when the head is real, and which way of bending the backbone takes most of it away? Tuning data only.
+
+    python -m experiments.run curvature --scale cpu     # about ten minutes on one core; needs $NTK_TT_DATA
+
+The error of log-loss along the run, against real training: frozen kernel; head real and backbone linear; linearised anew at
+the weights predicted for half the loss (a kernel re-evaluated where training will be, from there on); second order along the
+path, with the second point where the predicted loss has fallen to 70, 50 and 30 %. Expected: second order wins, wherever
+the point; 50 % is taken.
+"""
+
+import dataclasses
+from typing import Any
+
+import equinox as eqx
+import jax
+import numpy as np
+
+import ntk_tt
+from experiments.comparison import on
+from experiments.tasks import LoadedTask, TaskConfig, load, real_run
+from ntk_tt.head import HeadProblem, head_of, linearize_head, moved_weights, path_to, split_head
+from ntk_tt.stopwatch import Stopwatch
+from ntk_tt.training_time import smooth
+
+CLAIM = "ours: the backbone's second-order terms along the path remove most of what a real head leaves"
+PAPER = "–"
+FALLS = (0.7, 0.5, 0.3)
+TASK = TaskConfig("resnet8")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    data: tuple[str, ...] = ("cifar100", "dtd", "stanford_cars", "houses_rooms")
+    task: TaskConfig = TASK
+    rates: tuple[tuple[float, float, int | None], ...] = ((0.2, 0.0, 32), (0.05, 0.9, 32), (0.05, 0.9, None))
+    """(Learning rate over the largest stable one, momentum, batch size)."""
+    num_steps: int = 150
+    record_every: int = 3
+
+
+SCALES = {
+    "tiny": Config(data=("digits",), task=TaskConfig("resnet8", classes=3, per_class=6), rates=((0.3, 0.9, None),), num_steps=20),
+    "cpu": Config(), "gpu": Config(task=TaskConfig("resnet18", image_size=224, per_class=150)),
+}
+
+
+def compute(config: Config) -> dict[str, Any]:
+    runs = []
+    for data in config.data:
+        task = on(data, config.task)
+        loaded, key = load(task), jax.random.key(task.seed + 1000)
+        arguments = (loaded.model, loaded.images, loaded.labels)
+        frozen = ntk_tt.linearize(loaded.model.apply, loaded.model.params, *arguments[1:], outputs="contrasts", key=key, num_projections=8192)
+        problems, seconds = {}, {}
+        for name, options in {"head": {"curvature": False}, **{f"second order, {fall:.0%}": {"fall": fall} for fall in FALLS}}.items():
+            with Stopwatch() as watch:
+                problems[name] = jax.block_until_ready(linearize_head(*arguments, key=key, **options))
+            seconds[name] = watch.seconds
+        again = anew(problems["head"], loaded, key)
+        for rate, momentum, batch_size in config.rates:
+            _, largest = ntk_tt.stability(frozen, ntk_tt.OptimizerConfig(1.0, momentum, batch_size=batch_size), 1, np.asarray(frozen.initial_logits)[None])
+            setting = {"learning_rate": float(f"{rate * largest:.2g}"), "momentum": momentum, "batch_size": batch_size}
+            optimizer = ntk_tt.OptimizerConfig(**setting)
+            real = real_run(task, setting, config.num_steps, record_every=config.record_every)
+            curves = {name: replayed(problem, optimizer, config) for name, problem in {"frozen kernel": frozen, **problems}.items()}
+            curves["linearised anew"] = joined(curves["head"], replayed(again, optimizer, config), real.steps)
+            truth = np.log(smooth(real.loss, 3))
+            errors = {name: float(np.abs(np.log(np.maximum(smooth(curve, 3), 1e-9)) - truth).mean()) for name, curve in curves.items()}
+            runs.append({**dataclasses.asdict(task), **setting, "rate": rate, "errors": errors, "seconds": seconds,
+                         "curves": {name: np.round(curve, 5).tolist() for name, curve in {"real": real.loss, **curves}.items()}, "steps": real.steps.tolist()})
+            print(data, setting, {name: round(error, 3) for name, error in errors.items()}, flush=True)
+    return {"runs": runs, "mean_error": {name: float(np.mean([run["errors"][name] for run in runs])) for name in runs[0]["errors"]}}
+
+
+def replayed(problem, optimizer, config: Config) -> np.ndarray:
+    return ntk_tt.predict(problem, optimizer, config.num_steps, num_seeds=3, key=jax.random.key(7), record_every=config.record_every).loss
+
+
+def anew(problem: HeadProblem, loaded: LoadedTask, key) -> HeadProblem:
+    """The head-aware problem at the weights that the linear backbone reaches at half the loss."""
+    parts = split_head(loaded.model)
+    state, pushed = path_to(problem, 0.5)
+    params = head_of(loaded.model, moved_weights(parts, problem.directions, loaded.images, pushed), state)
+    return linearize_head(eqx.tree_at(lambda model: model.params, loaded.model, params), loaded.images, loaded.labels, curvature=False, key=key)
+
+
+def joined(first: np.ndarray, then: np.ndarray, steps: np.ndarray) -> np.ndarray:
+    """A curve until it has fallen to where the other begins, and that from there on."""
+    at = int(np.argmax(first < then[0])) if (first < then[0]).any() else len(steps) - 1
+    return np.concatenate([first[:at], then])[: len(steps)]
+
+
+def summarize(results: dict[str, Any]) -> tuple[str, str]:
+    means = results["mean_error"]
+    best = min(means, key=means.__getitem__)
+    kept = means["second order, 50%"]
+    return ("mean error of log-loss: " + ", ".join(f"{name} {error:.3f}" for name, error in means.items()),
+            f"{'reproduced' if kept < 0.5 * means['frozen kernel'] else 'partly'}: second order at half the loss leaves {kept / means['frozen kernel']:.0%} of the frozen kernel's error "
+            f"and {kept / means['head']:.0%} of the real head's; best is {best}")
+
+
+def draw(results: dict[str, Any], path) -> None:
+    import matplotlib.pyplot as plt
+
+    runs = results["runs"]
+    columns = min(4, len(runs))
+    figure, axes = plt.subplots(-(-len(runs) // columns), columns, figsize=(3.2 * columns, 2.7 * -(-len(runs) // columns)), layout="constrained", squeeze=False)
+    for axis, run in zip(axes.flat, runs, strict=False):
+        for name in ("frozen kernel", "head", "linearised anew", "second order, 50%"):
+            axis.plot(run["steps"], run["curves"][name], linewidth=1, label=name)
+        axis.plot(run["steps"], run["curves"]["real"], color="black", linewidth=1.5, label="real")
+        axis.set(yscale="log", title=f"{run['data']}, η = {run['learning_rate']:g}, m = {run['momentum']:g}, B = {run['batch_size'] or 'N'}")
+        axis.title.set_fontsize(7)
+    axes.flat[0].legend(frameon=False, fontsize=6)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
