@@ -33,7 +33,7 @@ from ntk_tt.predict import plateau_window
 CLAIM = "the linear model with its approximations is close enough to real fine-tuning; overestimation comes from non-linearity"
 PAPER = "no numbers"
 LADDER = ("paper", "replay", "exact", "same order", "end kernel", "another real run")
-FAMILIES = ("epsilon_relative", "loss_below", "error_below")
+FAMILIES = ("epsilon_relative", "loss_below", "error_below", "plateau")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,6 +110,7 @@ def summarize(results: dict[str, Any]) -> tuple[str, str]:
     errors = {name: results["summary"][name]["loss_below"]["mean"] for name in LADDER}
     text = "mean error of the times to fractions of the initial loss: " + ", ".join(f"{name} {percent(error)}" for name, error in errors.items())
     text += "; of relative ε-times: " + ", ".join(f"{name} {percent(results['summary'][name]['epsilon_relative']['mean'])}" for name in LADDER)
+    text += f"; of plateau times: same order {percent(results['summary']['same order']['plateau']['mean'])}, another real run {percent(results['summary']['another real run']['plateau']['mean'])}"
     growth = [each["gradient_growth"] for each in results["runs"]]
     text += f"; gᵀΘg grew by {number(float(np.median(growth)), '.1f')} (median, up to {number(max(growth), '.1f')})"
     rungs = ("paper", "replay", "exact", "same order")
