@@ -15,6 +15,7 @@ from ntk_tt.one_shot import OneShot, predict_after
 from ntk_tt.optimizer import OptimizerConfig
 from ntk_tt.predict import Prediction, linearize, predict, stored_outputs
 from ntk_tt.sharding import sample_mesh
+from ntk_tt.spectrum import Spectrum, extrapolate_loss, extrapolate_power_law, extrapolate_resolvent, fit_power_law, measure_alpha, ntk_spectrum
 from ntk_tt.store import FeatureStore
 from ntk_tt.trainable import LoRA, restrict
 from ntk_tt.training_time import training_times
@@ -26,9 +27,10 @@ except PackageNotFoundError:  # run from a source tree that is not installed
     __version__ = "0+unknown"
 
 __all__ = [
-    "FeatureStore", "Forecast", "HeadProblem", "LinearizedProblem", "LoRA", "Model", "OneShot", "OptimizerConfig", "Prediction", "Predictor", "Task", "TrainingRun", "Trajectory", "UpTo",
-    "Verdict", "assess", "describe_data", "empirical_ntk", "finetune", "fit_linear_head", "from_equinox", "from_function", "from_linen",
-    "from_nnx", "jacobian_features", "judge", "linearization_residual", "linearize", "linearize_head", "list_data", "list_models", "load_factory", "load_model",
-    "load_task", "loss_callback", "ntk_from_features", "predict", "predict_after", "restrict", "sample_mesh", "simulate", "stability", "stored_outputs", "task_from_arrays",
-    "training_times", "write_features",
+    "FeatureStore", "Forecast", "HeadProblem", "LinearizedProblem", "LoRA", "Model", "OneShot", "OptimizerConfig", "Prediction", "Predictor",
+    "Spectrum", "Task", "TrainingRun", "Trajectory", "UpTo", "Verdict", "assess", "describe_data", "empirical_ntk", "extrapolate_loss",
+    "extrapolate_power_law", "extrapolate_resolvent", "finetune", "fit_linear_head", "fit_power_law", "from_equinox", "from_function", "from_linen",
+    "from_nnx", "jacobian_features", "judge", "linearization_residual", "linearize", "linearize_head", "list_data", "list_models", "load_factory",
+    "load_model", "load_task", "loss_callback", "measure_alpha", "ntk_from_features", "ntk_spectrum", "predict", "predict_after", "restrict",
+    "sample_mesh", "simulate", "stability", "stored_outputs", "task_from_arrays", "training_times", "write_features",
 ]
