@@ -9,7 +9,7 @@ A set of N₀ samples is drawn from the same source as the N that will be traine
 The loss is ½‖f − y‖² (mean over samples), its time τ = ∫ η/(1−m) dt [steps × learning rate].
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import equinox as eqx
 import numpy as np
@@ -105,7 +105,7 @@ def fit_power_law(eigenvalues: Vector, first: int = 1, last: int | None = None) 
     if last > len(values) or not (values[first - 1 : last] > 0).all():
         raise ValueError(f"last: must lie within the {int(np.sum(values > 0))} positive eigenvalues, got {last}")
     ranks = np.unique(np.round(np.geomspace(first, last, _FIT_POINTS)).astype(int))
-    slope, intercept, *_ = scipy.stats.theilslopes(np.log(values[ranks - 1]), np.log(ranks))
+    slope, intercept = np.asarray(scipy.stats.theilslopes(np.log(values[ranks - 1]), np.log(ranks)))[:2]
     return PowerLaw(float(np.exp(intercept)), float(-slope), first, last)
 
 
@@ -140,9 +140,13 @@ def continue_projections(projections: Vector, total: float, num_ranks: int, kept
 
     exponent = _STEEPEST
     if start > 0 and excess(_STEEPEST) < 0:
-        exponent = scipy.optimize.brentq(excess, -_STEEPEST, _STEEPEST) if excess(-_STEEPEST) > 0 else -_STEEPEST
+        exponent = _root(excess) if excess(-_STEEPEST) > 0 else -_STEEPEST
     tail = ratios**-exponent
     return np.concatenate([head, tail * left / tail.sum()])
+
+
+def _root(function: Callable[[float], float]) -> float:
+    return scipy.optimize.root_scalar(function, bracket=(-_STEEPEST, _STEEPEST), method="brentq").root
 
 
 def extrapolate_power_law(subset: Spectrum, num_samples: int, total: float | None = None, *, alpha: float = DEFAULT_ALPHA, kept: int = DEFAULT_KEPT,
