@@ -23,7 +23,7 @@ import numpy as np
 
 import ntk_tt
 from experiments.comparison import SEEDS, TINY_TASK, Setting, median_times, on, optimizer_of, paper_dynamics, prepare, read_times
-from experiments.statistics import describe, number, pairs, percent, signed_errors
+from experiments.statistics import describe, number, over_estimated, pairs, percent
 from experiments.tasks import TaskConfig, real_run
 from ntk_tt.dynamics import LinearizedProblem, replay
 from ntk_tt.finetune import _batches
@@ -118,8 +118,7 @@ def summarize(results: dict[str, Any]) -> tuple[str, str]:
     if left is None or errors["paper"] is None:
         return text, "partly: too few thresholds were reached to tell"
     gains = {name: (errors[before] or 0) - (errors[name] or 0) for before, name in itertools.pairwise(rungs)}
-    signed = np.concatenate([signed_errors(pairs(results["runs"], "same order", family)) for family in ("loss_below", "error_below")])
-    late = float((signed > 0).mean()) if len(signed) else 0.0
+    late = over_estimated([pair for family in ("loss_below", "error_below") for pair in pairs(results["runs"], "same order", family)]) or 0.0
     reasons = {"replay": "the integrator", "exact": "the projection", "same order": "the order of the data"}
     dominant = left > max(gains.values())
     word = "reproduced" if dominant and late > 0.5 else "partly" if dominant or late > 0.5 else "not reproduced"

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from experiments.comparison import METHODS, TINY_TASK, Setting, compare_all, on
-from experiments.statistics import describe, pairs, percent, signed_errors
+from experiments.statistics import describe, over_estimated, pairs, percent
 from experiments.tasks import REPORTING, TUNING, TaskConfig
 
 CLAIM = "ε-times (ε = 1…40 %, T = 150) are within 13 % of the real ones for GD and within 20 % for SGD, 95 % of the time"
@@ -102,8 +102,7 @@ def summarize(results: dict[str, Any]) -> tuple[str, str]:
              for kind, limit in LIMITS.items()]
     passed = [share[kind] >= 0.95 for kind in LIMITS]
     early = all(share[kind] >= 0.5 and (found[kind]["pearson"] or 0) > 0.9 for kind in LIMITS)
-    signed = np.concatenate([signed_errors(pairs(results["runs"], "replay", family)) for family in ("loss_below", "error_below")])
-    late = float((signed > 0).mean()) if len(signed) else None
+    late = over_estimated([pair for family in ("loss_below", "error_below") for pair in pairs(results["runs"], "replay", family)])
     cause = f"threshold times are over-estimated in {percent(late)} of the cases, the mark of a kernel that grows in real training (see causes)"
     word = "reproduced" if all(passed) else "partly" if any(passed) or early else "not reproduced"
     for network in dict.fromkeys(each["task"]["network"] for each in results["runs"]):

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from experiments.comparison import TINY_TASK, Setting, compare, on
-from experiments.statistics import describe, pairs, percent, signed_errors
+from experiments.statistics import describe, over_estimated, pairs, percent, signed_errors
 from experiments.tasks import TaskConfig
 
 CLAIM = "ε-times are accurate where loss curves are not; at small ε training time is slightly over-estimated"
@@ -50,7 +50,7 @@ def compute(config: Config) -> dict[str, Any]:
             signed = signed_errors(pairs(records, "paper", family, [name]))
             times[f"{family} {name}"] = {
                 **describe(pairs(records, "paper", family, [name])),
-                "over_estimated": float((signed > 0).mean()) if len(signed) else None, "under_estimated": float((signed < 0).mean()) if len(signed) else None,
+                "over_estimated": over_estimated(pairs(records, "paper", family, [name])),
                 "mean_signed_steps": float(signed.mean() * config.num_steps) if len(signed) else None}
     distance = [abs(each["final_loss"]["paper"] - each["final_loss"]["real"]) / each["final_loss"]["real"] for each in records if each["final_loss"]["real"]]
     return {"runs": records, "times": times, "final_loss_error": float(np.median(distance)) if distance else None}

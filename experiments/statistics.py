@@ -35,6 +35,12 @@ def signed_errors(found: Iterable[tuple[Time, Time, int]]) -> np.ndarray:
     return np.asarray([(predicted - real) / steps for predicted, real, steps in found if predicted is not None and real is not None], float)
 
 
+def over_estimated(found: Sequence[tuple[Time, Time, int]]) -> float | None:
+    """Share of pairs whose predicted time is later than the real one; "not reached" is later than every time."""
+    later = [np.inf if real is None else real for _, real, _ in found]
+    return float(np.mean([(np.inf if pair[0] is None else pair[0]) > real for pair, real in zip(found, later, strict=True)])) if later else None
+
+
 def step_errors(found: Iterable[tuple[Time, Time, int]]) -> np.ndarray:
     """|predicted − real| in steps, of the pairs that both sides reach."""
     return np.asarray([abs(predicted - real) for predicted, real, _ in found if predicted is not None and real is not None], float)

@@ -90,6 +90,8 @@ def test_errors_of_times():
     np.testing.assert_allclose(statistics.relative_errors(found), [0.2, 0.5, 2.0])
     np.testing.assert_allclose(statistics.step_errors(found), [10, 2])
     np.testing.assert_allclose(statistics.signed_errors(found), [0.1, 0.02])
+    assert statistics.over_estimated(found) == pytest.approx(2 / 3)
+    assert statistics.over_estimated([(None, 3, 10)]) == 1
 
 
 def test_confidence_interval_covers_the_mean():
