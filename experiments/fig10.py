@@ -88,6 +88,6 @@ def draw(results: dict[str, Any], path: Any) -> None:
             heights = [record["times"][name][family][level] or 0 for family, level in names]
             column[2].bar(np.arange(len(names)) + 0.27 * (index - 1), heights, 0.25, color=colours[name][0])
         column[2].set_xticks(np.arange(len(names)), [{"epsilon_relative": "ε ", "loss_below": "L/L₀<", "error_below": "err<"}[family] + level for family, level in names], rotation=70, fontsize=7)
-        column[2].set(ylabel="time [steps]")
+        column[2].set(ylabel="time [steps] (no bar: not reached)")
     axes[0, 0].legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=130)
