@@ -38,7 +38,7 @@ def summarize(results: dict[str, Any]) -> tuple[str, str]:
     """Reproduced: all of the paper's sets have its numbers; partly: one or more has; else not."""
     same = [row["data"] for row in results["runs"] if SIZES.get(row["data"]) == (row["num_images"], row["num_classes"])]
     other = [row["data"] for row in results["runs"] if row["data"] in SIZES and row["data"] not in same]
-    outcome = "; ".join(f"{row['data']}: {row['images']} images, {row['classes']} classes, {row['images'] / row['classes']:.4g} a class, imbalance {row['imbalance']:.3g}"
+    outcome = "; ".join(f"{row['data']}: {row['num_images']} images, {row['num_classes']} classes, {row['mean_per_class']:.4g} a class, imbalance {row['imbalance']:.3g}"
                         for row in results["runs"])
     word = "reproduced" if len(same) == len(SIZES) else "partly" if same else "not reproduced"
     missing = sorted(set(SIZES) - {row["data"] for row in results["runs"]})
