@@ -43,7 +43,7 @@ def curve_of(run: dict[str, Any], method: str) -> tuple[np.ndarray, np.ndarray, 
             return long, np.full(len(long), np.nan), None
         predictor = Predictor(predicted[0], predicted[1], horizon=run["num_steps"])
         for step, value in zip(steps[seen], loss[seen], strict=True):
-            predictor.update(int(step), float(value))
+            predictor.observe(int(step), float(value))
         forecast = predictor.forecast()
         return forecast.steps, forecast.loss, None
     if not np.isfinite(loss[seen]).all():

@@ -102,7 +102,7 @@ def observed(predicted: Predicted, method: CommandLineMethod, run: TrainingRun, 
     before = predicted.prediction
     predictor = Predictor(before.steps, before.loss, error=before.error, method=method if has_interval(method) else "replay")
     for step, loss in zip(run.steps, run.loss, strict=True):
-        predictor.update(int(step), float(loss))
+        predictor.observe(int(step), float(loss))
     forecast = predictor.forecast()
     seen = int(run.steps[-1])
     error = np.where(before.steps <= seen, np.interp(before.steps, run.steps, run.error), np.asarray(forecast.error))

@@ -34,9 +34,10 @@ from ntk_tt.problem import LinearizedProblem
 from ntk_tt.progress import Progress, silent
 from ntk_tt.projection import AbstractProjection, default_num_projections
 
-ANCHOR_FALL = 0.5  # the second expansion point is where the predicted loss has fallen to this share of its start
+ANCHOR_FALL = 0.4  # the second expansion point is where the predicted loss has fallen to this share of its start
 ROWS_PER_PROJECTION = 8  # D' of `auto` over N·(C−1): the dynamics pass over the features at each full-batch step
-_FLOW_STEPS, _FLOW_CHUNK = 300, 10  # most steps of the path to the second point, and between two looks at its loss
+_FLOW_RATE = 0.03  # of 1/λ, under momentum 0.9: slow enough that the path is that of gradient flow and not of its transients
+_FLOW_STEPS, _FLOW_CHUNK = 600, 5  # most steps of the path to the second point, and between two looks at its loss
 _BLOCK = 50  # samples in a forward or backward pass
 
 
@@ -306,11 +307,11 @@ def with_curvature(problem: HeadProblem, parts: Parts, inputs, basis: Float[Arra
 def path_to(problem: HeadProblem, fall: float) -> tuple[HeadState, Float[Array, "n r"]]:
     """Full-batch training of the problem until its loss has fallen to a share of its start: the state, and the sum of what was pushed back.
 
-    The latter are the cotangents c (N, r) with u = −Σᵢ J_φ,iᵀ U cᵢ. Momentum 0.9 at half the stable rate: which way
-    training goes hardly depends on the setting, so one path serves all.
+    The latter are the cotangents c (N, r) with u = Σᵢ J_φ,iᵀ U cᵢ. The path is that of slow steps: which way training
+    goes hardly depends on the setting, so one serves all.
     """
     curvature, _ = largest_curvature(problem.tangent(problem.zero()), problem.initial_logits)
-    rate, momentum = 0.5 / max(curvature, 1e-12), 0.9
+    rate, momentum = jnp.asarray(_FLOW_RATE / max(curvature, 1e-12)), jnp.asarray(0.9)
     state, pushed = problem.zero(), jnp.zeros_like(problem.decay_features)
     carry = (state, jax.tree.map(jnp.zeros_like, state), pushed, jnp.zeros_like(pushed))
     start = float(problem.metrics(state)[0])

@@ -136,7 +136,7 @@ class Watcher:
         for step, loss in records:
             self.records[step] = loss
             if self.predictor is not None:
-                self.predictor.update(step, loss)
+                self.predictor.observe(step, loss)
         if not self.records:
             return None
         last = max(self.records)

@@ -94,6 +94,9 @@ BAD_INPUT = {
     "seed negative": (["--seed", "-1"], "seed", "got -1", "must lie in 0"),
     "seed too large": (["--seed", str(2**70)], "seed", f"got {2**70}", "must lie in 0"),
     "records every 0 steps": (["--record-every", "0"], "record-every", "got 0", "at least 1"),
+    "observe all": (["--observe", "150"], "observe", "got 150", "1 … 149"),
+    "first steps without one-shot": (["--first-steps", "5"], "first-steps", "got 'replay'", "take --observe"),
+    "first steps 0": (["--first-steps", "0", "--method", "one-shot"], "first-steps", "got 0", "1 … 149"),
     "smoothing 0": (["--smoothing", "0"], "smoothing", "got 0", "at least 1"),
     "price negative": (["--price-per-hour", "-2"], "price-per-hour", "got -2.0", "must be 0 or more"),
     "plot of unknown kind": (["--plot", "figure.bmp"], "plot", "'figure.bmp'", "ends in .png, .pdf or .svg"),
@@ -106,7 +109,7 @@ EXIT_CODES = {"a name too long": 1}  # the system refuses it, not a check of our
 @pytest.mark.parametrize("case", BAD_INPUT)
 def test_bad_input_is_one_line_before_any_work(case, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    for work in ("linearize", "predict", "assess", "finetune"):
+    for work in ("predict_by", "first_real_steps", "assess", "finetune"):
         monkeypatch.setattr(cli, work, lambda *_, work=work, **__: pytest.fail(f"{work} was reached"))
     given, argument, value, remedy = BAD_INPUT[case]
     with pytest.raises(SystemExit) as exit_:
@@ -292,7 +295,35 @@ def test_every_method_predicts(method, tiny_run, plain):
     assert prediction["num_seeds"] == (1 if method == "ode" else 5)
     assert prediction["loss"][0] == pytest.approx(plain["prediction"]["loss"][0], rel=1e-5)
     assert prediction["loss"][-1] == pytest.approx(plain["prediction"]["loss"][-1], rel=0.1)  # a handful of noisy steps
+    assert (prediction["intervals"] is not None) == (method == "replay")  # the only one of these that is calibrated
     assert (prediction["loss"] == plain["prediction"]["loss"]) == (method == "replay")
+
+
+def test_a_real_head_curvature_and_observed_steps(tiny_run, plain, capsys):
+    report = tiny_run("verify", *BATCHES, "--learning-rate", "0.01", "--method", "curvature", "--observe", "2")
+    check_report(report, num_steps=4, with_truth=True)
+    prediction, task = report["prediction"], report["task"]
+    assert prediction["real_steps"] == 2
+    assert prediction["loss"][:3] == pytest.approx(report["truth"]["loss"][:3], rel=1e-5)  # observed, in the order of the truth
+    assert prediction["loss"][-1] == pytest.approx(plain["prediction"]["loss"][-1], rel=0.1)
+    assert task["num_directions"] >= 1
+    assert 0 <= task["directions_dropped"] < 1
+    assert task["kernel_growth"] > 0
+    assert report["cost"]["observed_seconds"] > 0
+    assert set(prediction["intervals"]) == {"loss_below", "error_below"}
+    for family, levels in prediction["intervals"].items():
+        assert set(levels) == set(prediction["times"][family])
+        for level in levels.values():
+            assert 0 <= level["probability"] <= 1
+            assert level["low"] is None or level["high"] is None or level["low"] <= level["high"]
+    assert "90 % intervals" in capsys.readouterr().out
+
+
+def test_real_steps_first(tiny_run, plain):
+    report = tiny_run("predict", *BATCHES, "--learning-rate", "0.01", "--method", "one-shot", "--first-steps", "1")
+    check_report(report, num_steps=4, with_truth=False)
+    assert report["prediction"]["real_steps"] == 1
+    assert report["prediction"]["loss"][-1] == pytest.approx(plain["prediction"]["loss"][-1], rel=0.1)
 
 
 FULL_BATCH = ("verify", "--learning-rate", "0.003", "--projections", "exact")

@@ -45,7 +45,8 @@ def test_noise_of_batches_does_not_throw_it_off():
     forecast = watched(1.5, 60, noise=0.2).forecast()
     truth = crossing_time(STEPS, curve(STEPS, 1.5), 0.2)
     corrected = crossing_time(forecast.steps, forecast.loss, 0.2)
-    assert truth is not None and corrected is not None
+    assert truth is not None
+    assert corrected is not None
     assert abs(np.log(corrected / truth)) < 0.25
 
 
@@ -73,7 +74,9 @@ def test_remaining_steps_shrink_and_the_interval_tightens():
     target, left, widths = 0.2, [], []
     for until in (0, 30, 60):
         found = watched(1.0, until).remaining(target)
-        assert found.steps is not None and found.low is not None and found.high is not None
+        assert found.steps is not None
+        assert found.low is not None
+        assert found.high is not None
         assert found.low <= found.steps <= found.high
         assert 0 < found.probability <= 1
         left.append(found.steps)
@@ -107,11 +110,13 @@ def test_kaplan_meier_by_hand():
 def test_intervals_of_a_known_distribution():
     share = np.linspace(0.001, 0.999, 999)
     spread = from_quantiles(np.log(share + 0.5).tolist(), share.tolist())
-    assert spread.low == pytest.approx(0.55, abs=0.01) and spread.high == pytest.approx(1.45, abs=0.01)
+    assert spread.low == pytest.approx(0.55, abs=0.01)
+    assert spread.high == pytest.approx(1.45, abs=0.01)
     assert spread.probability(1.0) == pytest.approx(0.5, abs=0.01)
     found = remaining(100.0, 20, 150, 300.0, spread)
     assert (found.steps, found.probability) == (80.0, pytest.approx(1.0, abs=0.01))
-    assert found.low == pytest.approx(35, abs=1) and found.high == pytest.approx(125, abs=1)
+    assert found.low == pytest.approx(35, abs=1)
+    assert found.high == pytest.approx(125, abs=1)
     assert remaining(None, 20, 150, 300.0, spread).steps is None
 
 

@@ -126,7 +126,8 @@ def test_curvature_is_exact_at_both_ends_of_a_quadratic_backbone(data):
     model = network(activation=jnp.square)  # φ is quadratic in its weights
     problem = full(model, data)
     curvature = problem.curvature
-    assert curvature is not None and float(problem.growth) > 0.05
+    assert curvature is not None
+    assert float(problem.growth) > 0.05
     basis = contrast_basis(CLASSES)
     state, _ = path_to(dataclasses.replace(problem, curvature=None), 0.5)
     np.testing.assert_array_equal(state.backbone, curvature.displacement)
@@ -166,12 +167,14 @@ def test_directions_hold_the_head_and_its_path(data):
     parts = split_head(model)
     features, targets, basis = parts.features(parts.backbone, data[0]), jax.nn.one_hot(data[1], CLASSES), contrast_basis(CLASSES)
     directions, dropped = head_directions(features, parts.kernel, parts.bias, targets, basis, loss="ce")
-    assert directions.shape[1] <= 3 * (CLASSES - 1) and 0 <= dropped <= 0.4
+    assert directions.shape[1] <= 3 * (CLASSES - 1)
+    assert 0 <= dropped <= 0.4
     np.testing.assert_allclose(directions.T @ directions, np.eye(directions.shape[1]), atol=1e-5)
     start = parts.kernel @ basis
     assert jnp.linalg.norm(start - directions @ (directions.T @ start)) < 0.5 * jnp.linalg.norm(start)
     everything, nothing_left = head_directions(features, parts.kernel, parts.bias, targets, basis, loss="ce", num_directions=FEATURES)
-    assert everything.shape == (FEATURES, FEATURES) and nothing_left == pytest.approx(0, abs=1e-3)
+    assert everything.shape == (FEATURES, FEATURES)
+    assert nothing_left == pytest.approx(0, abs=1e-3)
 
 
 def test_mse_and_head_without_bias(data):

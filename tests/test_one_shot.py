@@ -28,7 +28,8 @@ def test_records_join_without_a_gap_and_seeds_differ_only_later(data):  # noqa: 
     found = predict_after(model, *data, ntk_tt.OptimizerConfig(0.2, batch_size=4), 20, first_steps=7, num_seeds=2, record_every=3)
     one, other = found.trajectories
     np.testing.assert_array_equal(one.steps, [0, 3, 6, 9, 12, 15, 18, 20])
-    assert (one.loss[:3] == other.loss[:3]).all() and one.loss[-1] != other.loss[-1]
+    assert (one.loss[:3] == other.loss[:3]).all()
+    assert one.loss[-1] != other.loss[-1]
     assert np.isfinite(one.loss).all()
 
 

@@ -62,14 +62,16 @@ def test_prediction_and_log_together_know_the_remaining_steps(tmp_path):
     assert status.remaining_steps == pytest.approx(truth, rel=0.1)
     assert status.seconds == pytest.approx(2 * status.remaining_steps)
     assert status.low <= status.remaining_steps <= (np.inf if status.high is None else status.high)
-    assert "below 0.2 in" in str(status) and "probability" in str(status)
+    assert "below 0.2 in" in str(status)
+    assert "probability" in str(status)
 
 
 def test_without_prediction_the_log_is_continued():
     watcher = Watcher()
     assert watcher.take([], 0.0) is None
     status = watcher.take([(step, float(curve(step))) for step in range(0, 41, 2)], 0.0)
-    assert status.target == pytest.approx(0.15) and status.probability is None
+    assert status.target == pytest.approx(0.15)
+    assert status.probability is None
     assert status.remaining_steps == pytest.approx(20 * (10 ** (1 / 1.3) - 1) - 40, rel=0.2)
     status = watcher.take([(60, float(curve(60)))], 10.0)
     assert status.seconds == pytest.approx(0.5 * status.remaining_steps)  # 20 steps in 10 seconds
@@ -78,7 +80,8 @@ def test_without_prediction_the_log_is_continued():
 def test_following_ends_at_the_target(tmp_path):
     seen = []
     follow(LossLog(write_log(tmp_path / "log.csv", range(0, 200, 4))), Watcher(target=0.3, predictor=Predictor(STEPS, curve(STEPS))), seen.append, poll_seconds=0.01)
-    assert len(seen) == 1 and "reached" in str(seen[0])
+    assert len(seen) == 1
+    assert "reached" in str(seen[0])
 
 
 def test_command_line(tmp_path, capsys):
