@@ -54,7 +54,6 @@ SCALES = {
         Draw("resnet8", TUNING + REPORTING, gd=2, sgd=4),
         Draw("resnet20", ("cifar100", "cub200"), gd=0, sgd=1, per_class=(20,), batch_sizes=(32,)),
         Draw("resnet18", ("dtd", "trashnet", "scene15"), gd=0, sgd=1, per_class=(20,), batch_sizes=(16,), record_every=5),
-        Draw("resnet18", ("cub200", "stanford_cars", "cifar10", "digits"), gd=0, sgd=1, per_class=(20,), batch_sizes=(16,), rates=(0.1, 0.3), record_every=5),
         Draw("resnet18", ("cub200",), gd=1, sgd=0, per_class=(10,)))),
     "gpu": Config((Draw("resnet18", TUNING + REPORTING, gd=10, sgd=10, per_class=(50, 100, 150), batch_sizes=(16, 32, 64), record_every=1),), image_size=224),
 }
