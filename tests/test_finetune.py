@@ -1,6 +1,7 @@
 """Real training against its own definition, and the linearised dynamics against real training on toy networks."""
 
 import ast
+import sys
 from pathlib import Path
 
 import jax
@@ -11,6 +12,7 @@ import pytest
 from flax import nnx
 
 import ntk_tt
+from ntk_tt.finetune import _padded_blocks
 from ntk_tt.models import from_nnx
 from ntk_tt.optimizer import OptimizerConfig
 from tests.networks import _ConvNet, mlp
@@ -51,6 +53,18 @@ def test_gradient_descent_equals_a_plain_loop_in_any_block_size(loss, block_size
     np.testing.assert_allclose(run.loss, losses, rtol=1e-4)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), run.params, params)
     assert run.error[-1] == pytest.approx(float((case.apply(params, x).argmax(-1) != labels).mean()))
+
+
+def test_by_default_a_cpu_trains_in_small_blocks_with_the_same_numbers(monkeypatch):
+    case, x, labels = problem_of(12, num_samples=70)
+    optimizer, blocks = OptimizerConfig(0.2, 0.9), []
+    monkeypatch.setattr(sys.modules["ntk_tt.finetune"], "_padded_blocks", lambda indices, size: blocks.append(size) or _padded_blocks(indices, size))
+    run = ntk_tt.finetune(case.apply, case.params, x, labels, optimizer, 4)
+    assert jax.default_backend() != "cpu" or set(blocks) == {24}  # 70 in three blocks, none above 32
+    whole = ntk_tt.finetune(case.apply, case.params, x, labels, optimizer, 4, block_size=70)
+    np.testing.assert_allclose(run.loss, whole.loss, rtol=1e-5)
+    with pytest.raises(ValueError, match="block_size"):
+        ntk_tt.finetune(case.apply, case.params, x, labels, optimizer, 4, block_size=0)
 
 
 def test_mini_batches_records_and_schedule():
