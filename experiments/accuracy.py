@@ -60,7 +60,7 @@ SCALES = {
     "tiny": Config(groups=(Group(data=("digits",), per_class=6, settings=1),), classes=3, num_steps=30, seeds=1, chosen=((0.5, 0.9, 6),)),
     "cpu": Config(groups=(
         Group(), Group("resnet20", ("cifar100", "cifar10", "dtd", "trashnet"), settings=1),
-        Group("resnet18", ("dtd", "cub200", "stanford_cars", "scene15"), per_class=20, settings=1))),
+        Group("resnet18", ("dtd", "cub200"), per_class=20, settings=1))),
     "gpu": Config(groups=(Group("resnet18", (*TUNING, *REPORTING), per_class=150, settings=9), Group("densenet169", (*TUNING, *REPORTING), per_class=150, settings=9))),
 }
 
