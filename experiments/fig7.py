@@ -57,7 +57,7 @@ class Config:
 SCALES = {
     "tiny": Config(TaskConfig(classes=2), (Pair("digits", 12, 24, 2),), (Pair("digits", 12, 36, 2),), real_steps=3),
     "cpu": Config(TaskConfig(classes=2), (Pair("cifar100", 100, 1000, classes=8), Pair("cifar100", 250, 1000, classes=8), Pair("dtd", 100, 800, classes=8)),
-                  (Pair("cifar10", 100, 1000), Pair("cifar10", 250, 1000), Pair("cifar10", 1000, 4000, 2, classes=8)), real_steps=60),
+                  (Pair("cifar10", 100, 1000), Pair("cifar10", 250, 1000), Pair("cifar10", 1000, 4000, 1, classes=8)), real_steps=30),
     "gpu": Config(TaskConfig("resnet18", classes=2, image_size=224), (Pair("cifar100", 100, 1000, classes=8),), (Pair("cifar10", 100, 1000), Pair("cifar10", 1000, 4000, classes=8)), real_steps=150),
 }
 
