@@ -12,7 +12,7 @@ import dataclasses
 import itertools
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import scipy.stats
@@ -23,6 +23,7 @@ from experiments.run import result_path
 from ntk_tt import closed_loop
 from ntk_tt.calibration import MARGINS, Interval, from_quantiles, group_of, kaplan_meier
 from ntk_tt.report import write_json
+from ntk_tt.verdict import Trust, judge
 
 TABLE = Path(closed_loop.__file__).parent / "calibration.json"
 SHARES = {"replay": (0.0,), "head": (0.0,), "curvature": (0.0, 0.1, 0.25), "one-shot": (0.0,)}
@@ -121,14 +122,14 @@ def disagreement(run: dict[str, Any]) -> float:
 
 
 def by_grade(runs: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Errors of the curvature method by margin on the way: below 1 (refused), within MARGINS of it, beyond."""
+    """Errors of the curvature method by the trust that the verdict gives it."""
     found = {}
-    for name, inside in (("none", lambda m: m < 1), ("low", lambda m: 1 <= m < MARGINS["stable"]), ("high", lambda m: m >= MARGINS["stable"])):
-        chosen = [run for run in runs if inside(run["margins"]["curvature"])]
+    for grade in get_args(Trust):
+        chosen = [run for run in runs if judge(run["margins"]["curvature"], 0.0, follows_kernel=True).trust == grade]
         pooled = [error for run in chosen for error in methods.errors(run, "curvature").values()]
         if pooled:
-            found[name] = {"runs": len(chosen), "times": len(pooled), "median": float(np.median(pooled)), "within_20": float(np.mean(np.asarray(pooled) <= 0.2)),
-                           "within_2x": float(np.mean(np.asarray(pooled) <= 1))}
+            found[grade] = {"runs": len(chosen), "times": len(pooled), "median": float(np.median(pooled)), "within_20": float(np.mean(np.asarray(pooled) <= 0.2)),
+                            "within_2x": float(np.mean(np.asarray(pooled) <= 1))}
     return found
 
 
@@ -156,7 +157,7 @@ def main(arguments: Arguments) -> None:
     report = {
         "coverage": {"tuning": coverage(tuning, table), "reporting": coverage(reporting, table)},
         "what predicts the error (Spearman)": {"tuning": what_predicts_the_error(tuning), "reporting": what_predicts_the_error(reporting)},
-        "by margin on the way": {"tuning": by_grade(tuning), "reporting": by_grade(reporting)}, "environment": document["environment"],
+        "by trust": {"tuning": by_grade(tuning), "reporting": by_grade(reporting)}, "environment": document["environment"],
     }
     write_json(path.parent / "calibration.json", report)
     print(json.dumps({name: value for name, value in report.items() if name != "environment"}, indent=1))
