@@ -4,6 +4,8 @@ import re
 import runpy
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -16,9 +18,15 @@ def test_readme_snippet_runs(capsys):
     assert "loss below 0.5" in capsys.readouterr().out
 
 
-def test_notebook_runs(capsys):
-    runpy.run_path(str(ROOT / "notebooks" / "your_own_model.py"))
-    assert "predicted" in capsys.readouterr().out
+@pytest.mark.parametrize(("name", "says"), [
+    ("your_own_model", "predicted"), ("eigen_spectra", "shuffled labels: loss halved"), ("prediction_step_by_step", "largest difference"), ("reading_the_reproduction", "fig1")])
+def test_notebook_runs(name, says, capsys):
+    runpy.run_path(str(ROOT / "notebooks" / f"{name}.py"))
+    assert says in capsys.readouterr().out
+
+
+def test_all_notebooks_are_run():
+    assert {path.stem for path in (ROOT / "notebooks").glob("*.py")} == {"your_own_model", "eigen_spectra", "prediction_step_by_step", "reading_the_reproduction"}
 
 
 def test_links_in_documents_lead_somewhere():

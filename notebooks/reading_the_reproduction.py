@@ -1,0 +1,53 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: py:percent
+# ---
+
+# %% [markdown]
+# # Reading the reproduction
+#
+# Every experiment of `experiments/` has committed results: `experiments/results/<name>/cpu.json`, with every run, both sides' times, the
+# versions and the hardware. Its verdict is computed from them, by the rule in the module's `summarize`; here they are again.
+
+# %%
+import json
+import sys
+from pathlib import Path
+
+here = Path(__file__).resolve().parent if "__file__" in globals() else Path.cwd()
+root = here if (here / "experiments").exists() else here.parent
+sys.path.insert(0, str(root))
+
+from experiments import run  # noqa: E402
+
+documents = {}
+for name in run.names():
+    path = run.result_path(name, "cpu", root / "experiments" / "results")
+    if path.exists():
+        documents[name] = json.loads(path.read_text())
+        outcome, verdict = run.load(name).summarize(documents[name]["results"])
+        print(f"{name} ({documents[name]['environment']['date']}, {len(documents[name]['results']['runs'])} runs)\n  {verdict}")
+
+# %% [markdown]
+# A single number can be followed to its runs. Figure 1's, for example: the relative errors of predicted ε-times, and of the times to
+# fractions of the initial loss, which a constant guess cannot get right.
+
+# %%
+from experiments.statistics import describe, pairs  # noqa: E402
+
+if "fig1" in documents:
+    records = documents["fig1"]["results"]["runs"]
+    for family in ("epsilon_relative", "loss_below"):
+        for method in ("replay", "paper"):
+            found = describe(pairs(records, method, family))
+            print(f"{family}, {method}: {found['count']} times, median error {100 * found['median']:.0f} %, within 20 %: {100 * found['within_20']:.0f} %")
+
+# %% [markdown]
+# What did not reproduce, with its reason:
+
+# %%
+for name, document in documents.items():
+    outcome, verdict = run.load(name).summarize(document["results"])
+    if not verdict.startswith("reproduced"):
+        print(f"{name}: {verdict}\n  {outcome[:300]}")
