@@ -248,8 +248,11 @@ class TinyNetwork(nnx.Module):
         self.norm = nnx.BatchNorm(6, rngs=rngs)
         self.head = nnx.Linear(6, num_classes, rngs=rngs)
 
+    def features(self, images):
+        return jax.nn.relu(self.norm(self.conv(images))).mean(axis=(1, 2))
+
     def __call__(self, images):
-        return self.head(jax.nn.relu(self.norm(self.conv(images))).mean(axis=(1, 2)))
+        return self.head(self.features(images))
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ def curve(steps, speed=1.0):
 
 
 def watched(speed, until, noise=0.0):
-    predictor, rng = Predictor(STEPS, curve(STEPS), horizon=150), np.random.default_rng(0)
+    predictor, rng = Predictor(STEPS, curve(STEPS), margin=4.0, horizon=150), np.random.default_rng(0)
     for step in range(0, until + 1, 3):
         predictor.update(step, curve(step, speed) * np.exp(noise * rng.standard_normal()))
     return predictor
