@@ -1,6 +1,6 @@
 """What remains when the head is real, and which way of bending the backbone takes most of it away? Tuning data only.
 
-    python -m experiments.run curvature --scale cpu     # about ten minutes on one core; needs $NTK_TT_DATA
+    python -m experiments.run curvature --scale cpu     # about five minutes on one core; needs $NTK_TT_DATA
 
 The error of log-loss along the run, against real training: frozen kernel; head real and backbone linear; linearised anew at
 the weights predicted for 40 % of the loss (a kernel re-evaluated where training will be, from there on); second order along the
@@ -30,7 +30,7 @@ TASK = TaskConfig("resnet8")
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    data: tuple[str, ...] = ("cifar100", "dtd", "stanford_cars", "houses_rooms")
+    data: tuple[str, ...] = ("cifar100", "dtd")
     task: TaskConfig = TASK
     rates: tuple[tuple[float, float, int | None], ...] = ((0.2, 0.0, 32), (0.05, 0.9, 32), (0.05, 0.9, None))
     """(Learning rate over the largest stable one, momentum, batch size)."""

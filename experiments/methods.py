@@ -123,7 +123,7 @@ def table(runs: list[dict[str, Any]], constants: dict[str, float]) -> dict[str, 
         }
     for method, row in found.items():
         for against in ("constant", "extrapolation, equal cost"):
-            row[f"skill over {against}"] = 1 - scores[method] / scores[against] if against in scores else None
+            row[f"skill over {against}"] = 1 - scores[method] / scores[against] if scores.get(against) else None
     return found
 
 

@@ -72,7 +72,7 @@ class Predictor:
         ValueError: a curve that is empty, not finite or does not begin at step 0.
     """
 
-    def __init__(self, steps: Int[np.ndarray, " s"], loss: Float[np.ndarray, " s"], *, error: Float[np.ndarray, " s"] | None = None,
+    def __init__(self, steps: Int[np.ndarray, " s"] | Float[np.ndarray, " s"], loss: Float[np.ndarray, " s"], *, error: Float[np.ndarray, " s"] | None = None,
                  method: str = "curvature", margin: float | None = None, horizon: int | None = None):
         self.steps, self.loss, self.error, self.method = np.asarray(steps, float), np.asarray(loss, float), error, method
         if len(self.steps) != len(self.loss) or len(self.steps) < 2 or self.steps[0] != 0 or not (np.isfinite(self.loss) & (self.loss >= 0)).all():
