@@ -82,7 +82,7 @@ def cluster(config: Config, task: TaskConfig) -> dict[str, Any]:
         "task": dataclasses.asdict(task), "seed": task.seed, "num_samples": len(images), "learning_rate": rate, "momentum": 0.0, "batch_size": None, "num_steps": config.num_steps,
         "silhouette": {**{name: float(silhouette_score(each, labels)) for name, each in points.items()}, "trajectories": float(silhouette_score(planes["trajectories"], labels))},
         "silhouette_in_the_plane": {name: float(silhouette_score(each, labels)) for name, each in planes.items()},
-        "neighbours_times": rank_correlation(times, times[neighbours].mean(1)), "separation_and_time": rank_correlation(separation, times),
+        "neighbours_times": rank_correlation(times, times[neighbours].mean(1)), "separation_and_time": rank_correlation(np.asarray(separation), times),
         "planes": {name: np.round(each, 3).tolist() for name, each in planes.items()}, "labels": labels.tolist(), "times": times.tolist(),
         "not_fitted": int((times == config.num_steps).sum()),
     }

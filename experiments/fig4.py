@@ -123,7 +123,7 @@ def spectrum_of(task: TaskConfig, sizes: tuple[int, ...]) -> dict[str, Any]:
     found = []
     for size in sizes:
         chosen = np.concatenate([np.flatnonzero(labels == label)[:size] for label in range(task.classes)])
-        part = estimate[np.ix_(chosen, range(task.classes), chosen, range(task.classes))].reshape(len(chosen) * task.classes, -1)
+        part = estimate[chosen][:, :, chosen].reshape(len(chosen) * task.classes, -1)
         eigenvalues = np.maximum(np.linalg.eigvalsh(part)[::-1], 0).astype(np.float64) / len(chosen)
         law = ntk_tt.fit_power_law(eigenvalues, 3, min(sizes) * task.classes**2 // 2)
         whole = ntk_tt.fit_power_law(eigenvalues, 3)
@@ -177,6 +177,7 @@ def draw(results: dict[str, Any], path: Any) -> None:
     seconds.legend(frameon=False, fontsize=7, loc="center right")
     axes[1, 0].set(xlabel="N", ylabel="relative Frobenius error", ylim=(0, None))
     each = results["spectra"][-1]
+    size = each["sizes"][-1]
     for index, size in enumerate(each["sizes"]):
         axes[1, 1].loglog(size["ranks"], np.maximum(size["eigenvalues"], 1e-9), color=str(0.75 - 0.75 * index / max(1, len(each["sizes"]) - 1)), label=f"N = {size['num_samples']}")
     ranks = np.asarray([3, size["last"]])

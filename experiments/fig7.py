@@ -127,7 +127,7 @@ def compare(task: TaskConfig, pair: Pair, seed: int, grid: dict[str, Any]) -> di
     measured = ntk_tt.measure_alpha(ntk, residuals)
     resolvent, until = ntk_tt.extrapolate_resolvent(subset, size, total)
     curves = {"truth": truth.loss(times), "subset": subset.loss(times) * total / subset.projections.sum(), "resolvent": resolvent.loss(times)}
-    for alpha, kept, kept_eigenvalues in itertools.product((*grid["alphas"], measured), grid["kept"], grid["kept_eigenvalues"]):
+    for (kept, kept_eigenvalues), alpha in itertools.product(itertools.product(grid["kept"], grid["kept_eigenvalues"]), (*grid["alphas"], measured)):
         law = ntk_tt.extrapolate_power_law(subset, size, total, alpha=alpha, kept=kept, kept_eigenvalues=min(kept_eigenvalues, pair.subset))
         curves[law_name("measured" if alpha == measured else f"{alpha:g}", kept, kept_eigenvalues)] = law.loss(times)
     for parts in grid["parts"]:
