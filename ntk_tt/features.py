@@ -26,9 +26,10 @@ from ntk_tt.structured import layers, structured_jacobian
 JacobianPath = Literal["structured", "plain"]
 Precision = Literal["float32", "bfloat16"]
 
-# Of activations and signals a device holds at a time, by default: a CPU is fastest while a layer's stay in its cache, but
-# starting the operations of a block takes as long for few samples; an accelerator is fastest while it is full.
-CPU_BLOCK_BYTES, DEVICE_BLOCK_BYTES = 96 << 20, 1 << 30
+# Of activations and signals a device holds at a time, by default. On a CPU the temporaries of a block stay near the 32 MiB up
+# to which glibc keeps freed memory: above, every block pays for its page faults, a fifth of the pass. An accelerator is
+# fastest while it is full.
+CPU_BLOCK_BYTES, DEVICE_BLOCK_BYTES = 28 << 20, 1 << 30
 MAX_FEATURE_BYTES = 4 << 30  # up to which D' is taken as large as the spectrum wants it, where no memory is given
 _CPU_MAX_BLOCK, _DEVICE_MAX_BLOCK = 16, 32  # samples: more do not run faster
 

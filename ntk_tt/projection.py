@@ -31,7 +31,7 @@ ProjectionName = Literal["fold", "achlioptas", "gaussian"]
 ROWS_PER_PROJECTION = 16  # D' ≥ 16·N·C keeps the lower half of the spectrum within a few per cent
 _CHUNK = 4096  # rows of a dense R made at a time
 _CONSTANT = 1 << 16  # random numbers of a parameter that may become constants of the compiled program
-_UNROLLED = 16  # rounds added up in one loop over their sum; XLA:CPU reduces a strided axis ten times slower
+_UNROLLED = 16  # rounds added up in one loop over their sum (XLA:CPU reduces a strided axis ten times slower), and outputs with a product each
 
 
 class AbstractProjection(eqx.Module):
@@ -94,11 +94,7 @@ class _Fold(NamedTuple):
 
     def moves_less_unformed(self, num_positions: int) -> bool:
         """Whether Aᵀ δ is folded within the product: (P·q + M)·O numbers a row instead of K·O, see docs/features.md."""
-        return self.factors == 1 or num_positions * self.factors + self.period <= self.num_rows
-
-    def repeats_rows(self, num_positions: int) -> bool:
-        """Whether to repeat the folded A for each output: P·q·M numbers copied instead of (P·q + M)·O transposed, at twice the price."""
-        return 2 * num_positions * self.factors * self.period <= (num_positions * self.factors + self.period) * self.num_columns
+        return self.factors > 1 and num_positions * self.factors + self.period <= self.num_rows
 
 
 class SignFold(AbstractSketch):
@@ -138,22 +134,21 @@ class SignFold(AbstractSketch):
         fold = self.fold(shape)
         num_samples, num_outputs, num_positions = signals.shape[:3]
         row_signs, column_signs, offset = self._random(name, fold, total.dtype)
-        row_signs, signs = row_signs.astype(activations.dtype), column_signs.astype(signals.dtype)
-        rows = _whole_rounds(activations, fold, 2)
+        rows, of_rows = _whole_rounds(activations, fold, 2), row_signs.astype(activations.dtype)
         if fold.moves_less_unformed(num_positions):
-            rows = _signed_sum(rows, row_signs.reshape(fold.rounds, -1))
-            rows = rows.reshape(num_samples, num_positions, fold.factors, fold.period)
-            signed = jax.lax.optimization_barrier(signals[:, :, :, None, :] * signs)  # or XLA:CPU multiplies while it transposes, element by element
-            if fold.repeats_rows(num_positions):
-                rows = jnp.broadcast_to(rows[:, None], (num_samples, num_outputs, *rows.shape[1:]))
-                folded = _product("ncpjm,ncpjo->ncmo", rows, signed, total.dtype).swapaxes(1, 2)
-            else:
-                folded = _product("npjm,ncpjo->nmco", rows, signed, total.dtype)
-        else:
-            formed = _product("npgm,ncpo->ngmco", (rows * row_signs.ravel()).reshape(num_samples, num_positions, -1, fold.period), signals, total.dtype)
-            formed = formed.reshape(num_samples, fold.rounds, fold.factors, *formed.shape[2:])
-            folded = (formed * column_signs[:, None, None, :]).sum((1, 2))
-        return _add_from(total, folded.swapaxes(1, 2).reshape(len(total), -1), offset)
+            rows = _signed_sum(rows, of_rows.reshape(fold.rounds, -1)).reshape(num_samples, 1, num_positions, fold.factors, fold.period)
+            rows = jnp.broadcast_to(rows, (num_samples, num_outputs, *rows.shape[2:]))
+            signed = jax.lax.optimization_barrier(signals[:, :, :, None, :] * column_signs.astype(signals.dtype))  # or XLA:CPU multiplies while it copies, element by element
+            folded = _product("ncpjm,ncpjo->ncmo", rows, signed, total.dtype)
+            return _add_from(total, folded.reshape(len(total), -1), offset)
+        signs = column_signs.T[:, :, None]
+        if fold.rounds == 1:
+            signs = signs * row_signs[0]
+        else:  # the rounds share their column signs: A is folded over them before the product
+            rows = _signed_sum(rows, of_rows.reshape(fold.rounds, -1))
+        formed = _product_of_each_output(rows, signals, total.dtype)
+        formed = formed.reshape(num_samples, num_outputs, fold.num_columns, fold.factors, fold.period)
+        return _add_from(total, (formed * signs).sum(3).swapaxes(2, 3).reshape(len(total), -1), offset)
 
     def folds_products(self, shape: tuple[int, ...]) -> bool:
         """Whether a parameter of this shape is folded as the matrix of its last axis and all others, so that `add_product` can."""
@@ -209,6 +204,17 @@ def _product(equation: str, rows: Array, signals: Array, dtype: Any) -> Array:
     return jnp.einsum(equation, rows, signals, precision=jax.lax.Precision.HIGHEST, preferred_element_type=dtype)
 
 
+def _by_output(equation, rows, signals, dtype):
+    return jnp.stack([_product(equation, signals[:, output], rows, dtype) for output in range(signals.shape[1])], 1).transpose(0, 3, 1, 2)
+
+
+def _product_of_each_output(rows: Float[Array, "n p k"], signals: Float[Array, "n c p o"], dtype: Any) -> Float[Array, "n c o k"]:
+    """δᵀ A. On a CPU one product for each of a few outputs: in one for all, XLA transposes A and δ element by element."""
+    if jax.default_backend() != "cpu" or signals.shape[1] > _UNROLLED:
+        return _product("npk,ncpo->ncok", rows, signals, dtype)
+    return jnp.stack([_product("npo,npk->nok", signals[:, output], rows, dtype) for output in range(signals.shape[1])], 1)
+
+
 def _whole_rounds(rows: Array, fold: _Fold, axis: int) -> Array:
     """Zero rows up to whole rounds."""
     missing = fold.rounds * fold.factors * fold.period - fold.num_rows
@@ -216,6 +222,7 @@ def _whole_rounds(rows: Array, fold: _Fold, axis: int) -> Array:
 
 
 def _add_from(total: Float[Array, "rows twice_d"], folded: Float[Array, "rows length"], offset: Array) -> Array:
+    offset = jax.lax.optimization_barrier(offset)  # where it is a constant XLA:CPU does not see that the update can be in place, and writes all of the total
     so_far = jax.lax.dynamic_slice_in_dim(total, offset, folded.shape[1], axis=1)
     return jax.lax.dynamic_update_slice_in_dim(total, so_far + folded.astype(total.dtype), offset, axis=1)
 
