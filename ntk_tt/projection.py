@@ -93,7 +93,7 @@ class _Fold(NamedTuple):
     rounds: int
 
     def moves_less_unformed(self, num_positions: int) -> bool:
-        """Whether Aᵀ δ is folded within the product: (P·q + M)·O numbers a row instead of K·O, see docs/features.md."""
+        """Whether Aᵀ δ T_j is summed over j within the product: (P·q + M)·O numbers a row and not as many as the gradient, see docs/features.md."""
         return self.factors > 1 and num_positions * self.factors + self.period <= self.num_rows
 
 
@@ -107,11 +107,11 @@ class SignFold(AbstractSketch):
     The signs are products of one by row and one by (factor, column), so for G = Aᵀ δ the folded matrix is itself a sum of
     q Kronecker-structured products, Σ_j (S_j A)ᵀ (δ T_j), and G is never written. Kernels of dense layers, whose gradients
     may have rank one, have as many factors as periods: the error is then that of a projection with independent entries.
-    Kernels of convolutions (more than two axes) have q·M ≥ 512, which is as good for their sums over many positions
-    (experiments/sketch_error.py) and takes K/(q·M) times fewer flops.
+    Kernels of convolutions (more than two axes) have as many as 512 rows need, which is as good for their sums over many
+    positions (experiments/sketch_error.py) and takes K/(q·M) times fewer flops.
 
     Attributes:
-        kernel_rows: the least q·M of a convolution; more than its K keep all periods apart.
+        kernel_rows: of a convolution, the least q·⌊D'/O⌋; more than its K keep all periods apart.
     """
 
     key: Key[Array, ""]
