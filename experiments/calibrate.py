@@ -21,13 +21,14 @@ import tyro
 from experiments import methods
 from experiments.run import result_path
 from ntk_tt import closed_loop
-from ntk_tt.calibration import MARGINS, Interval, from_quantiles, group_of, kaplan_meier
+from ntk_tt.calibration import COVERAGE, MARGINS, Interval, from_quantiles, group_of, kaplan_meier
 from ntk_tt.report import write_json
 from ntk_tt.verdict import Trust, judge
 
 TABLE = Path(closed_loop.__file__).parent / "calibration.json"
 SHARES = {"replay": (0.0,), "head": (0.0,), "curvature": (0.0, 0.1, 0.25), "one-shot": (0.0,)}
-MAX_POINTS = 60  # of a distribution that is kept
+MIN_COUNT, MAX_POINTS = 15, 60  # times that make a group of their own, and points of a distribution that are kept
+LEVELS = (0.9, 0.92, 0.94, 0.96, 0.98, 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,31 +55,67 @@ def ratios(run: dict[str, Any], method: str, share: float) -> list[tuple[float, 
     return found
 
 
-def distribution(pairs: list[tuple[float, bool]]) -> dict[str, Any]:
-    """What `ntk_tt.calibration` reads."""
-    values, share = kaplan_meier(np.asarray([value for value, _ in pairs]), np.asarray([censored for _, censored in pairs]))
+def distribution(pairs: list[tuple[float, bool]], level: float) -> dict[str, Any]:
+    """What `ntk_tt.calibration` reads: log(real/predicted), and the half-width that a share of these keep within."""
+    logs, censored = np.asarray([value for value, _ in pairs]), np.asarray([censored for _, censored in pairs])
+    values, share = kaplan_meier(logs, censored)
     kept = np.unique(np.linspace(0, len(values) - 1, min(MAX_POINTS, len(values))).round().astype(int))
-    return {"count": len(pairs), "censored": sum(censored for _, censored in pairs),
+    widths, within = kaplan_meier(np.where(censored, np.maximum(logs, 0.0), np.abs(logs)), censored)
+    reach = float(widths[np.argmax(within >= level)]) if within[-1] >= level else None
+    return {"count": len(pairs), "censored": int(censored.sum()), "reach": None if reach is None else round(reach, 4),
             "ratios": np.round(values[kept], 4).tolist(), "cumulative": np.round(share[kept], 4).tolist()}
 
 
+def distributions(runs: list[dict[str, Any]], method: str, share: float, level: float) -> dict[str, Any]:
+    """Of all runs, and of those of each group of margins that has enough times."""
+    groups: dict[str, list[tuple[float, bool]]] = {"all": [], **{name: [] for name in MARGINS}}
+    for run in runs:
+        each = ratios(run, method, share)
+        groups["all"] += each
+        groups[group_of(margin_of(run, method))] += each
+    return {name: distribution(pairs, level) for name, pairs in groups.items() if len(pairs) >= MIN_COUNT}
+
+
+def level_of(runs: list[dict[str, Any]], method: str, share: float) -> float:
+    """The least level with which intervals of the other runs cover a run's times as often as they should: the times of one run are wrong together."""
+    for level in LEVELS:
+        covered = []
+        for left_out in runs:
+            table = {method: {f"{share:g}": distributions([run for run in runs if run is not left_out], method, share, level)}}
+            spread = spread_of(table, method, share, margin_of(left_out, method))
+            covered += [holds(spread, value, censored) for value, censored in ratios(left_out, method, share)]
+        if np.mean(covered) >= COVERAGE:
+            return level
+    return LEVELS[-1]
+
+
 def fit(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """The table of `ntk_tt/calibration.json`."""
+    """The table of `ntk_tt/calibration.json`.
+
+    A group with too few times after a share of the run takes those of less of it, and no interval is wider than with less seen:
+    so few runs would have it otherwise by chance.
+    """
     table: dict[str, Any] = {}
     for method, shares in SHARES.items():
+        before: dict[str, Any] = {}
         for share in shares:
-            groups: dict[str, list[tuple[float, bool]]] = {"all": [], **{name: [] for name in MARGINS}}
-            for run in runs:
-                each = ratios(run, method, share)
-                groups["all"] += each
-                groups[group_of(margin_of(run, method))] += each
-            table.setdefault(method, {})[f"{share:g}"] = {name: distribution(pairs) for name, pairs in groups.items() if len(pairs) >= 15}
+            groups = before | distributions(runs, method, share, level_of(runs, method, share))
+            for name, group in groups.items():
+                known = [each["reach"] for each in (group, before.get(name, group)) if each["reach"] is not None]
+                groups[name] = group | {"reach": min(known, default=None)}
+            before = table.setdefault(method, {})[f"{share:g}"] = groups
     return table
+
+
+def holds(spread: Interval, value: float, censored: bool) -> bool:
+    """Whether the interval holds the real time; one not reached where it goes beyond what is known."""
+    return bool(np.exp(value) <= spread.high and (censored or np.exp(value) >= spread.low))
 
 
 def spread_of(table: dict[str, Any], method: str, share: float, margin: float) -> Interval:
     groups = table[method][f"{share:g}"]
-    return from_quantiles(**{name: groups.get(group_of(margin), groups["all"])[name] for name in ("ratios", "cumulative")})
+    chosen = groups.get(group_of(margin), groups["all"])
+    return from_quantiles(chosen["ratios"], chosen["cumulative"], chosen["reach"])
 
 
 def coverage(runs: list[dict[str, Any]], table: dict[str, Any]) -> dict[str, Any]:
@@ -90,7 +127,7 @@ def coverage(runs: list[dict[str, Any]], table: dict[str, Any]) -> dict[str, Any
             for run in runs:
                 spread, end = spread_of(table, method, share, margin_of(run, method)), run["num_steps"]
                 for value, censored in ratios(run, method, share):
-                    covered.append(np.exp(value) <= spread.high and (censored or np.exp(value) >= spread.low))
+                    covered.append(holds(spread, value, censored))
                 real, seen = methods.threshold_times(run, "real"), share * end
                 for level, time in methods.threshold_times(run, f"closed loop {share:.0%}" if share else method).items():
                     if (time is None or time > seen) and (real[level] is None or real[level] > seen):

@@ -1,7 +1,8 @@
 """How wrong predicted times were on tuning tasks, as intervals for the next one.
 
 For each method and observed share of the run `calibration.json` holds the distribution of log(real/predicted) over threshold
-times, with times that were not reached as censored (Kaplan–Meier); `python -m experiments.accuracy --calibrate` makes it.
+times, with times that were not reached as censored (Kaplan–Meier), and the |log(real/predicted)| that 90 % of them keep within, the
+half-width of the interval; `python -m experiments.calibrate` makes it.
 """
 
 import functools
@@ -56,11 +57,14 @@ def group_of(margin: float) -> str:
     return "stable" if margin >= MARGINS["stable"] else "edge"
 
 
-def from_quantiles(ratios: list[float], cumulative: list[float]) -> Interval:
-    """The interval of a distribution given at some points; open above where too many of its values were censored."""
-    values, share = np.asarray(ratios, float), np.asarray(cumulative, float)
-    tail = (1 - COVERAGE) / 2
-    return Interval(float(np.exp(np.interp(tail, share, values))), float(np.exp(np.interp(1 - tail, share, values, right=np.inf))), values, share)
+def from_quantiles(ratios: list[float], cumulative: list[float], reach: float | None) -> Interval:
+    """The interval e^∓reach and a distribution given at some points.
+
+    Where too many of its values were censored to say (`reach` None) the interval is open above, and below as wide as any that were seen.
+    """
+    values = np.asarray(ratios, float)
+    low = math.exp(-(float(np.abs(values).max()) if reach is None else reach))
+    return Interval(low, math.inf if reach is None else 1 / low, values, np.asarray(cumulative, float))
 
 
 @functools.cache
@@ -90,4 +94,4 @@ def interval(method: str, observed: float = 0.0, margin: float | None = None) ->
     shares = sorted(table[method], key=float)
     groups = table[method][max((share for share in shares if float(share) <= observed + 1e-9), key=float, default=shares[0])]
     chosen = groups.get("all" if margin is None else group_of(margin), groups["all"])
-    return from_quantiles(chosen["ratios"], chosen["cumulative"])
+    return from_quantiles(chosen["ratios"], chosen["cumulative"], chosen["reach"])

@@ -34,7 +34,7 @@ from ntk_tt.problem import LinearizedProblem
 from ntk_tt.progress import Progress, silent
 from ntk_tt.projection import AbstractProjection, default_num_projections
 
-ANCHOR_FALL = 0.4  # the second expansion point is where the predicted loss has fallen to this share of its start
+ANCHOR_FALL = 0.25  # the second expansion point is where the predicted loss has fallen to this share of its start
 ROWS_PER_PROJECTION = 8  # D' of `auto` over N·(C−1): the dynamics pass over the features at each full-batch step
 _FLOW_RATE = 0.03  # of 1/λ, under momentum 0.9: slow enough that the path is that of gradient flow and not of its transients
 _FLOW_STEPS, _FLOW_CHUNK = 600, 5  # most steps of the path to the second point, and between two looks at its loss
