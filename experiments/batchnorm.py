@@ -39,7 +39,7 @@ class Config:
 
 SCALES = {
     "tiny": Config(TaskConfig(classes=3, per_class=4), ("digits",), num_steps=3, record_every=1),
-    "cpu": Config(TaskConfig(per_class=8), ("cifar10",), num_steps=50),
+    "cpu": Config(TaskConfig(per_class=16), ("cifar10", "scene15"), num_steps=100),
     "gpu": Config(TaskConfig("resnet18", per_class=150, image_size=224), ("cifar10", "scene15"), num_steps=150),
 }
 

@@ -40,7 +40,7 @@ class Config:
 
 SCALES = {
     "tiny": Config(TaskConfig(classes=3, per_class=6), ("digits",), momenta=(0.0, 0.9), batch_size=6, num_steps=6, num_seeds=2),
-    "cpu": Config(TaskConfig(classes=3, per_class=10), ("scene15", "cifar10"), momenta=(0.0, 0.9), batch_size=8, num_steps=60, num_seeds=2),
+    "cpu": Config(TaskConfig(per_class=12), ("scene15", "cifar10", "trashnet"), momenta=(0.0, 0.9), batch_size=8, num_steps=100, num_seeds=3),
     "gpu": Config(TaskConfig("resnet18", per_class=150, image_size=224), ("scene15", "cifar10", "cub200", "trashnet")),
 }
 

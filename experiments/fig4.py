@@ -47,7 +47,7 @@ class Config:
 
 SCALES = {
     "tiny": Config(TaskConfig(classes=3), per_class=(3, 6), projections=(32, 256), error_per_class=(3, 6), spectrum_data=("digits",), num_steps=5),
-    "cpu": Config(TaskConfig(data="cifar10", classes=3), per_class=(10, 20, 40), projections=(256, 2048, 16384), error_per_class=(5, 20), num_steps=60),
+    "cpu": Config(TaskConfig(data="cifar10", classes=3), per_class=(10, 20, 40, 80), projections=(256, 2048, 16384), error_per_class=(5, 20, 40), num_steps=100),
     "gpu": Config(TaskConfig("resnet18", "cifar10", image_size=224), per_class=(10, 25, 50, 100, 200), projections=(1024, 4096, 16384, 65536), error_per_class=(5, 10, 20, 40)),
 }
 

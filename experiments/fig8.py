@@ -42,7 +42,7 @@ class Config:
 
 SCALES = {
     "tiny": Config(TaskConfig(classes=2, per_class=8), (Case(batch_size=None), Case(learning_rate=None, batch_size=4)), num_steps=6, num_seeds=2),
-    "cpu": Config(TaskConfig(data="cifar10", classes=2, per_class=75), (Case(), Case(batch_size=100), Case(None, 8)), num_steps=100, num_seeds=2),
+    "cpu": Config(TaskConfig(data="cifar10", classes=2, per_class=75), (Case(), Case(batch_size=100), Case(None, 8)), num_steps=200, num_seeds=3),
     "gpu": Config(TaskConfig("resnet18", "cifar10", classes=2, per_class=75, image_size=224), (Case(), Case(batch_size=100), Case(None, 8)), num_steps=1500),
 }
 

@@ -36,7 +36,7 @@ class Config:
 
 SCALES = {
     "tiny": Config(TaskConfig(classes=3, per_class=4), ("digits",), rates=(0.1,), num_steps=4, record_every=2),
-    "cpu": Config(TaskConfig(per_class=6), ("cifar10",), num_steps=60),
+    "cpu": Config(TaskConfig(per_class=12), ("cifar10", "scene15"), num_steps=100),
     "gpu": Config(TaskConfig("resnet18", per_class=150, image_size=224), ("cifar10", "scene15"), num_steps=150),
 }
 

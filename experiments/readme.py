@@ -1,20 +1,22 @@
-"""Writes the table of README.md from the committed results.
+"""Writes the tables of experiments/README.md and of the README from the committed results.
 
     python -m experiments.readme             # seconds
-    python -m experiments.readme --check     # fails where the table is not what the results say
+    python -m experiments.readme --check     # fails where a table is not what the results say
 """
 
 import dataclasses
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import tyro
 
-from experiments import run
+from experiments import methods, run
+from ntk_tt import verdict
 
-README = Path(__file__).with_name("README.md")
-START, END = "<!-- written by python -m experiments.readme -->\n", "<!-- end -->\n"
+HERE = Path(__file__).parent
+START, END = "<!-- {}: written by python -m experiments.readme -->\n", "<!-- end -->\n"
 ORDER = ("fig1", "fig2", "fig3", "fig4", "tab1", "tab2", "fig5", "fig6", "fig7", "fig8", "fig9", "fig10", "reply", "batchnorm", "baselines", "causes")
 
 
@@ -34,15 +36,15 @@ def table() -> str:
         claim, paper = (text.strip() for text in (experiment.CLAIM, experiment.PAPER))
         if path.exists():
             document = json.loads(path.read_text())
-            outcome, verdict = experiment.summarize(document["results"])
+            outcome, judgement = experiment.summarize(document["results"])
             files = f"[JSON](results/{name}/cpu.json)"
             if path.with_suffix(".png").exists():
                 files += f", [figure](results/{name}/cpu.png)"
-            word, _, reason = verdict.partition(":")
-            outcome, verdict = f"{outcome} ({files}; {document['environment']['date']})", f"**{word}**{':' if reason else ''}{reason}"
+            word, _, reason = judgement.partition(":")
+            outcome, judgement = f"{outcome} ({files}; {document['environment']['date']})", f"**{word}**{':' if reason else ''}{reason}"
         else:
-            outcome, verdict = "not run", "–"
-        lines.append(f"| `{name}` | {' | '.join(_cell(text) for text in (claim, paper, outcome, verdict))} |")
+            outcome, judgement = "not run", "–"
+        lines.append(f"| `{name}` | {' | '.join(_cell(text) for text in (claim, paper, outcome, judgement))} |")
     return "\n".join(lines) + "\n"
 
 
@@ -50,18 +52,47 @@ def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
 
 
-def text() -> str:
-    """README.md as it should be: its own prose, and the table between the two marks."""
-    before, _, rest = README.read_text().partition(START)
-    _, _, after = rest.partition(END)
-    return before + START + table() + END + after
+def accuracy() -> str:
+    """Markdown: errors by method on the reporting data, every number from `experiments.accuracy`."""
+    return methods.markdown(_accuracy("cpu.json")["results"]["tables"], "reporting") + "\n"
+
+
+def trust() -> str:
+    """Markdown: errors of `curvature` on the reporting data by the verdict's trust, and what the intervals hold."""
+    found = _accuracy("calibration.json")
+    limits = {"high": f"high: at least {verdict.WIDE_MARGIN:g}", "medium": f"medium: {verdict.CLOSE_MARGIN:g} to {verdict.WIDE_MARGIN:g}", "low": f"low: 1 to {verdict.CLOSE_MARGIN:g}", "none": "none: below 1, refused"}
+    lines = ["| trust: margin | runs | median error | within 20 % | within 2× |", "|---|---|---|---|---|"]
+    lines += [f"| {limits[grade]} | {row['runs']} | {row['median']:.0%} | {row['within_20']:.0%} | {row['within_2x']:.0%} |" for grade, row in found["by trust"]["reporting"].items()]
+    held = {name: row["covered"] for name, row in found["coverage"]["reporting"].items()}
+    return "\n".join(lines) + (f"\n\nOf the real times of the reporting runs the 90 % intervals hold {held['curvature, 0% seen']:.0%} (`curvature`), {held['one-shot, 0% seen']:.0%} (`one-shot`), and with a tenth and a quarter "
+                               f"of the run seen {held['curvature, 10% seen']:.0%} and {held['curvature, 25% seen']:.0%}.\n")
+
+
+def _accuracy(name: str) -> dict[str, Any]:
+    return json.loads(run.result_path("accuracy", "cpu").with_name(name).read_text())
+
+
+# Which document has which sections, each between its marks.
+DOCUMENTS = {HERE / "README.md": {"reproduction": table}, HERE.parent / "README.md": {"accuracy": accuracy, "trust": trust}}
+
+
+def text(path: Path) -> str:
+    """A document as it should be: its own prose, and what is written between the marks."""
+    document = path.read_text()
+    for name, write in DOCUMENTS[path].items():
+        before, mark, rest = document.partition(START.format(name))
+        if not mark or END not in rest:
+            sys.exit(f"{path}: has no section between {START.format(name).strip()} and {END.strip()}")
+        document = before + mark + write() + END + rest.partition(END)[2]
+    return document
 
 
 def main(arguments: Arguments) -> None:
-    if not arguments.check:
-        README.write_text(text())
-    elif README.read_text() != text():
-        sys.exit(f"{README}: the table is not what the results say; run python -m experiments.readme")
+    for path in DOCUMENTS:
+        if not arguments.check:
+            path.write_text(text(path))
+        elif path.read_text() != text(path):
+            sys.exit(f"{path}: a table is not what the results say; run python -m experiments.readme")
 
 
 if __name__ == "__main__":

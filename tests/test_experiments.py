@@ -38,8 +38,9 @@ def test_experiment_runs_at_its_smallest_size(name, tmp_path, monkeypatch):
         assert path.with_suffix(".png").stat().st_size > 1000
 
 
-def test_readme_is_what_the_results_say():
-    assert readme.README.read_text() == readme.text(), "run python -m experiments.readme"
+@pytest.mark.parametrize("path", readme.DOCUMENTS, ids=lambda path: path.parent.name)
+def test_readme_is_what_the_results_say(path):
+    assert path.read_text() == readme.text(path), "run python -m experiments.readme"
 
 
 def test_unknown_experiment_names_the_known_ones():
