@@ -1,6 +1,6 @@
 """Supplement A: batch-norm statistics frozen or trained, augmentation on or off: how far real training is from the linear model.
 
-    python -m experiments.run batchnorm --scale cpu        # about 1 minute on one core
+    python -m experiments.run batchnorm --scale cpu        # about 2 minutes on one core
 
 GD from the same weights in all four combinations, with statistics of the whole batch where they are trained, and a random flip and
 crop (4 pixels of 32) of each image at each step where there is augmentation. One prediction for all: frozen statistics, no

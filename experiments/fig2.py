@@ -1,6 +1,6 @@
 """Figures 2 and 12: ODE, SDE and real training at a high learning rate; curves at equal effective learning rate.
 
-    python -m experiments.run fig2 --scale cpu        # about 2 minutes on one core
+    python -m experiments.run fig2 --scale cpu        # about 3 minutes on one core
 
 Left: SGD with small batches at half of the largest stable learning rate. Right: pairs (η, m) with the same η/(1−m), on several data
 sets. Expected: the ODE misses the noise of SGD, and at this rate both are later than real training, whose kernel grows; curves at

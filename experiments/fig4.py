@@ -1,6 +1,6 @@
 """Figure 4: Θ approximated and exact: curves, error and time against N and D'; the spectrum of growing subsets.
 
-    python -m experiments.run fig4 --scale cpu        # about 1 minute on one core
+    python -m experiments.run fig4 --scale cpu        # about 2 minutes on one core
 
 Expected: the relative Frobenius error is that of the formula √((tr²Θ + ‖Θ‖²)/D')/‖Θ‖ and does not depend on how R is drawn; curves from
 features and from exact Θ agree to a few per cent of the initial loss from rows/D' = 1/4 on; eigenvalues of Θ/N at a given rank settle as N

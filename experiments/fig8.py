@@ -1,6 +1,6 @@
 """Figure 8: the error curve on two classes of CIFAR-10, by GD and SGD; rescaled against constant noise.
 
-    python -m experiments.run fig8 --scale cpu        # about 2 minutes on one core
+    python -m experiments.run fig8 --scale cpu        # about 3 minutes on one core
 
 150 images in all, η = 0.001, no momentum, batches of 100 (of 8 at `cpu` as well, and at a rate closer to the stability bound: with the
 paper's setting the noise is too small to see). Replay and the SDE with full covariance stand beside the paper's diagonal one. Expected:

@@ -1,6 +1,6 @@
 """Figure 9: how well the linear model predicts weights, and how well outputs.
 
-    python -m experiments.run fig9 --scale cpu        # about 1 minute on one core
+    python -m experiments.run fig9 --scale cpu        # about 2 minutes on one core
 
 GD on the network and on its linearisation in weight space (one JVP and one VJP a step), from the same weights. Errors are relative to
 how far the real ones have moved, ‖w − w_lin‖/‖w − w₀‖ and ‖f − f_lin‖/‖f − f₀‖, and to their norms. Expected: outputs better than weights at
