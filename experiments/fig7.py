@@ -4,7 +4,8 @@
 
 Half of the classes against the other half, one output (the contrast of their logits), targets ±1. The truth is the closed form with the exact Θ of all N samples, and at
 the first size a real GD run. Constants (α, k₀, the order of Richardson's extrapolation) are chosen on the tuning data (8 classes of CIFAR-100
-and DTD) by the mean |log| of predicted over true times, then reported on the others (2 classes of each, and 8 of CIFAR-10 for the largest). Expected: the subset alone is far too fast at late times; the resolvent, which
+and DTD) by the mean |log| of predicted over true times, then reported on CIFAR-10 (2 classes, 8 for the
+largest set). Expected: the subset alone is far too fast at late times; the resolvent, which
 has no constant, is the nearest; the paper's law depends on α and on which eigenvalues it replaces.
 """
 
