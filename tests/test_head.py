@@ -15,7 +15,7 @@ import ntk_tt
 from ntk_tt.directions import head_directions
 from ntk_tt.dynamics.head_replay import replay_head, states_along
 from ntk_tt.dynamics.replay import batch_indices
-from ntk_tt.head import linearize_head, path_to, split_head
+from ntk_tt.head import ANCHOR_FALL, linearize_head, path_to, split_head
 from ntk_tt.kernel import contrast_basis
 from ntk_tt.optimizer import named_schedule
 
@@ -130,7 +130,7 @@ def test_curvature_is_exact_at_both_ends_of_a_quadratic_backbone(data):
     assert curvature is not None
     assert float(problem.growth) > 0.05
     basis = contrast_basis(CLASSES)
-    state, _ = path_to(dataclasses.replace(problem, curvature=None), 0.5)
+    state, _ = path_to(dataclasses.replace(problem, curvature=None), ANCHOR_FALL)
     np.testing.assert_array_equal(state.backbone, curvature.displacement)
     parts = split_head(model)
     flat, restore = jax.flatten_util.ravel_pytree(parts.backbone)
