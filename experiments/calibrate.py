@@ -67,13 +67,13 @@ def distribution(pairs: list[tuple[float, bool]], level: float) -> dict[str, Any
 
 
 def distributions(runs: list[dict[str, Any]], method: str, share: float, level: float) -> dict[str, Any]:
-    """Of all runs, and of those of each group of margins that has enough times."""
+    """Of all runs, and of those of each group of margins that has enough times, some of them reached."""
     groups: dict[str, list[tuple[float, bool]]] = {"all": [], **{name: [] for name in MARGINS}}
     for run in runs:
         each = ratios(run, method, share)
         groups["all"] += each
         groups[group_of(margin_of(run, method))] += each
-    return {name: distribution(pairs, level) for name, pairs in groups.items() if len(pairs) >= MIN_COUNT}
+    return {name: distribution(pairs, level) for name, pairs in groups.items() if len(pairs) >= MIN_COUNT and not all(censored for _, censored in pairs)}
 
 
 def level_of(runs: list[dict[str, Any]], method: str, share: float) -> float:

@@ -15,7 +15,7 @@ from ntk_tt.calibration import Interval, interval
 from ntk_tt.extrapolation import MIN_POINTS, fit_power_law
 from ntk_tt.training_time import crossing_time, late_slope, smooth
 
-# Set beforehand, not fitted; `python -m experiments.calibrate --tune` compares others on the tuning data.
+# Set beforehand, but for DISTRUST (first 0.1), which `python -m experiments.calibrate --tune` chose among others on the tuning data.
 TIME_SPREAD, LEVEL_SPREAD = 0.3, 0.1  # of α and β, before anything was seen
 RECENT = 0.5  # of what was observed, the time over which older records lose weight by e
 DISTRUST = 0.3  # added to the past error of the power law: it is free, so it must earn its weight

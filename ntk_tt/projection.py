@@ -204,10 +204,6 @@ def _product(equation: str, rows: Array, signals: Array, dtype: Any) -> Array:
     return jnp.einsum(equation, rows, signals, precision=jax.lax.Precision.HIGHEST, preferred_element_type=dtype)
 
 
-def _by_output(equation, rows, signals, dtype):
-    return jnp.stack([_product(equation, signals[:, output], rows, dtype) for output in range(signals.shape[1])], 1).transpose(0, 3, 1, 2)
-
-
 def _product_of_each_output(rows: Float[Array, "n p k"], signals: Float[Array, "n c p o"], dtype: Any) -> Float[Array, "n c o k"]:
     """δᵀ A. On a CPU one product for each of a few outputs: in one for all, XLA transposes A and δ element by element."""
     if jax.default_backend() != "cpu" or signals.shape[1] > _UNROLLED:
