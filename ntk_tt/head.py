@@ -35,8 +35,8 @@ from ntk_tt.progress import Progress, silent
 from ntk_tt.projection import AbstractProjection, default_num_projections
 
 ANCHOR_FALL = 0.25  # the second expansion point is where the predicted loss has fallen to this share of its start
-ROWS_PER_PROJECTION = 8  # D' of `auto` over N·(C−1): the dynamics pass over the features at each full-batch step
-_FLOW_RATE = 0.03  # of 1/λ, under momentum 0.9: slow enough that the path is that of gradient flow and not of its transients
+ROWS_PER_PROJECTION = 4  # D' of `auto` over N·(C−1): the dynamics pass over the features at each full-batch step
+_FLOW_RATE = 0.5  # of 1/λ, without momentum: near to gradient flow, and stable until λ has grown fourfold
 _FLOW_STEPS, _FLOW_CHUNK = 600, 5  # most steps of the path to the second point, and between two looks at its loss
 _BLOCK = 50  # samples in a forward or backward pass
 
@@ -233,7 +233,7 @@ def linearize_head(model: Model, inputs: Float[Array | np.ndarray, "n ..."], lab
         num_directions: r, outputs of the first pass; `auto` takes as many as leave out at most a tenth of the norm of
             the path that the head takes on fixed features (`HeadProblem.dropped` says how much), but no more than
             3·(C−1). All F, and `exact` projections, leave nothing out.
-        num_projections: D'; `auto` takes 8·N·(C−1), or what the memory holds; `exact` projects nothing.
+        num_projections: D'; `auto` takes 4·N·(C−1), or what the memory holds; `exact` projects nothing.
         key, precision, memory: see `jacobian_features`.
         progress: called after each block.
 
@@ -311,31 +311,27 @@ def path_to(problem: HeadProblem, fall: float) -> tuple[HeadState, Float[Array, 
     goes hardly depends on the setting, so one serves all.
     """
     curvature, _ = largest_curvature(problem.tangent(problem.zero()), problem.initial_logits)
-    rate, momentum = jnp.asarray(_FLOW_RATE / max(curvature, 1e-12)), jnp.asarray(0.9)
-    state, pushed = problem.zero(), jnp.zeros_like(problem.decay_features)
-    carry = (state, jax.tree.map(jnp.zeros_like, state), pushed, jnp.zeros_like(pushed))
-    start = float(problem.metrics(state)[0])
+    rate = jnp.asarray(_FLOW_RATE / max(curvature, 1e-12))
+    carry = problem.zero(), jnp.zeros_like(problem.decay_features)
+    start = float(problem.metrics(carry[0])[0])
     for _ in range(_FLOW_STEPS // _FLOW_CHUNK):
-        following, loss = _flow(problem, carry, rate, momentum)
+        following, loss = _flow(problem, carry, rate)
         if not np.isfinite(float(loss)) or float(loss) > 2 * start:
             break
         carry = following
         if float(loss) < fall * start:
             break
-    return carry[0], carry[2]
+    return carry
 
 
 @eqx.filter_jit
-def _flow(problem: HeadProblem, carry, rate, momentum):
+def _flow(problem: HeadProblem, carry, rate):
     def step(carry, _):
-        state, velocity, pushed, push_velocity = carry
+        state, pushed = carry
         logits, pullback = jax.vjp(lambda state, push: problem.logits(state, push=push), state, jnp.zeros_like(pushed))
         gradient, push = pullback(losses.mean_residuals(problem.loss, logits, problem.targets))
         gradient = eqx.tree_at(lambda gradient: gradient.decay, gradient, jnp.zeros_like(gradient.decay))
-        velocity = jax.tree.map(lambda v, d: momentum * v + d, velocity, gradient)
-        push_velocity = momentum * push_velocity + push
-        state = jax.tree.map(lambda z, v: z - rate * v, state, velocity)
-        return (state, velocity, pushed - rate * push_velocity, push_velocity), None
+        return jax.tree.map(lambda at, slope: at - rate * slope, (state, pushed), (gradient, push)), None
 
     carry, _ = jax.lax.scan(step, carry, length=_FLOW_CHUNK)
     return carry, problem.metrics(carry[0])[0]

@@ -1,6 +1,7 @@
 """A few real steps first, then the prediction from where they led: what they settle need not be predicted."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -74,14 +75,15 @@ def predict_after(model: Model, inputs: Float[Array | np.ndarray, "n ..."], labe
     velocity = None if run.velocity is None else velocity_of(problem, moved, run.velocity)
     later = dataclasses.replace(optimizer, learning_rate=_later(optimizer, num_steps, first_steps))
     steps = record_steps(num_steps, record_every)
+    every = math.gcd(record_every, first_steps)  # the replay's own count starts after the real steps
     count = 1 if optimizer.is_full_batch(num_samples) else num_seeds
     trajectories = []
     for each in jax.random.split(key, count):
         batches = batch_indices(num_samples, optimizer, num_steps - first_steps, each)
-        replayed = replay_head(problem, later, num_steps - first_steps, batches=batches, velocity=velocity)
+        replayed = replay_head(problem, later, num_steps - first_steps, batches=batches, velocity=velocity, record_every=every)
         known, predicted = steps[steps <= first_steps], steps[steps > first_steps]
-        real = np.searchsorted(run.steps, known)
-        curves = (np.concatenate([getattr(run, name)[real], getattr(replayed, name)[predicted - first_steps]]) for name in ("loss", "error"))
+        real, later_records = np.searchsorted(run.steps, known), np.searchsorted(replayed.steps, predicted - first_steps)
+        curves = (np.concatenate([getattr(run, name)[real], getattr(replayed, name)[later_records]]) for name in ("loss", "error"))
         trajectories.append(Trajectory(steps, *curves))
     return OneShot(problem, run, tuple(trajectories))
 
