@@ -36,7 +36,7 @@ from ntk_tt.projection import AbstractProjection, default_num_projections
 
 ANCHOR_FALL = 0.25  # the second expansion point is where the predicted loss has fallen to this share of its start
 ROWS_PER_PROJECTION = 4  # D' of `auto` over N·(C−1): the dynamics pass over the features at each full-batch step
-_FLOW_RATE = 0.5  # of 1/λ, without momentum: near to gradient flow, and stable until λ has grown fourfold
+_FLOW_RATE = 1.0  # of 1/λ, without momentum: near to gradient flow, and stable until λ has doubled
 _FLOW_STEPS, _FLOW_CHUNK = 600, 5  # most steps of the path to the second point, and between two looks at its loss
 _BLOCK = 50  # samples in a forward or backward pass
 
@@ -57,17 +57,22 @@ class HeadState(eqx.Module):
 
 
 class Curvature(eqx.Module):
-    """B = V·`change`, the change of Ψ between w₀ and w₀ + u₁, along the k directions V (r, k) that the head has there."""
+    """B = V·`change`, the change of Ψ between w₀ and w₀ + u₁, along the k directions V (r, k) that the head has there; `along` is B u₁."""
 
     change: Float[Array, "n k d"]
+    along: Float[Array, "n k"]
     basis: Float[Array, "r k"]
     displacement: Float[Array, " d"]
 
+    def share(self, displacement: Float[Array, " d"]) -> Float[Array, ""]:
+        """s, held to 0 … 2: further out a quadratic model means nothing."""
+        return jnp.clip(displacement @ self.displacement / (self.displacement @ self.displacement), 0, 2)
+
     def move(self, displacement: Float[Array, " d"], indices: Indices | None) -> Float[Array, "b r"]:
-        """s B u − ½ s² B u₁; s is held to 0 … 2, for further out a quadratic model means nothing."""
-        change = self.change if indices is None else self.change[indices]
-        share = jnp.clip(displacement @ self.displacement / (self.displacement @ self.displacement), 0, 2)
-        return (share * (change @ displacement) - 0.5 * share**2 * (change @ self.displacement)) @ self.basis.T
+        """s B u − ½ s² B u₁."""
+        change, along = (each if indices is None else each[indices] for each in (self.change, self.along))
+        share = self.share(displacement)
+        return (share * (change @ displacement) - 0.5 * share**2 * along) @ self.basis.T
 
 
 class HeadProblem(eqx.Module):
@@ -171,8 +176,7 @@ class _TangentKernel(AbstractKernel):
     def diagonal_blocks(self) -> Float[Array, "n c c"]:
         jacobian, curvature = self.problem.jacobian, self.problem.curvature
         if curvature is not None:
-            share = jnp.clip(self.at.backbone @ curvature.displacement / (curvature.displacement @ curvature.displacement), 0, 2)
-            jacobian = jacobian + share * jnp.einsum("rk,nkd->nrd", curvature.basis, curvature.change)
+            jacobian = jacobian + curvature.share(self.at.backbone) * jnp.einsum("rk,nkd->nrd", curvature.basis, curvature.change)
         seen = jnp.einsum("rc,nrd->ncd", self.problem.directions.T @ self.at.kernel, jacobian)
         own = jnp.square(self.problem.features).sum(-1) + (self.at.bias is not None)
         return jnp.einsum("nad,nbd->nab", seen, seen) + own[:, None, None] * jnp.eye(self.at.kernel.shape[1])
@@ -301,7 +305,7 @@ def with_curvature(problem: HeadProblem, parts: Parts, inputs, basis: Float[Arra
     growth = float(jnp.linalg.norm(change) / jnp.linalg.norm(before))
     if not np.isfinite(growth) or not bool(jnp.any(state.backbone)):
         raise ValueError("model: the network gives NaN at the weights that its linear model reaches; take curvature=False (method 'head')")
-    return dataclasses.replace(problem, curvature=Curvature(change, inner, state.backbone), growth=growth)
+    return dataclasses.replace(problem, curvature=Curvature(change, change @ state.backbone, inner, state.backbone), growth=growth)
 
 
 def path_to(problem: HeadProblem, fall: float) -> tuple[HeadState, Float[Array, "n r"]]:
