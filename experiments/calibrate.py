@@ -39,19 +39,25 @@ class Arguments:
 
 def margin_of(run: dict[str, Any], method: str) -> float:
     """The stability margin that a user of the method sees."""
-    return run["margins"]["replay" if method == "replay" else "curvature"]
+    return run["margins"]["curvature" if method == "head" else method]
 
 
 def ratios(run: dict[str, Any], method: str, share: float) -> list[tuple[float, bool]]:
-    """(log real/predicted, whether the real one is only known to be larger) of the times later than what was seen."""
-    name = f"closed loop {share:.0%}" if share else method
-    end, seen, found = run["num_steps"], share * run["num_steps"], []
-    real, predicted = methods.threshold_times(run, "real"), methods.threshold_times(run, name)
-    for level, time in predicted.items():
-        true = real[level]
-        time = 2.0 * end if time is None else max(1.0, time)
-        if time > seen and (true is None or true > seen) and (true is not None or time < 2 * end):
-            found.append((float(np.log((end if true is None else max(1.0, true)) / time)), true is None))
+    """(log real/predicted, whether the real one is only known to be larger) of the times later than what was seen, in each order of the data."""
+    late, found = 2.0 * run["num_steps"], []
+    for real, time in later_times(run, method, share):
+        if real is not None or time is not None:
+            found.append((float(np.log(max(1.0, real or late) / max(1.0, time or late))), real is None))
+    return found
+
+
+def later_times(run: dict[str, Any], method: str, share: float) -> list[tuple[float | None, float | None]]:
+    """(real, predicted) of the threshold times later than the share of the run that was seen; None is not within 2 T."""
+    name, seen = f"closed loop {share:.0%}" if share else method, share * run["num_steps"]
+    found = []
+    for view in methods.views(run):
+        real, predicted = methods.threshold_times(view, "real"), methods.threshold_times(view, name)
+        found += [(real[level], time) for level, time in predicted.items() if all(each is None or each > seen for each in (real[level], time))]
     return found
 
 
@@ -119,20 +125,17 @@ def spread_of(table: dict[str, Any], method: str, share: float, margin: float) -
 
 
 def coverage(runs: list[dict[str, Any]], table: dict[str, Any]) -> dict[str, Any]:
-    """Share of times within the 90 % interval (those not reached count as covered where it goes beyond T), and of "reached" against its probability."""
+    """Share of times within the 90 % interval (those not reached within 2 T count as covered where it goes beyond that), and of "reached" against its probability."""
     found = {}
     for method, shares in SHARES.items():
         for share in shares:
             covered, chances, reached = [], [], []
             for run in runs:
                 spread, end = spread_of(table, method, share, margin_of(run, method)), run["num_steps"]
-                for value, censored in ratios(run, method, share):
-                    covered.append(holds(spread, value, censored))
-                real, seen = methods.threshold_times(run, "real"), share * end
-                for level, time in methods.threshold_times(run, f"closed loop {share:.0%}" if share else method).items():
-                    if (time is None or time > seen) and (real[level] is None or real[level] > seen):
-                        chances.append(spread.probability(end / (2.0 * end if time is None else max(1.0, time))))
-                        reached.append(real[level] is not None)
+                covered += [holds(spread, value, censored) for value, censored in ratios(run, method, share)]
+                for real, time in later_times(run, method, share):
+                    chances.append(spread.probability(end / max(1.0, time or 2.0 * end)))
+                    reached.append(real is not None and real <= end)
             found[f"{method}, {share:.0%} seen"] = {
                 "times": len(covered), "covered": float(np.mean(covered)), "reached": float(np.mean(reached)), "mean_probability": float(np.mean(chances)),
                 "brier": float(np.mean((np.asarray(chances) - reached) ** 2)), "brier_of_base_rate": float(np.mean(reached) * (1 - np.mean(reached)))}
@@ -145,7 +148,7 @@ def what_predicts_the_error(runs: list[dict[str, Any]]) -> dict[str, dict[str, f
                 "linearisation residual": lambda run: run["residual"], "head against curvature": disagreement}
     found: dict[str, dict[str, float]] = {}
     for method in methods.CURVES:
-        pairs = [(run, np.median(list(each.values()))) for run in runs if (each := methods.errors(run, method))]
+        pairs = [(run, np.median(each)) for run in runs if (each := methods.errors(run, method))]
         errors = [error for _, error in pairs]
         found[method] = {name: float(scipy.stats.spearmanr([measure(run) for run, _ in pairs], errors).statistic) for name, measure in measures.items()}  # pyright: ignore[reportAttributeAccessIssue]
     return found
@@ -153,21 +156,26 @@ def what_predicts_the_error(runs: list[dict[str, Any]]) -> dict[str, dict[str, f
 
 def disagreement(run: dict[str, Any]) -> float:
     """Median |log| between the threshold times of `head` and `curvature`: free where both were made."""
-    one, other = (methods.threshold_times(run, name) for name in ("head", "curvature"))
+    view = methods.views(run)[0]
+    one, other = (methods.threshold_times(view, name) for name in ("head", "curvature"))
     late = 2.0 * run["num_steps"]
     return float(np.median([abs(np.log(max(1, one[name] or late) / max(1, other[name] or late))) for name in one]))
 
 
-def by_grade(runs: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Errors of the curvature method by the trust that the verdict gives it."""
-    found = {}
-    for grade in get_args(Trust):
-        chosen = [run for run in runs if judge(run["margins"]["curvature"], 0.0, follows_kernel=True).trust == grade]
-        pooled = [error for run in chosen for error in methods.errors(run, "curvature").values()]
-        if pooled:
-            found[grade] = {"runs": len(chosen), "times": len(pooled), "median": float(np.median(pooled)), "within_20": float(np.mean(np.asarray(pooled) <= 0.2)),
-                            "within_2x": float(np.mean(np.asarray(pooled) <= 1))}
+def by_grade(runs: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Errors of the curvature and the one-shot method by the trust that the verdict gives them, and of another real run of the same settings."""
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for method in ("curvature", "one-shot"):
+        for grade in get_args(Trust):
+            chosen = [run for run in runs if judge(margin_of(run, method), 0.0, follows_kernel=True).trust == grade]
+            if any(methods.errors(run, method) for run in chosen):
+                found.setdefault(method, {})[grade] = {"runs": len(chosen), **{of: errors_of(chosen, of) for of in (method, "another run")}}
     return found
+
+
+def errors_of(runs: list[dict[str, Any]], method: str) -> dict[str, float]:
+    pooled = np.asarray([error for run in runs for error in methods.errors(run, method)])
+    return {"times": len(pooled), "median": float(np.median(pooled)), "within_20": float(np.mean(pooled <= 0.2)), "within_2x": float(np.mean(pooled <= 1))}
 
 
 def tune(runs: list[dict[str, Any]]) -> list[tuple[float, dict[str, float]]]:
@@ -175,7 +183,7 @@ def tune(runs: list[dict[str, Any]]) -> list[tuple[float, dict[str, float]]]:
     scores = []
     for spread, level, recent, distrust in itertools.product((0.15, 0.3, 0.6), (0.05, 0.1, 0.3), (0.3, 0.5, 1.0), (0.03, 0.1, 0.3)):
         closed_loop.TIME_SPREAD, closed_loop.LEVEL_SPREAD, closed_loop.RECENT, closed_loop.DISTRUST = spread, level, recent, distrust
-        errors = [np.log1p(error) for run in runs for share in methods.OBSERVED for error in methods.errors(run, f"closed loop {share:.0%}").values()]
+        errors = [np.log1p(error) for run in runs for share in methods.OBSERVED for error in methods.errors(run, f"closed loop {share:.0%}")]
         scores.append((float(np.mean(errors)), {"TIME_SPREAD": spread, "LEVEL_SPREAD": level, "RECENT": recent, "DISTRUST": distrust}))
     return sorted(scores, key=lambda score: score[0])
 
@@ -190,7 +198,7 @@ def main(arguments: Arguments) -> None:
             print(f"{score:.4f}", constants)
         return
     table = fit(tuning)
-    write_json(TABLE, {"made_by": "python -m experiments.calibrate", "runs": len(tuning), "data": sorted({run["data"] for run in tuning}), "methods": table})
+    write_json(TABLE, {"made_by": "python -m experiments.calibrate", "runs": len(tuning), "data": sorted({run["data"] for run in tuning}), "slowdowns": document["results"]["slowdowns"], "methods": table})
     report = {
         "coverage": {"tuning": coverage(tuning, table), "reporting": coverage(reporting, table)},
         "what predicts the error (Spearman)": {"tuning": what_predicts_the_error(tuning), "reporting": what_predicts_the_error(reporting)},

@@ -1,10 +1,12 @@
 """Every way to tell a run's threshold times, from the curves that `experiments.accuracy` keeps; and how wrong each was."""
 
+import itertools
 from typing import Any
 
 import numpy as np
 
 import ntk_tt
+from ntk_tt.calibration import Slowdown, slowed
 from ntk_tt.closed_loop import Predictor
 from ntk_tt.extrapolation import MIN_POINTS, fit_power_law
 from ntk_tt.one_shot import affordable_steps
@@ -12,8 +14,10 @@ from ntk_tt.training_time import crossing_time, epsilon_time, smooth
 
 LOSS_SHARES, ERROR_LEVELS, EPSILONS = (0.5, 0.25, 0.1), (0.2, 0.1, 0.05), (0.01, 0.1, 0.4)
 CURVES = ("replay", "head", "curvature", "one-shot")
+SLOWED = ("curvature", "one-shot")  # methods whose margin on the way says how much slower real training is
+UNSLOWED = " as it is"  # of a method's name: without the slowdown
 OBSERVED = (0.1, 0.25)
-METHODS = ("another run", *CURVES, *(f"closed loop {share:.0%}" for share in OBSERVED), "constant", "extrapolation, equal cost", *(f"extrapolation {share:.0%}" for share in OBSERVED))
+METHODS = ("another run", *CURVES, *(name + UNSLOWED for name in SLOWED), *(f"closed loop {share:.0%}" for share in OBSERVED), "constant", "extrapolation, equal cost", *(f"extrapolation {share:.0%}" for share in OBSERVED))
 
 
 def first_steps(num_samples: int, optimizer: ntk_tt.OptimizerConfig, num_steps: int, num_classes: int) -> int:
@@ -37,8 +41,12 @@ def views(run: dict[str, Any]) -> list[dict[str, Any]]:
 
 def curve_of(run: dict[str, Any], method: str) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """(steps, loss, error or None) of a view by a method; a method that sees real steps gives those as they were."""
-    if method in run["curves"]:
-        return arrays(run["curves"][method])
+    raw = method.removesuffix(UNSLOWED)
+    if raw in run["curves"]:
+        steps, loss, error = arrays(run["curves"][raw])
+        if raw == method and method in run["slowdowns"]:
+            loss, error = (slowed(steps, each, run["slowdowns"][method], run["real_steps_first"] if method == "one-shot" else 0.0) for each in (loss, error))
+        return steps, loss, error
     steps, loss, _ = arrays(run["curves"]["real"])
     kind, _, share = method.rpartition(" ")
     if method == "extrapolation, equal cost":
@@ -47,7 +55,7 @@ def curve_of(run: dict[str, Any], method: str) -> tuple[np.ndarray, np.ndarray, 
         last = float(share.rstrip("%")) / 100 * run["num_steps"]
     seen = steps <= max(last, steps[MIN_POINTS - 1])
     if kind == "closed loop":
-        predicted = arrays(run["curves"]["curvature"])
+        predicted = curve_of(run, "curvature")
         if not np.isfinite(predicted[1]).all() or not np.isfinite(loss[seen]).all():
             return steps, np.full(len(steps), np.nan), None
         predictor = Predictor(predicted[0], predicted[1], horizon=run["num_steps"])
@@ -116,6 +124,32 @@ def epsilon_errors(run: dict[str, Any], method: str) -> list[float]:
     return found
 
 
+def slowdown_of(runs: list[dict[str, Any]], method: str) -> tuple[float, Slowdown]:
+    """The slowdown with the least mean |log(predicted/real)|, and that; |log| beyond 1.5 counts as that."""
+    times = [(run["margins"][method], np.log(pairs(run | {"slowdowns": {}}, method)).reshape(-1, 2)) for run in runs]
+    best = (np.inf, Slowdown(1.0, 0.0))
+    for each in itertools.starmap(Slowdown, itertools.product((0.8, 1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 4.0), (0.0, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5))):
+        wrong = np.concatenate([predicted + np.log(each.factor(margin)) - real for margin, (real, predicted) in ((margin, logs.T) for margin, logs in times)])
+        best = min(best, (float(np.minimum(np.abs(wrong), 1.5).mean()), each))
+    return best
+
+
+def slowdowns(runs: list[dict[str, Any]]) -> dict[str, Slowdown]:
+    """Of each method that is more right with one on data sets that it was not fitted to."""
+    found, data = {}, sorted({run["data"] for run in runs})
+    for method in SLOWED:
+        before = after = 0.0
+        for left_out in data if len(data) > 1 else ():
+            others, own = ([run for run in runs if (run["data"] == left_out) == kept] for kept in (False, True))
+            _, fitted = slowdown_of(others, method)
+            for run in own:
+                as_it_is, moved = (errors(run | {"slowdowns": factors}, method) for factors in ({}, {method: fitted.factor(run["margins"][method])}))
+                before, after = before + sum(np.minimum(np.log1p(as_it_is), 1.5)), after + sum(np.minimum(np.log1p(moved), 1.5))
+        if after < before:
+            found[method] = slowdown_of(runs, method)[1]
+    return found
+
+
 def table(runs: list[dict[str, Any]], constants: dict[str, float]) -> dict[str, dict[str, float]]:
     """For each method: median and 95th percentile of the error, share within 20 % and 2×, of runs too, skill, ε-times, cost."""
     found, scores = {}, {}
@@ -141,10 +175,15 @@ def table(runs: list[dict[str, Any]], constants: dict[str, float]) -> dict[str, 
 
 
 def evaluate(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """The tables of tuning and of reporting data, constants from the tuning data (from all runs, where there are no others)."""
-    constants = best_constants([run for run in runs if run["role"] == "tuning"] or runs)
+    """The tables of tuning and of reporting data, constants and slowdowns from the tuning data (from all runs, where there are no others)."""
+    for run in runs:
+        run["slowdowns"] = {}
+    fitted_to = [run for run in runs if run["role"] == "tuning"] or runs
+    constants, slow = best_constants(fitted_to), slowdowns(fitted_to)
+    for run in runs:
+        run["slowdowns"] = {method: each.factor(run["margins"][method]) for method, each in slow.items()}
     roles = {role: [run for run in runs if run["role"] == role] for role in ("tuning", "reporting")}
-    return {"constants": constants, "tables": {role: table(chosen, constants) for role, chosen in roles.items() if chosen}}
+    return {"constants": constants, "slowdowns": {method: each._asdict() for method, each in slow.items()}, "tables": {role: table(chosen, constants) for role, chosen in roles.items() if chosen}}
 
 
 def markdown(tables: dict[str, dict[str, dict[str, float]]], role: str) -> str:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from ntk_tt.calibration import Interval, has_interval, interval
+from ntk_tt.calibration import Interval, has_interval, interval, slowdown, slowed
 from ntk_tt.closed_loop import Predictor
 from ntk_tt.dynamics import Method
 from ntk_tt.dynamics.trajectory import Trajectory
@@ -50,6 +50,7 @@ class Predicted:
         prediction: its curve and times.
         features: the store that the features were found in, or None.
         real_steps: real training steps that the prediction has seen.
+        slowdown: by which its times were multiplied.
         watches: of the parts of the work.
     """
 
@@ -58,6 +59,7 @@ class Predicted:
     features: FeatureStore | None
     real_steps: int
     watches: dict[str, Stopwatch]
+    slowdown: float = 1.0
 
 
 def predict_by(method: CommandLineMethod, setup: Setup, loaded: Loaded, optimizer: OptimizerConfig, reading: Reading, *, num_seeds: int = 5,
@@ -95,6 +97,15 @@ def predict_by(method: CommandLineMethod, setup: Setup, loaded: Loaded, optimize
         prediction = predict(problem, optimizer, reading.num_steps, method=dynamics_method, num_seeds=num_seeds, key=orders,
                              record_every=reading.record_every, progress=progress, **reading.of_times)
     return Predicted(problem, prediction, stored, 0, {"features": features, "dynamics": dynamics})
+
+
+def as_slow_as(predicted: Predicted, method: CommandLineMethod, margin: float, reading: Reading, optimizer: OptimizerConfig, num_samples: int) -> Predicted:
+    """The prediction with its time, after the real steps it begins with, as much slower as runs of this stability margin were (`ntk_tt.calibration`)."""
+    factor = slowdown(method, margin)
+    if factor == 1:
+        return predicted
+    runs = [Trajectory(run.steps, *(slowed(run.steps, np.asarray(curve), factor, predicted.real_steps) for curve in (run.loss, run.error))) for run in predicted.prediction.runs]
+    return dataclasses.replace(predicted, prediction=summarize_runs(runs, plateau_window(optimizer, num_samples), **reading.of_times), slowdown=factor)
 
 
 def observed(predicted: Predicted, method: CommandLineMethod, run: TrainingRun, reading: Reading, optimizer: OptimizerConfig, num_samples: int) -> Predicted:

@@ -2,7 +2,9 @@
 
 For each method and observed share of the run `calibration.json` holds the distribution of log(real/predicted) over threshold
 times, with times that were not reached as censored (Kaplan–Meier), and the |log(real/predicted)| that 90 % of them keep within, the
-half-width of the interval; `python -m experiments.calibrate` makes it.
+half-width of the interval; `python -m experiments.calibrate` makes it. Near the bound of stability real training is slower than
+predicted, as its kernel soon is larger than that of any of our models and what goes past the bound oscillates: how much
+slower, by the stability margin on the way, is fitted there too (`Slowdown`).
 """
 
 import functools
@@ -18,6 +20,17 @@ COVERAGE = 0.9
 # Groups of runs by their stability margin, from this on: errors grow below. Set when the tuning runs and a few of the reporting
 # ones of experiments.accuracy were there, so it is not strictly held out.
 MARGINS = {"edge": 0.0, "stable": 1.5}
+MIN_MARGIN = 0.1  # a run further past the bound is not predicted to be slower still
+
+
+class Slowdown(NamedTuple):
+    """By how much real training is slower than a method predicts: (`margin` / its stability margin)^`power` below `margin`, 1 above."""
+
+    margin: float
+    power: float
+
+    def factor(self, margin: float) -> float:
+        return max(1.0, self.margin / max(margin, MIN_MARGIN)) ** self.power
 
 
 class Interval(NamedTuple):
@@ -70,6 +83,17 @@ def from_quantiles(ratios: list[float], cumulative: list[float], reach: float | 
 @functools.cache
 def _table() -> dict:
     return json.loads(importlib.resources.files("ntk_tt").joinpath("calibration.json").read_text())
+
+
+def slowdown(method: str, margin: float) -> float:
+    """The factor on the times that a method predicts for a run of this stability margin; 1 for a method without."""
+    fitted = _table()["slowdowns"].get(method)
+    return 1.0 if fitted is None else Slowdown(**fitted).factor(margin)
+
+
+def slowed(steps: np.ndarray, curve: Float[np.ndarray, " s"], factor: float, start: float = 0.0) -> Float[np.ndarray, " s"]:
+    """A curve whose time after a step runs slower by a factor, at the same steps."""
+    return np.interp(np.where(steps > start, start + (steps - start) / factor, steps), steps, curve)
 
 
 def has_interval(method: str) -> bool:

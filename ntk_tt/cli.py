@@ -10,7 +10,7 @@ import numpy as np
 import tyro
 
 from ntk_tt import report as reports
-from ntk_tt.by_method import CommandLineMethod, Predicted, Reading, first_real_steps, intervals, observed, predict_by
+from ntk_tt.by_method import CommandLineMethod, Predicted, Reading, as_slow_as, first_real_steps, intervals, observed, predict_by
 from ntk_tt.data import describe_data, list_data
 from ntk_tt.finetune import TrainingRun, finetune
 from ntk_tt.head import HeadProblem
@@ -197,20 +197,21 @@ def run(options: Predict) -> dict[str, Any]:
     reading = Reading(options.steps, record_every, options.thresholds, options.loss_thresholds, smoothing)
     predicted = predict_by(options.method, options, loaded, optimizer, reading, num_seeds=options.seeds, first_steps=options.first_steps)
     watches = dict(predicted.watches)
+    with Stopwatch() as watches["verdict"]:
+        verdict = assess(predicted.problem, model.apply, model.params, images, task.labels, optimizer, options.steps, seed=options.seed)
+    predicted = as_slow_as(predicted, options.method, verdict.stability_margin, reading, optimizer, len(task.labels))
     if options.observe is not None:
         with Stopwatch() as watches["observed"]:
             run_so_far = first_real_steps(options, loaded, optimizer, options.observe, min(record_every, max(1, options.observe // 8)))
             predicted = observed(predicted, options.method, run_so_far, reading, optimizer, len(task.labels))
-    problem, prediction = predicted.problem, predicted.prediction
-    with Stopwatch() as watches["verdict"]:
-        verdict = assess(problem, model.apply, model.params, images, task.labels, optimizer, options.steps, seed=options.seed)
+    prediction = predicted.prediction
 
     assert verdict.seconds_per_sample is not None
     estimate = verdict.seconds_per_sample * optimizer.checked_batch_size(len(task.labels)) * options.steps
     report = {
         "task": _task(options, loaded, predicted), "optimizer": _optimizer(options),
         "prediction": reports.curve(prediction, prediction.times, times_low=prediction.times_low, times_high=prediction.times_high,
-                                    method=options.method, num_seeds=len(prediction.runs), real_steps=predicted.real_steps,
+                                    method=options.method, num_seeds=len(prediction.runs), real_steps=predicted.real_steps, slowdown=predicted.slowdown,
                                     intervals=intervals(options.method, predicted, options.steps, smoothing, verdict.stability_margin)),
         "truth": None,
         "cost": _cost(options, watches, estimate, None),

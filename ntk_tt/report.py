@@ -89,6 +89,9 @@ def print_report(report: dict[str, Any]) -> None:
         console.print("in brackets: 90 % intervals, and the chance that the level is reached within the steps, both from runs of other tasks; without a chance, the range over orders of the data",
                       highlight=False)
 
+    if prediction.get("slowdown", 1) != 1:
+        console.print(f"times ×{prediction['slowdown']:.2f}: real training of other tasks was that much slower than this method predicts so near to the stability bound", highlight=False)
+
     after = f"loss {prediction['loss'][-1]:.3g}, error {prediction['error'][-1]:.1%} predicted"
     if truth is not None:
         after += f"; loss {_number(truth['loss'][-1])}, error {_number(truth['error'][-1], '.1%')} in truth"

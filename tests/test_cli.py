@@ -12,8 +12,12 @@ from flax import nnx
 from PIL import Image
 
 import ntk_tt.models
-from ntk_tt import cli
+from ntk_tt import OptimizerConfig, cli
+from ntk_tt.by_method import Predicted, Reading, as_slow_as
+from ntk_tt.calibration import slowdown
+from ntk_tt.dynamics.trajectory import Trajectory
 from ntk_tt.models import save_weights
+from ntk_tt.predict import summarize_runs
 from ntk_tt.report import print_report
 
 TINY_TASK = ("--classes", "2", "--per-class", "4", "--image-size", "16", "--steps", "4")
@@ -319,7 +323,23 @@ def test_a_real_head_curvature_and_observed_steps(tiny_run, plain, capsys):
         for level in levels.values():
             assert 0 <= level["probability"] <= 1
             assert level["low"] is None or level["high"] is None or level["low"] <= level["high"]
+    assert prediction["slowdown"] == slowdown("curvature", report["verdict"]["stability_margin"])
     assert "90 % intervals" in capsys.readouterr().out
+
+
+def test_near_the_bound_the_times_are_longer_but_for_the_real_steps(unchecked):
+    steps = np.arange(41)
+    run = Trajectory(steps, np.exp(-steps / 10), np.linspace(1, 0, 41))
+    reading = Reading(40, 1, (0.5,), (0.5,), 1)
+    optimizer = OptimizerConfig(0.1)
+    before = Predicted(None, summarize_runs([run], 10, **reading.of_times), None, 4, {})  # pyright: ignore[reportArgumentType]
+    assert as_slow_as(before, "curvature", 100.0, reading, optimizer, 8) is before
+    after = as_slow_as(before, "curvature", 0.5, reading, optimizer, 8)
+    assert after.slowdown == slowdown("curvature", 0.5) > 1
+    np.testing.assert_array_equal(after.prediction.loss[:5], before.prediction.loss[:5])
+    early, late = (each.prediction.times["loss_below"]["0.5"] for each in (before, after))
+    assert late == pytest.approx(4 + (10 * np.log(2) - 4) * after.slowdown, abs=1)
+    assert early < late
 
 
 def test_real_steps_first(tiny_run, plain):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ntk_tt.calibration import from_quantiles, interval, kaplan_meier
+from ntk_tt.calibration import Slowdown, from_quantiles, interval, kaplan_meier, slowdown, slowed
 from ntk_tt.closed_loop import Predictor, loss_callback, remaining
 from ntk_tt.extrapolation import PowerLaw, fit_power_law
 from ntk_tt.training_time import crossing_time
@@ -128,6 +128,23 @@ def test_calibrated_methods_tighten_with_what_was_seen():
     assert np.log(after.high / after.low) < np.log(before.high / before.low)
     with pytest.raises(ValueError, match=r"'guess' has no calibrated intervals"):
         interval("guess")
+
+
+def test_runs_near_the_bound_are_slower_than_predicted_and_others_are_not():
+    factors = [slowdown("curvature", margin) for margin in (0.0, 0.5, 1.0, 10.0)]
+    assert factors == sorted(factors, reverse=True)
+    assert 1.0 == factors[-1] < factors[0] < 5
+    assert slowdown("replay", 0.1) == 1.0
+    assert Slowdown(2.0, 0.5).factor(0.5) == pytest.approx(2.0)
+
+
+def test_a_slowed_curve_keeps_its_beginning_and_takes_longer_after_it():
+    curve = np.exp(-STEPS / 30)
+    np.testing.assert_allclose(slowed(STEPS, curve, 2.0), np.exp(-STEPS / 60), rtol=2e-3)
+    after = slowed(STEPS, curve, 2.0, 20.0)
+    np.testing.assert_array_equal(after[STEPS <= 20], curve[STEPS <= 20])
+    later = STEPS > 20
+    np.testing.assert_allclose(after[later], np.exp(-(20 + (STEPS[later] - 20) / 2) / 30), rtol=2e-3)
 
 
 @pytest.mark.parametrize("law", [PowerLaw(0.1, 1.4, 0.8, 10.0), PowerLaw(0.01, 2.0, 2.0, 60.0)])
