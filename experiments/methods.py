@@ -45,7 +45,7 @@ def curve_of(run: dict[str, Any], method: str) -> tuple[np.ndarray, np.ndarray, 
     if raw in run["curves"]:
         steps, loss, error = arrays(run["curves"][raw])
         if raw == method and method in run["slowdowns"]:
-            loss, error = (slowed(steps, each, run["slowdowns"][method], run["real_steps_first"] if method == "one-shot" else 0.0) for each in (loss, error))
+            loss, error = (slowed(steps, each, run["slowdowns"][method], run["real_steps_first"] if method == "one-shot" else 0) for each in (loss, error))
         return steps, loss, error
     steps, loss, _ = arrays(run["curves"]["real"])
     kind, _, share = method.rpartition(" ")

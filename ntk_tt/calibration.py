@@ -91,7 +91,7 @@ def slowdown(method: str, margin: float) -> float:
     return 1.0 if fitted is None else Slowdown(**fitted).factor(margin)
 
 
-def slowed(steps: np.ndarray, curve: Float[np.ndarray, " s"], factor: float, start: float = 0.0) -> Float[np.ndarray, " s"]:
+def slowed(steps: np.ndarray, curve: Float[np.ndarray, " s"], factor: float, start: int = 0) -> Float[np.ndarray, " s"]:
     """A curve whose time after a step runs slower by a factor, at the same steps."""
     return np.interp(np.where(steps > start, start + (steps - start) / factor, steps), steps, curve)
 

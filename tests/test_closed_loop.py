@@ -141,7 +141,7 @@ def test_runs_near_the_bound_are_slower_than_predicted_and_others_are_not():
 def test_a_slowed_curve_keeps_its_beginning_and_takes_longer_after_it():
     curve = np.exp(-STEPS / 30)
     np.testing.assert_allclose(slowed(STEPS, curve, 2.0), np.exp(-STEPS / 60), rtol=2e-3)
-    after = slowed(STEPS, curve, 2.0, 20.0)
+    after = slowed(STEPS, curve, 2.0, 20)
     np.testing.assert_array_equal(after[STEPS <= 20], curve[STEPS <= 20])
     later = STEPS > 20
     np.testing.assert_allclose(after[later], np.exp(-(20 + (STEPS[later] - 20) / 2) / 30), rtol=2e-3)

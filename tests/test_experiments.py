@@ -11,7 +11,7 @@ from experiments import comparison, fig1, readme, run, statistics
 from experiments.extrapolation import power_law, stretched_exponential
 
 # The first experiment of a session compiles what the others share, so which ones take over ten seconds depends on the order.
-SLOW = {"fig1": "two tasks, so everything is compiled twice", "fig5": "the runs of fig1 and tab1", "accuracy": "six feature passes to compile", "curvature": "seven feature passes to compile"}
+SLOW = {"fig1": "two tasks, so everything is compiled twice", "fig5": "the runs of fig1 and tab1", "accuracy": "six feature passes to compile", "curvature": "seven feature passes to compile", "sharpening": "six feature passes to compile"}
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in run.names()])
