@@ -3,6 +3,7 @@
 from importlib.metadata import PackageNotFoundError, version
 
 from ntk_tt.adapters import from_equinox, from_function, from_linen, load_factory
+from ntk_tt.calibration import slowdown, slowed
 from ntk_tt.closed_loop import Forecast, Predictor, loss_callback
 from ntk_tt.data import Task, UpTo, describe_data, list_data, load_task, task_from_arrays
 from ntk_tt.dynamics import LinearizedProblem, Trajectory, simulate
@@ -32,5 +33,5 @@ __all__ = [
     "extrapolate_power_law", "extrapolate_resolvent", "finetune", "fit_linear_head", "fit_power_law", "from_equinox", "from_function", "from_linen",
     "from_nnx", "jacobian_features", "judge", "linearization_residual", "linearize", "linearize_head", "list_data", "list_models", "load_factory",
     "load_model", "load_task", "loss_callback", "measure_alpha", "ntk_from_features", "ntk_spectrum", "predict", "predict_after", "restrict",
-    "sample_mesh", "simulate", "stability", "stored_outputs", "task_from_arrays", "training_times", "write_features",
+    "sample_mesh", "simulate", "slowdown", "slowed", "stability", "stored_outputs", "task_from_arrays", "training_times", "write_features",
 ]

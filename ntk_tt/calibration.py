@@ -86,13 +86,27 @@ def _table() -> dict:
 
 
 def slowdown(method: str, margin: float) -> float:
-    """The factor on the times that a method predicts for a run of this stability margin; 1 for a method without."""
+    """The factor on the times that a method predicts for a run of this stability margin; 1 for a method without.
+
+    Args:
+        method: `curvature`, `one-shot` or another of the command line's.
+        margin: `Verdict.stability_margin`.
+    """
     fitted = _table()["slowdowns"].get(method)
     return 1.0 if fitted is None else Slowdown(**fitted).factor(margin)
 
 
 def slowed(steps: np.ndarray, curve: Float[np.ndarray, " s"], factor: float, start: int = 0) -> Float[np.ndarray, " s"]:
-    """A curve whose time after a step runs slower by a factor, at the same steps."""
+    """A curve whose time after step `start` runs slower by a factor.
+
+    Args:
+        steps, curve: (S,) of a prediction.
+        factor: at least 1, as `slowdown` gives it.
+        start: the last real step that the prediction has seen.
+
+    Returns:
+        The curve (S,) at the same steps.
+    """
     return np.interp(np.where(steps > start, start + (steps - start) / factor, steps), steps, curve)
 
 
