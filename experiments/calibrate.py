@@ -96,20 +96,13 @@ def level_of(runs: list[dict[str, Any]], method: str, share: float) -> float:
 
 
 def fit(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """The table of `ntk_tt/calibration.json`.
-
-    A group with too few times after a share of the run takes those of less of it, and no interval is wider than with less seen:
-    so few runs would have it otherwise by chance.
-    """
+    """The table of `ntk_tt/calibration.json`; a group with too few times after a share of the run takes those of less of it."""
     table: dict[str, Any] = {}
     for method, shares in SHARES.items():
-        before: dict[str, Any] = {}
+        groups: dict[str, Any] = {}
         for share in shares:
-            groups = before | distributions(runs, method, share, level_of(runs, method, share))
-            for name, group in groups.items():
-                known = [each["reach"] for each in (group, before.get(name, group)) if each["reach"] is not None]
-                groups[name] = group | {"reach": min(known, default=None)}
-            before = table.setdefault(method, {})[f"{share:g}"] = groups
+            groups = groups | distributions(runs, method, share, level_of(runs, method, share))
+            table.setdefault(method, {})[f"{share:g}"] = groups
     return table
 
 

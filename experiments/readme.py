@@ -58,11 +58,14 @@ def accuracy() -> str:
 
 
 def trust() -> str:
-    """Markdown: errors of `curvature` on the reporting data by the verdict's trust, and what the intervals hold."""
+    """Markdown: errors on the reporting data by the verdict's trust, beside those of another real run, and what the intervals hold."""
     found = _accuracy("calibration.json")
     limits = {"high": f"high: at least {verdict.WIDE_MARGIN:g}", "medium": f"medium: {verdict.CLOSE_MARGIN:g} to {verdict.WIDE_MARGIN:g}", "low": f"low: 1 to {verdict.CLOSE_MARGIN:g}", "none": "none: below 1, refused"}
-    lines = ["| trust: margin | runs | median error | within 20 % | within 2× |", "|---|---|---|---|---|"]
-    lines += [f"| {limits[grade]} | {row['runs']} | {row['median']:.0%} | {row['within_20']:.0%} | {row['within_2x']:.0%} |" for grade, row in found["by trust"]["reporting"].items()]
+    lines = ["| method | trust: margin | runs | median error | within 20 % | within 2× | another real run: median | within 20 % | within 2× |", "|---|---|---|---|---|---|---|---|---|"]
+    for method, grades in found["by trust"]["reporting"].items():
+        for grade, row in grades.items():
+            cells = [f"{row[of][measure]:.0%}" for of in (method, "another run") for measure in ("median", "within_20", "within_2x")]
+            lines.append(f"| {' | '.join([method, limits[grade], str(row['runs']), *cells])} |")
     held = {name: row["covered"] for name, row in found["coverage"]["reporting"].items()}
     return "\n".join(lines) + (f"\n\nOf the real times of the reporting runs the 90 % intervals hold {held['curvature, 0% seen']:.0%} (`curvature`), {held['one-shot, 0% seen']:.0%} (`one-shot`), and with a tenth and a quarter "
                                f"of the run seen {held['curvature, 10% seen']:.0%} and {held['curvature, 25% seen']:.0%}.\n")

@@ -5,7 +5,7 @@
 Full-batch training at a twentieth of the stable rate, so nothing oscillates: the largest eigenvalue of the Gauss–Newton Hessian
 at the weights on the way, by the loss there, beside that of the frozen kernel, of the real head on a linear backbone, of
 `curvature`, and of `curvature` with all F directions. Expected: sharpness grows several times over, within the first steps
-already, and the models with few directions see little of it. A run at a higher rate then reaches its bound long before they say.
+already, and the models see a part of it, however many their directions. A run at a higher rate then reaches its bound long before they say.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from ntk_tt.head import linearize_head
 from ntk_tt.learning_rate import largest_curvature
 from ntk_tt.linearize import blocks
 
-CLAIM = "ours: sharpness grows faster than any model with few directions says"
+CLAIM = "ours: sharpness grows faster than any expansion at one or two points says"
 PAPER = "–"
 BLOCK = 50
 
