@@ -3,7 +3,7 @@
     python -m experiments.run accuracy --scale cpu      # two hours on two cores; needs $NTK_TT_DATA and $NTK_TT_WEIGHTS
     python -m experiments.calibrate                     # then: intervals and the closed loop's constants, from the tuning data
 
-Each setting is fine-tuned for real in three orders of the data and predicted by the frozen kernel (`replay`), with a real head
+Each setting is fine-tuned for real in three orders of the data (ResNet-18 in two) and predicted by the frozen kernel (`replay`), with a real head
 (`head`), with the curvature of the backbone too (`curvature`), and after a few real steps (`one-shot`). Real runs and
 predictions go on to 2 T, so that "not reached within T" can be told from "reached a little later". One real run as the
 prediction of another (full-batch runs have no order: one at a learning rate 2 % smaller) says what no method can beat
@@ -46,6 +46,8 @@ class Group:
     per_class: int = 40
     settings: int = 4
     seed: int = 1
+    orders: int = 3
+    """Orders of the data that are trained for real."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,16 +58,14 @@ class Config:
     record_every: int = 3
     seeds: int = 3
     """Orders of the data that a prediction averages."""
-    orders: int = 3
-    """Orders of the data that are trained for real."""
     chosen: tuple[tuple[float, float, int | None], ...] = SETTINGS
 
 
 SCALES = {
-    "tiny": Config(groups=(Group(data=("digits",), per_class=6, settings=1),), classes=3, num_steps=30, seeds=1, orders=2, chosen=((0.5, 0.9, 6),)),
+    "tiny": Config(groups=(Group(data=("digits",), per_class=6, settings=1, orders=2),), classes=3, num_steps=30, seeds=1, chosen=((0.5, 0.9, 6),)),
     "cpu": Config(groups=(
         Group(), Group("resnet20", ("cifar100", "cifar10", "dtd", "trashnet"), settings=1),
-        Group("resnet18", ("dtd", "cub200"), per_class=20, settings=1), Group(settings=2, seed=2))),
+        Group("resnet18", ("dtd", "cub200"), per_class=20, settings=1, orders=2), Group(settings=2, seed=2))),
     "gpu": Config(groups=(Group("resnet18", (*TUNING, *REPORTING), per_class=150, settings=9), Group("densenet169", (*TUNING, *REPORTING), per_class=150, settings=9))),
 }
 
@@ -77,19 +77,19 @@ def compute(config: Config) -> dict[str, Any]:
             task = on(data, TaskConfig(group.network, data, classes=config.classes, per_class=group.per_class, seed=group.seed))
             chosen = [config.chosen[(turn + index) % len(config.chosen)] for index in range(group.settings)]
             turn += group.settings
-            runs += runs_of(config, task, chosen)
+            runs += runs_of(config, task, chosen, group.orders)
     return {"runs": runs, **methods.evaluate(runs)}
 
 
-def runs_of(config: Config, task: TaskConfig, chosen: list[tuple[float, float, int | None]]) -> list[dict[str, Any]]:
+def runs_of(config: Config, task: TaskConfig, chosen: list[tuple[float, float, int | None]], orders: int) -> list[dict[str, Any]]:
     """The records of one task, each kept in the cache by all that it depends on."""
     prepared, records = None, []
     for rate, momentum, batch_size in chosen:
-        name = f"accuracy-{task.network}-{task.data}-{task.seed}-{task.classes}x{task.per_class}-{rate}-{momentum}-{batch_size}-{config.num_steps}-{config.orders}.json"
+        name = f"accuracy-{task.network}-{task.data}-{task.seed}-{task.classes}x{task.per_class}-{rate}-{momentum}-{batch_size}-{config.num_steps}-{orders}.json"
         path = cache_folder() / name
         if not path.exists():
             prepared = prepared or Prepared(config, task)
-            write_json(path, prepared.record(rate, momentum, batch_size))
+            write_json(path, prepared.record(rate, momentum, batch_size, orders))
         records.append(json.loads(path.read_text()))
     return records
 
@@ -113,7 +113,7 @@ class Prepared:
             self.curvature = jax.block_until_ready(linearize_head(self.model, self.images, self.labels, key=key))
         self.seconds["curvature"] = watch.seconds
 
-    def record(self, rate: float, momentum: float, batch_size: int | None) -> dict[str, Any]:
+    def record(self, rate: float, momentum: float, batch_size: int | None, orders: int) -> dict[str, Any]:
         """One setting: curves, seconds and what a verdict could go by, as plain values."""
         config = self.config
         steps, every = config.num_steps, config.record_every
@@ -122,7 +122,7 @@ class Prepared:
         setting = {"learning_rate": float(f"{rate * largest:.2g}"), "momentum": momentum, "batch_size": batch_size}
         optimizer = ntk_tt.OptimizerConfig(**setting)
         # By the order of the data; a full batch has none, so its other run is one that nobody would call another setting.
-        others = [(setting, order) for order in range(1, config.orders)] if batch_size else [(setting | {"learning_rate": float(f"{NEARBY * setting['learning_rate']:.3g}")}, 0)]
+        others = [(setting, order) for order in range(1, orders)] if batch_size else [(setting | {"learning_rate": float(f"{NEARBY * setting['learning_rate']:.3g}")}, 0)]
         real, *other = [real_run(self.task, of, 2 * steps, seed=order, record_every=every) for of, order in [(setting, 0), *others]]
         curves, seconds, further = {"real": _curve(real)}, {}, {}
         key = jax.random.key(self.task.seed + 2000)
