@@ -38,6 +38,7 @@ ANCHOR_FALL = 0.25  # the second expansion point is where the predicted loss has
 ROWS_PER_PROJECTION = 4  # D' of `auto` over N·(C−1): the dynamics pass over the features at each full-batch step
 _FLOW_RATE = 1.0  # of 1/λ, without momentum: near to gradient flow, and stable until λ has doubled
 _FLOW_STEPS, _FLOW_CHUNK = 600, 5  # most steps of the path to the second point, and between two looks at its loss
+_HALVINGS = 4  # of the way to the second point, at most
 _BLOCK = 50  # samples in a forward or backward pass
 
 
@@ -295,17 +296,24 @@ def velocity_of(problem: HeadProblem, model: Model, velocity: PyTree) -> HeadSta
 
 def with_curvature(problem: HeadProblem, parts: Parts, inputs, basis: Float[Array, "c k"], plan: FeaturePlan, options: dict[str, Any], *,
                    fall: float = ANCHOR_FALL, progress: Progress = silent) -> HeadProblem:
-    """The problem with the second-order terms of `Curvature`, by a feature pass where the predicted loss has fallen to a share of its start."""
+    """The problem with the second-order terms of `Curvature`, by a feature pass where the predicted loss has fallen to a share of its start.
+
+    Where the network has no finite features so far out, as after an unstable start, the second point is taken nearer.
+    """
     state, pushed = path_to(problem, fall)
-    moved = moved_weights(parts, problem.directions, inputs, pushed)
+    for nearer in range(_HALVINGS + 1):
+        displacement = state.backbone / 2**nearer
+        moved = moved_weights(parts, problem.directions, inputs, pushed / 2**nearer)
+        if bool(jnp.isfinite(in_blocks(jax.jit(partial(parts.features, moved)), inputs)).all()):
+            break
     inner, _ = jnp.linalg.qr(problem.directions.T @ state.kernel @ basis)
     second = plan_features(along(parts.features, problem.directions @ inner), parts.backbone, inputs, num_projections=plan.num_projections, **options)
     before = jnp.einsum("rk,nrd->nkd", inner, problem.jacobian)
     change = compute_features(second, moved, inputs, progress=progress) - before
     growth = float(jnp.linalg.norm(change) / jnp.linalg.norm(before))
-    if not np.isfinite(growth) or not bool(jnp.any(state.backbone)):
+    if not np.isfinite(growth) or not bool(jnp.any(displacement)):
         raise ValueError("model: the network gives NaN at the weights that its linear model reaches; take curvature=False (method 'head')")
-    return dataclasses.replace(problem, curvature=Curvature(change, change @ state.backbone, inner, state.backbone), growth=growth)
+    return dataclasses.replace(problem, curvature=Curvature(change, change @ displacement, inner, displacement), growth=growth)
 
 
 def path_to(problem: HeadProblem, fall: float) -> tuple[HeadState, Float[Array, "n r"]]:
@@ -321,7 +329,8 @@ def path_to(problem: HeadProblem, fall: float) -> tuple[HeadState, Float[Array, 
     for _ in range(_FLOW_STEPS // _FLOW_CHUNK):
         following, loss = _flow(problem, carry, rate)
         if not np.isfinite(float(loss)) or float(loss) > 2 * start:
-            break
+            rate = rate / 4  # the kernel has outgrown it
+            continue
         carry = following
         if float(loss) < fall * start:
             break

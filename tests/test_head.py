@@ -147,6 +147,20 @@ def test_curvature_is_exact_at_both_ends_of_a_quadratic_backbone(data):
     np.testing.assert_allclose((found @ problem.directions.T) @ inside, expected @ inside, rtol=1e-3, atol=1e-3)
 
 
+def test_the_second_point_is_nearer_where_the_network_has_no_finite_features(data):
+    model = network(activation=jnp.square)
+    whole = full(model, data).curvature
+    limit = 0.7 * float(jnp.linalg.norm(whole.displacement))
+
+    def bounded(params, inputs):
+        away = jax.flatten_util.ravel_pytree(jax.tree.map(jnp.subtract, params["first"], model.params["first"]))[0]
+        return jnp.where(jax.lax.stop_gradient(jnp.square(away).sum()) > limit**2, jnp.nan, model.apply_features(params, inputs))
+
+    nearer = full(dataclasses.replace(model, apply_features=bounded), data).curvature
+    np.testing.assert_allclose(nearer.displacement, whole.displacement / 2, rtol=1e-5)
+    assert bool(jnp.isfinite(nearer.change).all())
+
+
 def test_curvature_brings_the_prediction_closer_to_real_training(data):
     model, optimizer = network(num_features=64), ntk_tt.OptimizerConfig(0.1, 0.9)  # wide enough that two points tell of the way between
     real = ntk_tt.finetune(model.apply, model.params, *data, optimizer, 40)
