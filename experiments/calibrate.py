@@ -72,37 +72,51 @@ def distribution(pairs: list[tuple[float, bool]], level: float) -> dict[str, Any
             "ratios": np.round(values[kept], 4).tolist(), "cumulative": np.round(share[kept], 4).tolist()}
 
 
-def distributions(runs: list[dict[str, Any]], method: str, share: float, level: float) -> dict[str, Any]:
+Known = list[tuple[float, list[tuple[float, bool]]]]  # of each run, its margin and its `ratios`
+
+
+def known(runs: list[dict[str, Any]], method: str, share: float) -> Known:
+    return [(margin_of(run, method), ratios(run, method, share)) for run in runs]
+
+
+def distributions(runs: Known, level: float) -> dict[str, Any]:
     """Of all runs, and of those of each group of margins that has enough times, some of them reached."""
     groups: dict[str, list[tuple[float, bool]]] = {"all": [], **{name: [] for name in MARGINS}}
-    for run in runs:
-        each = ratios(run, method, share)
-        groups["all"] += each
-        groups[group_of(margin_of(run, method))] += each
+    for margin, pairs in runs:
+        groups["all"] += pairs
+        groups[group_of(margin)] += pairs
     return {name: distribution(pairs, level) for name, pairs in groups.items() if len(pairs) >= MIN_COUNT and not all(censored for _, censored in pairs)}
 
 
-def level_of(runs: list[dict[str, Any]], method: str, share: float) -> float:
+def level_of(runs: Known) -> float:
     """The least level with which intervals of the other runs cover a run's times as often as they should: the times of one run are wrong together."""
     for level in LEVELS:
         covered = []
-        for left_out in runs:
-            table = {method: {f"{share:g}": distributions([run for run in runs if run is not left_out], method, share, level)}}
-            spread = spread_of(table, method, share, margin_of(left_out, method))
-            covered += [holds(spread, value, censored) for value, censored in ratios(left_out, method, share)]
+        for left_out, (margin, pairs) in enumerate(runs):
+            spread = spread_of(distributions([run for index, run in enumerate(runs) if index != left_out], level), margin)
+            covered += [holds(spread, value, censored) for value, censored in pairs]
         if np.mean(covered) >= COVERAGE:
             return level
     return LEVELS[-1]
 
 
 def fit(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """The table of `ntk_tt/calibration.json`; a group with too few times after a share of the run takes those of less of it."""
+    """The table of `ntk_tt/calibration.json`.
+
+    A group with too few times after a share of the run takes those of less of it, and no interval is narrower than with more seen:
+    so few runs would have it otherwise by chance.
+    """
     table: dict[str, Any] = {}
     for method, shares in SHARES.items():
         groups: dict[str, Any] = {}
         for share in shares:
-            groups = groups | distributions(runs, method, share, level_of(runs, method, share))
+            of_runs = known(runs, method, share)
+            groups = groups | distributions(of_runs, level_of(of_runs))
             table.setdefault(method, {})[f"{share:g}"] = groups
+        for more, less in itertools.pairwise(f"{share:g}" for share in reversed(shares)):
+            for name, group in table[method][less].items():
+                reaches = group["reach"], table[method][more][name]["reach"]
+                table[method][less][name] = group | {"reach": None if None in reaches else max(reaches)}
     return table
 
 
@@ -111,8 +125,7 @@ def holds(spread: Interval, value: float, censored: bool) -> bool:
     return bool(np.exp(value) <= spread.high and (censored or np.exp(value) >= spread.low))
 
 
-def spread_of(table: dict[str, Any], method: str, share: float, margin: float) -> Interval:
-    groups = table[method][f"{share:g}"]
+def spread_of(groups: dict[str, Any], margin: float) -> Interval:
     chosen = groups.get(group_of(margin), groups["all"])
     return from_quantiles(chosen["ratios"], chosen["cumulative"], chosen["reach"])
 
@@ -124,7 +137,7 @@ def coverage(runs: list[dict[str, Any]], table: dict[str, Any]) -> dict[str, Any
         for share in shares:
             covered, chances, reached = [], [], []
             for run in runs:
-                spread, end = spread_of(table, method, share, margin_of(run, method)), run["num_steps"]
+                spread, end = spread_of(table[method][f"{share:g}"], margin_of(run, method)), run["num_steps"]
                 covered += [holds(spread, value, censored) for value, censored in ratios(run, method, share)]
                 for real, time in later_times(run, method, share):
                     chances.append(spread.probability(end / max(1.0, time or 2.0 * end)))

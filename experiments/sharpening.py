@@ -97,6 +97,7 @@ def trained(loaded: LoadedTask, optimizer: ntk_tt.OptimizerConfig, config: Confi
 def along_replay(problem, optimizer: ntk_tt.OptimizerConfig, config: Config) -> list[tuple[float, float]]:
     every = -(-config.num_steps // config.measurements)
     run = replay(problem, optimizer, config.num_steps, record_every=every, save_logits=True)
+    assert run.logits is not None
     return [(float(loss), largest_curvature(problem, logits)[0]) for loss, logits in zip(run.loss, run.logits, strict=True)]
 
 

@@ -301,11 +301,13 @@ def with_curvature(problem: HeadProblem, parts: Parts, inputs, basis: Float[Arra
     Where the network has no finite features so far out, as after an unstable start, the second point is taken nearer.
     """
     state, pushed = path_to(problem, fall)
-    for nearer in range(_HALVINGS + 1):
-        displacement = state.backbone / 2**nearer
-        moved = moved_weights(parts, problem.directions, inputs, pushed / 2**nearer)
-        if bool(jnp.isfinite(in_blocks(jax.jit(partial(parts.features, moved)), inputs)).all()):
+    displacement, features = state.backbone, jax.jit(parts.features)
+    moved = moved_weights(parts, problem.directions, inputs, pushed)
+    for _ in range(_HALVINGS):
+        if bool(jnp.isfinite(in_blocks(partial(features, moved), inputs)).all()):
             break
+        displacement, pushed = displacement / 2, pushed / 2
+        moved = moved_weights(parts, problem.directions, inputs, pushed)
     inner, _ = jnp.linalg.qr(problem.directions.T @ state.kernel @ basis)
     second = plan_features(along(parts.features, problem.directions @ inner), parts.backbone, inputs, num_projections=plan.num_projections, **options)
     before = jnp.einsum("rk,nrd->nkd", inner, problem.jacobian)
