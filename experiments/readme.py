@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tyro
 
 from experiments import methods, run
@@ -54,7 +55,13 @@ def _cell(text: str) -> str:
 
 def accuracy() -> str:
     """Markdown: errors by method on the reporting data, every number from `experiments.accuracy`."""
-    return methods.markdown(_accuracy("cpu.json")["results"]["tables"], "reporting") + "\n"
+    results = _accuracy("cpu.json")["results"]
+    costs = []
+    for network in dict.fromkeys(each["network"] for each in results["runs"]):
+        runs = [each for each in results["runs"] if each["network"] == network]
+        ratios = (f"{np.median([each['gd_seconds'] / each['seconds'][method] for each in runs]):.0f}× ({method})" for method in ("head", "curvature", "one-shot"))
+        costs.append(f"{network} {', '.join(ratios)}")
+    return methods.markdown(results["tables"], "reporting") + f"\nCost by network, of all runs: 150 GD steps are {'; '.join(costs)}.\n"
 
 
 def trust() -> str:
