@@ -143,8 +143,8 @@ def intervals(method: CommandLineMethod, predicted: Predicted, num_steps: int, s
 
     prediction = predicted.prediction
 
-    def of(curve: np.ndarray, level: float, time: float | None) -> dict[str, Any]:
-        time = continued_time(prediction.steps, smooth(curve, smoothing), level) if time is None else time
+    def of(curve: np.ndarray, level: float, step: int | None) -> dict[str, Any]:
+        time = continued_time(prediction.steps, smooth(curve, smoothing), level) if step is None else step
         if time is None:
             return {"low": None, "high": None, "probability": 0.0}
         if time <= predicted.real_steps:
@@ -152,5 +152,5 @@ def intervals(method: CommandLineMethod, predicted: Predicted, num_steps: int, s
         low, high = (max(float(predicted.real_steps), time * factor) for factor in (spread.low, spread.high))
         return {"low": round(low) if low <= num_steps else None, "high": round(high) if high <= num_steps else None, "probability": spread.probability(num_steps / time)}
 
-    return {family: {name: of(curve, float(name), time) for name, time in prediction.times[family].items()}
+    return {family: {name: of(curve, float(name), step) for name, step in prediction.times[family].items()}
             for family, curve in (("loss_below", prediction.loss), ("error_below", prediction.error))}
