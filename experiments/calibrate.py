@@ -37,9 +37,9 @@ class Arguments:
     """Also try the constants of the closed loop."""
 
 
-def margin_of(run: dict[str, Any], method: str) -> float:
-    """The stability margin that a user of the method sees."""
-    return run["margins"]["curvature" if method == "head" else method]
+def margin_of(run: dict[str, Any], method: str) -> float | None:
+    """The stability margin that a user of the method sees; None where the benchmark does not keep it, so that all runs are one group."""
+    return run["margins"].get(method)
 
 
 def ratios(run: dict[str, Any], method: str, share: float) -> list[tuple[float, bool]]:
@@ -72,7 +72,7 @@ def distribution(pairs: list[tuple[float, bool]], level: float) -> dict[str, Any
             "ratios": np.round(values[kept], 4).tolist(), "cumulative": np.round(share[kept], 4).tolist()}
 
 
-Known = list[tuple[float, list[tuple[float, bool]]]]  # of each run, its margin and its `ratios`
+Known = list[tuple[float | None, list[tuple[float, bool]]]]  # of each run, its margin and its `ratios`
 
 
 def known(runs: list[dict[str, Any]], method: str, share: float) -> Known:
@@ -84,7 +84,8 @@ def distributions(runs: Known, level: float) -> dict[str, Any]:
     groups: dict[str, list[tuple[float, bool]]] = {"all": [], **{name: [] for name in MARGINS}}
     for margin, pairs in runs:
         groups["all"] += pairs
-        groups[group_of(margin)] += pairs
+        if margin is not None:
+            groups[group_of(margin)] += pairs
     return {name: distribution(pairs, level) for name, pairs in groups.items() if len(pairs) >= MIN_COUNT and not all(censored for _, censored in pairs)}
 
 
@@ -125,8 +126,8 @@ def holds(spread: Interval, value: float, censored: bool) -> bool:
     return bool(np.exp(value) <= spread.high and (censored or np.exp(value) >= spread.low))
 
 
-def spread_of(groups: dict[str, Any], margin: float) -> Interval:
-    chosen = groups.get(group_of(margin), groups["all"])
+def spread_of(groups: dict[str, Any], margin: float | None) -> Interval:
+    chosen = groups.get("all" if margin is None else group_of(margin), groups["all"])
     return from_quantiles(chosen["ratios"], chosen["cumulative"], chosen["reach"])
 
 
@@ -173,7 +174,7 @@ def by_grade(runs: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, Any]]]
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for method in ("curvature", "one-shot"):
         for grade in get_args(Trust):
-            chosen = [run for run in runs if judge(margin_of(run, method), 0.0, follows_kernel=True).trust == grade]
+            chosen = [run for run in runs if judge(run["margins"][method], 0.0, follows_kernel=True).trust == grade]
             if any(methods.errors(run, method) for run in chosen):
                 found.setdefault(method, {})[grade] = {"runs": len(chosen), **{of: errors_of(chosen, of) for of in (method, "another run")}}
     return found

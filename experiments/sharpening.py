@@ -110,6 +110,8 @@ def summarize(results: dict[str, Any]) -> tuple[str, str]:
     runs = results["runs"]
     grown = {name: float(np.median([growth(run, name) for run in runs])) for name in runs[0]["sharpness"]}
     outcome = "largest sharpness on the way over the initial one, median: " + ", ".join(f"{name} {value:.1f}×" for name, value in grown.items())
+    third = float(np.median([values[len(values) // 3] / values[0] for values in (run["sharpness"]["real"] for run in runs)]))
+    outcome += f"; real after a third of the steps {third:.1f}×"
     seen = (grown["curvature"] - 1) / max(1e-9, grown["real"] - 1)
     return outcome, f"{'reproduced' if seen < 0.75 else 'not reproduced'}: `curvature` sees {seen:.0%} of the growth, with all directions {(grown['curvature, all directions'] - 1) / max(1e-9, grown['real'] - 1):.0%}"
 

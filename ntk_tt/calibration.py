@@ -20,7 +20,7 @@ COVERAGE = 0.9
 # Groups of runs by their stability margin, from this on: errors grow below. The three give narrower intervals than two did, with
 # the same coverage of tuning runs left out; the upper limit was first set when a few of the reporting ones were there.
 MARGINS = {"past": 0.0, "edge": 0.5, "stable": 1.5}
-MIN_MARGIN = MARGINS["edge"]  # further past the bound runs are chaotic: of the two tuning ones there one is threefold slower than predicted, one threefold faster
+MIN_MARGIN = MARGINS["edge"]  # further past the bound runs are chaotic, and the tuning ones too few to say that they are slower still
 
 
 class Slowdown(NamedTuple):

@@ -161,6 +161,17 @@ def test_the_second_point_is_nearer_where_the_network_has_no_finite_features(dat
     assert bool(jnp.isfinite(nearer.change).all())
 
 
+def test_the_path_to_the_second_point_takes_smaller_steps_where_it_blows_up(data, monkeypatch):
+    problem = full(network(activation=jnp.square), data, curvature=False)
+    usual, _ = path_to(problem, ANCHOR_FALL)
+    monkeypatch.setattr("ntk_tt.head._FLOW_RATE", 1e4)
+    found, _ = path_to(problem, ANCHOR_FALL)
+    start, end = (float(problem.metrics(state)[0]) for state in (problem.zero(), found))
+    assert end < ANCHOR_FALL * start
+    alike = found.backbone @ usual.backbone / jnp.linalg.norm(found.backbone) / jnp.linalg.norm(usual.backbone)
+    assert alike > 0.8
+
+
 def test_curvature_brings_the_prediction_closer_to_real_training(data):
     model, optimizer = network(num_features=64), ntk_tt.OptimizerConfig(0.1, 0.9)  # wide enough that two points tell of the way between
     real = ntk_tt.finetune(model.apply, model.params, *data, optimizer, 40)
