@@ -12,6 +12,7 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -98,7 +99,7 @@ def along_replay(problem, optimizer: ntk_tt.OptimizerConfig, config: Config) -> 
     every = -(-config.num_steps // config.measurements)
     run = replay(problem, optimizer, config.num_steps, record_every=every, save_logits=True)
     assert run.logits is not None
-    return [(float(loss), largest_curvature(problem, logits)[0]) for loss, logits in zip(run.loss, run.logits, strict=True)]
+    return [(float(loss), largest_curvature(problem, jnp.asarray(logits))[0]) for loss, logits in zip(run.loss, run.logits, strict=True)]
 
 
 def growth(run: dict[str, Any], name: str) -> float:
