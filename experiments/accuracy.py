@@ -137,7 +137,7 @@ class Prepared:
         curves["one-shot"] = {"steps": shot.trajectories[0].steps.tolist(), "loss": _mean(run.loss for run in shot.trajectories), "error": _mean(run.error for run in shot.trajectories)}
         seconds["one-shot"] = watch.seconds
         residual = linearization_residual(self.model.apply, self.model.params, self.images, self.labels, optimizer)
-        margins = {name: ntk_tt.stability(problem, optimizer, steps)[0] for name, problem in (("replay", self.frozen), ("curvature", self.curvature), ("one-shot", shot.problem))}
+        margins = {name: ntk_tt.stability(problem, optimizer, steps)[0] for name, problem in (("replay", self.frozen), ("head", self.head), ("curvature", self.curvature), ("one-shot", shot.problem))}
         record = {
             **dataclasses.asdict(self.task), "role": "tuning" if self.task.data in TUNING else "reporting", "rate": rate, **setting, "num_steps": steps,
             "num_samples": len(self.labels), "real_steps_first": shot.run.steps[-1], "diverged_at": real.diverged_at, "growth": float(self.curvature.growth),

@@ -14,7 +14,7 @@ from ntk_tt.training_time import crossing_time, epsilon_time, smooth
 
 LOSS_SHARES, ERROR_LEVELS, EPSILONS = (0.5, 0.25, 0.1), (0.2, 0.1, 0.05), (0.01, 0.1, 0.4)
 CURVES = ("replay", "head", "curvature", "one-shot")
-SLOWED = ("curvature", "one-shot")  # methods whose margin on the way says how much slower real training is
+SLOWED = ("head", "curvature", "one-shot")  # methods whose margin on the way says how much slower real training is
 UNSLOWED = " as it is"  # of a method's name: without the slowdown
 OBSERVED = (0.1, 0.25)
 METHODS = ("another run", *CURVES, *(name + UNSLOWED for name in SLOWED), *(f"closed loop {share:.0%}" for share in OBSERVED), "constant", "extrapolation, equal cost", *(f"extrapolation {share:.0%}" for share in OBSERVED))

@@ -11,6 +11,7 @@ import tyro
 
 from ntk_tt import report as reports
 from ntk_tt.by_method import CommandLineMethod, Predicted, Reading, as_slow_as, first_real_steps, intervals, observed, predict_by
+from ntk_tt.compilation import keep_compiled
 from ntk_tt.data import describe_data, list_data
 from ntk_tt.finetune import TrainingRun, finetune
 from ntk_tt.head import HeadProblem
@@ -22,7 +23,7 @@ from ntk_tt.predict import Outputs, plateau_window
 from ntk_tt.progress import progress_bar
 from ntk_tt.setup import Loaded, Setup, build_features, load, precision_error
 from ntk_tt.stopwatch import Stopwatch
-from ntk_tt.store import FeatureStore
+from ntk_tt.store import FeatureStore, default_folder
 from ntk_tt.training_time import DEFAULT_THRESHOLDS, check_thresholds, training_times
 from ntk_tt.verdict import assess
 from ntk_tt.watch import LossLog, Watcher, follow, predictor_of
@@ -131,6 +132,8 @@ def main(arguments: list[str] | None = None) -> None:
         | Annotated[Features, tyro.conf.subcommand("features")] | Annotated[Watch, tyro.conf.subcommand("watch")]
         | Annotated[Models, tyro.conf.subcommand("models")] | Annotated[Data, tyro.conf.subcommand("data")])
     options: Any = tyro.cli(commands, prog="ntk-tt", description="How long fine-tuning will take, before you start it.", args=arguments)  # pyright: ignore[reportArgumentType,reportCallIssue]
+    if isinstance(options, Setup):
+        keep_compiled(default_folder() / "compiled")
     try:
         match options:
             case Features():

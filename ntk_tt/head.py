@@ -35,7 +35,8 @@ from ntk_tt.progress import Progress, silent
 from ntk_tt.projection import AbstractProjection, default_num_projections
 
 ANCHOR_FALL = 0.25  # the second expansion point is where the predicted loss has fallen to this share of its start
-ROWS_PER_PROJECTION = 4  # D' of `auto` over N·(C−1): the dynamics pass over the features at each full-batch step
+ROWS_PER_PROJECTION = 2  # D' of `auto` over N·(C−1): the dynamics pass over the features at each full-batch step, and 4 and 8 tell times no better
+_MIN_PROJECTIONS = 4096  # fewer cost more: the sketch of a narrow convolution then keeps more of its columns apart
 _FLOW_RATE = 1.0  # of 1/λ, without momentum: near to gradient flow, and stable until λ has doubled
 _FLOW_STEPS, _FLOW_CHUNK = 600, 5  # most steps of the path to the second point, and between two looks at its loss
 _HALVINGS = 4  # of the way to the second point, at most
@@ -235,10 +236,10 @@ def linearize_head(model: Model, inputs: Float[Array | np.ndarray, "n ..."], lab
             directions (C for `mse`).
         fall: the second expansion point is where the predicted loss has fallen to this share of its start.
         loss: `ce` or `mse`.
-        num_directions: r, outputs of the first pass; `auto` takes as many as leave out at most a tenth of the norm of
+        num_directions: r, outputs of the first pass; `auto` takes as many as leave out at most 0.3 of the norm of
             the path that the head takes on fixed features (`HeadProblem.dropped` says how much), but no more than
             3·(C−1). All F, and `exact` projections, leave nothing out.
-        num_projections: D'; `auto` takes 4·N·(C−1), or what the memory holds; `exact` projects nothing.
+        num_projections: D'; `auto` takes 2·N·(C−1), or what the memory holds; `exact` projects nothing.
         key, precision, memory: see `jacobian_features`.
         progress: called after each block.
 
@@ -257,9 +258,9 @@ def linearize_head(model: Model, inputs: Float[Array | np.ndarray, "n ..."], lab
     if loss == "ce" and num_outputs == 1:
         raise ValueError("loss: cross-entropy needs at least two outputs; use loss='mse' with one")
     parts = split_head(model)
-    features = in_blocks(jax.jit(partial(parts.features, parts.backbone)), inputs)
+    features, along_weights = logits_and_tangent(parts.features, parts.backbone, inputs, parts.backbone, block_size=_BLOCK)
     targets = losses.encode_targets(labels, num_outputs, features.dtype)
-    few = model.apply(model.params, jnp.asarray(inputs[:2]))
+    few = jax.jit(model.apply)(model.params, jnp.asarray(inputs[:2]))
     if not np.allclose(few, features[:2] @ parts.kernel + (0 if parts.bias is None else parts.bias), rtol=1e-2, atol=1e-2 * (1 + float(jnp.abs(few).max()))):
         raise ValueError(f"model: the logits of {model.name} are not its head times its features; take method='replay', the frozen kernel")
     basis = contrast_basis(num_outputs, features.dtype) if loss == "ce" else jnp.eye(num_outputs, dtype=features.dtype)
@@ -268,13 +269,12 @@ def linearize_head(model: Model, inputs: Float[Array | np.ndarray, "n ..."], lab
     options: dict[str, Any] = {"key": key, "precision": precision, "memory": None if memory is None else max(1, memory * directions.shape[1] // passes)}
     if num_projections == "auto":
         rows, num_params = len(inputs) * basis.shape[1], sum(leaf.size for leaf in jax.tree.leaves(parts.backbone))
-        wanted = max(4096, ROWS_PER_PROJECTION * rows)
+        wanted = max(_MIN_PROJECTIONS, ROWS_PER_PROJECTION * rows)
         num_projections = min(wanted, num_params, default_num_projections(len(inputs) * passes, num_params, max_bytes=memory or 4 << 30))
     plan = plan_features(along(parts.features, directions), parts.backbone, inputs, num_projections=num_projections, **options)
     total = len(inputs) * (2 if curvature else 1)
     jacobian = compute_features(plan, parts.backbone, inputs, progress=lambda done, _: progress(done, total))
-    _, decay_features = logits_and_tangent(along(parts.features, directions), parts.backbone, inputs, parts.backbone, block_size=_BLOCK)
-    problem = HeadProblem(features, directions, jacobian, decay_features, parts.kernel, parts.bias, targets, dropped=dropped, projection=plan.projection, loss=loss)
+    problem = HeadProblem(features, directions, jacobian, along_weights @ directions, parts.kernel, parts.bias, targets, dropped=dropped, projection=plan.projection, loss=loss)
     if not curvature:
         return problem
     return with_curvature(problem, parts, inputs, basis, plan, options, fall=fall, progress=lambda done, _: progress(len(inputs) + done, total))

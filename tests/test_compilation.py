@@ -1,0 +1,41 @@
+"""Compiled programs on disk: found by the next process, and never in the way."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import pathlib, sys, jax
+from ntk_tt.compilation import keep_compiled
+found = []
+jax.monitoring.register_event_listener(lambda event, **_: found.append(event))
+keep_compiled(pathlib.Path(sys.argv[1]))
+print(float(jax.jit(lambda x: x + 1)(2.0)), sum(event.endswith("/cache_hits") for event in found), jax.config.jax_compilation_cache_dir)
+"""
+
+
+def run(folder, **environment: str) -> list[str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
+    done = subprocess.run([sys.executable, "-W", "error", "-c", PROGRAM, str(folder)], capture_output=True, text=True, env=kept | environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+def test_the_next_process_finds_what_the_first_compiled(tmp_path):
+    folder = tmp_path / "cache" / "compiled"
+    assert run(folder) == ["3.0", "0", str(folder)]
+    assert run(folder) == ["3.0", "1", str(folder)]
+
+
+def test_a_folder_of_the_users_own_stays(tmp_path):
+    assert run(tmp_path / "ours", JAX_COMPILATION_CACHE_DIR=str(tmp_path / "theirs"))[2] == str(tmp_path / "theirs")
+    assert run(tmp_path / "ours", JAX_ENABLE_COMPILATION_CACHE="false")[2] == "None"
+    assert not (tmp_path / "ours").exists()
+
+
+@pytest.mark.parametrize("what", ["a file in the way", "no such device"])
+def test_a_folder_that_cannot_be_written_is_left_alone(tmp_path, what):
+    (tmp_path / "file").write_text("")
+    assert run(tmp_path / "file" / "compiled" if what == "a file in the way" else "/proc/compiled") == ["3.0", "0", "None"]
