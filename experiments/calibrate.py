@@ -104,8 +104,7 @@ def level_of(runs: Known) -> float:
 def fit(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """The table of `ntk_tt/calibration.json`.
 
-    A group with too few times after a share of the run takes those of less of it, and no interval is narrower than with more seen:
-    so few runs would have it otherwise by chance.
+    A group with too few times after a share of the run takes those of less of it.
     """
     table: dict[str, Any] = {}
     for method, shares in SHARES.items():
@@ -114,10 +113,6 @@ def fit(runs: list[dict[str, Any]]) -> dict[str, Any]:
             of_runs = known(runs, method, share)
             groups = groups | distributions(of_runs, level_of(of_runs))
             table.setdefault(method, {})[f"{share:g}"] = groups
-        for more, less in itertools.pairwise(f"{share:g}" for share in reversed(shares)):
-            for name, group in table[method][less].items():
-                reaches = group["reach"], table[method][more][name]["reach"]
-                table[method][less][name] = group | {"reach": None if None in reaches else max(reaches)}
     return table
 
 
