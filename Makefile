@@ -10,10 +10,10 @@ JAX ?= 0.9
 .PHONY: demo quick-demo test test-all test-oldest test-jax lint clean
 
 demo: $(VENV)/.installed
-	$(THREADS) $(BIN)/ntk-tt verify --plot out/demo.png --json out/demo.json
+	$(THREADS) $(BIN)/ntk-tt verify --method curvature --plot out/demo.png --json out/demo.json
 
 quick-demo: $(VENV)/.installed
-	$(THREADS) $(BIN)/ntk-tt verify --per-class 20 --steps 20 --plot out/quick-demo.png --json out/quick-demo.json
+	$(THREADS) $(BIN)/ntk-tt verify --method curvature --per-class 20 --steps 20 --plot out/quick-demo.png --json out/quick-demo.json
 
 test: $(VENV)/.installed-dev
 	$(THREADS) $(BIN)/python -m pytest -m "not slow"

@@ -188,6 +188,8 @@ def judge(margin: float, safe_learning_rate: float, residual: Residual | None = 
         return verdict("medium", f"{stable}; the linearisation was not measured")
     reason = f"{stable}; linearisation residual {value:.2g} after a few real steps, {expected:.2g} expected at the end"
     high, medium = EXPECTED_RESIDUAL_LIMITS
+    if expected > high:
+        reason += "; the kernel changes on the way: `curvature` follows it"
     if margin < CLOSE_MARGIN:
         return verdict("low" if expected > medium else "medium", f"{reason}; close to the stability bound, which curvature that grows in training can cross")
     return verdict("high" if expected <= high else "medium" if expected <= medium else "low", reason)

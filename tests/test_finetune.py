@@ -160,3 +160,11 @@ def test_residual_grows_with_the_step_and_vanishes_for_a_linear_model():
     assert 0 < small < 0.2 * large
     linear = {"weight": jnp.zeros((6, 3))}
     assert ntk_tt.linearization_residual(lambda params, x: x @ params["weight"], linear, x, labels, OptimizerConfig(0.5)).value < 1e-5
+
+
+def test_a_frozen_kernel_that_will_change_points_to_the_method_that_follows_it():
+    moved, still = (ntk_tt.verdict.judge(10.0, 0.1, ntk_tt.verdict.Residual(0.01, expected, 1e-3)) for expected in (0.5, 0.05))
+    assert "`curvature`" in moved.reason
+    assert moved.trust == "medium"
+    assert "`curvature`" not in still.reason
+    assert still.trust == "high"
