@@ -17,7 +17,7 @@ def curve(pace: float) -> dict[str, list[float]]:
 
 def record(data: str, margin: float, real: float, *, batch_size: int | None = 32, predicted: float = 40.0) -> dict:
     others = [curve(real * factor) for factor in ((1.1, 1.2) if batch_size else (1.02,))]
-    return {"data": data, "role": "tuning", "num_steps": 150, "batch_size": batch_size, "margins": dict.fromkeys(("replay", "curvature", "one-shot"), margin),
+    return {"data": data, "role": "tuning", "num_steps": 150, "batch_size": batch_size, "margins": dict.fromkeys(methods.CURVES, margin),
             "real_steps_first": 9, "slowdowns": {}, "curves": {"real": curve(real), **{name: curve(predicted) for name in methods.CURVES}}, "other_reals": others}
 
 
