@@ -35,7 +35,7 @@ from ntk_tt.progress import Progress, silent
 from ntk_tt.projection import AbstractProjection, default_num_projections
 
 ANCHOR_FALL = 0.25  # the second expansion point is where the predicted loss has fallen to this share of its start
-ROWS_PER_PROJECTION = 2  # D' of `auto` over N·(C−1): the dynamics pass over the features at each full-batch step, and 4 and 8 tell times no better
+ROWS_PER_PROJECTION = 2  # D' of `auto` over N·(C−1): the dynamics pass over the features at each full-batch step, and more tells times little better (experiments/curvature.py)
 _MIN_PROJECTIONS = 4096  # fewer cost more: the sketch of a narrow convolution then keeps more of its columns apart
 _FLOW_RATE = 1.0  # of 1/λ, without momentum: near to gradient flow, and stable until λ has doubled
 _FLOW_STEPS, _FLOW_CHUNK = 600, 5  # most steps of the path to the second point, and between two looks at its loss
