@@ -76,6 +76,12 @@ class Curvature(eqx.Module):
         share = self.share(displacement)
         return (share * (change @ displacement) - 0.5 * share**2 * along) @ self.basis.T
 
+    def jacobian(self, displacement: Float[Array, " d"], read: Float[Array, "k c"]) -> Float[Array, "n c d"]:
+        """∂(s B u − ½ s² B u₁)/∂u, along what outputs read of the k directions."""
+        share, slope = jax.value_and_grad(self.share)(displacement)
+        bent = self.change @ displacement - share * self.along
+        return share * jnp.einsum("kc,nkd->ncd", read, self.change) + (bent @ read)[..., None] * slope
+
 
 class HeadProblem(eqx.Module):
     """The training problem with a real head; prices every optimiser setting as `LinearizedProblem` does.
@@ -122,12 +128,15 @@ class HeadProblem(eqx.Module):
 
     def logits(self, state: HeadState, indices: Indices | None = None, *, push: Float[Array, "b r"] | float = 0.0) -> Float[Array, "b c"]:
         """f = Wᵀ φ + b of all samples, or of some; `push` is added to p(u)."""
-        features, jacobian, decay = ((each if indices is None else each[indices]) for each in (self.features, self.jacobian, self.decay_features))
-        moved = jacobian @ state.backbone + state.decay * decay + push
-        if self.curvature is not None:
-            moved = moved + self.curvature.move(state.backbone, indices)
-        logits = features @ state.kernel + moved @ (self.directions.T @ state.kernel)
+        features = self.features if indices is None else self.features[indices]
+        logits = features @ state.kernel + (self.moved(state, indices) + push) @ (self.directions.T @ state.kernel)
         return logits if state.bias is None else logits + state.bias
+
+    def moved(self, state: HeadState, indices: Indices | None = None) -> Float[Array, "b r"]:
+        """p(u): how far the features have moved along U."""
+        jacobian, decay = ((each if indices is None else each[indices]) for each in (self.jacobian, self.decay_features))
+        moved = jacobian @ state.backbone + state.decay * decay
+        return moved if self.curvature is None else moved + self.curvature.move(state.backbone, indices)
 
     def gradient(self, state: HeadState, weight_decay, indices: Indices | None = None) -> HeadState:
         """∂L/∂state of the mean loss of all samples, or of a batch, and λ·(the weights)."""
@@ -145,47 +154,55 @@ class HeadProblem(eqx.Module):
         return losses.mean_loss(self.loss, logits, self.targets), losses.error_rate(logits, self.targets), logits
 
     def tangent(self, state: HeadState) -> LinearizedProblem:
-        """The frozen kernel as it is at a state, for what is known of linear problems: curvature, stability."""
+        """The frozen kernel as it is at a state, for what is known of linear problems: curvature, stability. Memory N·C·D'."""
         logits = self.logits(state)
-        return LinearizedProblem(_TangentKernel(self, state), logits, jnp.zeros_like(logits), self.targets, self.loss)
+        return LinearizedProblem(_tangent_kernel(self, state), logits, jnp.zeros_like(logits), self.targets, self.loss)
 
 
 class _TangentKernel(AbstractKernel):
-    """Θ of the head-aware model at a state; a state of the kernel is a displacement of that."""
+    """Θ of the head-aware model at a state; a state of the kernel is a displacement of the backbone's coordinates and of the head.
 
-    problem: HeadProblem
-    at: HeadState
+    Attributes:
+        backbone: (N, C, D'), ∂f/∂(backbone's coordinates).
+        head: (N, F) or (N, F + 1), what each output's column of the head (with its bias) is multiplied by.
+    """
+
+    backbone: Float[Array, "n c d"]
+    head: Float[Array, "n f"]
 
     @property
     def space(self) -> str:
         return "primal"
 
     def zero(self) -> Any:
-        return jax.tree.map(jnp.zeros_like, self.at)
+        return jnp.zeros_like(self.backbone[0, 0]), jnp.zeros((self.head.shape[1], self.backbone.shape[1]), self.head.dtype)
 
     def push(self, state: Any) -> Float[Array, "n c"]:
-        return jax.jvp(self.problem.logits, (self.at,), (state,))[1]
+        return self.backbone @ state[0] + self.head @ state[1]
 
     def push_rows(self, state: Any, indices: Indices) -> Float[Array, "b c"]:
-        return jax.jvp(lambda at: self.problem.logits(at, indices), (self.at,), (state,))[1]
+        return self.backbone[indices] @ state[0] + self.head[indices] @ state[1]
 
     def pull(self, residuals: Float[Array, "n c"]) -> Any:
-        return self._without_decay(jax.vjp(self.problem.logits, self.at)[1](residuals)[0])
+        return jnp.tensordot(residuals, self.backbone, 2), self.head.T @ residuals
 
     def pull_rows(self, residuals: Float[Array, "b c"], indices: Indices) -> Any:
-        return self._without_decay(jax.vjp(lambda at: self.problem.logits(at, indices), self.at)[1](residuals)[0])
+        return jnp.tensordot(residuals, self.backbone[indices], 2), self.head[indices].T @ residuals
 
     def diagonal_blocks(self) -> Float[Array, "n c c"]:
-        jacobian, curvature = self.problem.jacobian, self.problem.curvature
-        if curvature is not None:
-            jacobian = jacobian + curvature.share(self.at.backbone) * jnp.einsum("rk,nkd->nrd", curvature.basis, curvature.change)
-        seen = jnp.einsum("rc,nrd->ncd", self.problem.directions.T @ self.at.kernel, jacobian)
-        own = jnp.square(self.problem.features).sum(-1) + (self.at.bias is not None)
-        return jnp.einsum("nad,nbd->nab", seen, seen) + own[:, None, None] * jnp.eye(self.at.kernel.shape[1])
+        return jnp.einsum("nad,nbd->nab", self.backbone, self.backbone) + jnp.square(self.head).sum(-1)[:, None, None] * jnp.eye(self.backbone.shape[1])
 
-    @staticmethod
-    def _without_decay(state: HeadState) -> HeadState:
-        return eqx.tree_at(lambda state: state.decay, state, jnp.zeros_like(state.decay))
+
+@eqx.filter_jit
+def _tangent_kernel(problem: HeadProblem, state: HeadState) -> _TangentKernel:
+    """Memory N·C·D'."""
+    read = problem.directions.T @ state.kernel
+    backbone = jnp.einsum("rc,nrd->ncd", read, problem.jacobian)
+    moved = problem.moved(state)
+    if problem.curvature is not None:
+        backbone = backbone + problem.curvature.jacobian(state.backbone, problem.curvature.basis.T @ read)
+    head = problem.features + moved @ problem.directions.T
+    return _TangentKernel(backbone, head if state.bias is None else jnp.concatenate([head, jnp.ones_like(head[:, :1])], 1))
 
 
 @dataclasses.dataclass(frozen=True)

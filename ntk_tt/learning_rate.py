@@ -13,17 +13,22 @@ from ntk_tt import losses
 from ntk_tt.kernel import Respond
 from ntk_tt.problem import LinearizedProblem
 
+_BASIS = 10  # Lanczos vectors between restarts: enough for one eigenvalue, and a good start needs no more
+
 
 def effective_learning_rate(learning_rate, momentum: float):
     """η̃ = η/(1−m): the rate at which SGD with momentum moves once its velocity has settled (appendix E)."""
     return learning_rate / (1 - momentum)
 
 
-def largest_curvature(problem: LinearizedProblem, logits: Float[Array, "n c"]) -> tuple[float, Float[Array, "n c"]]:
+def largest_curvature(problem: LinearizedProblem, logits: Float[Array, "n c"], start: Float[Array, "n c"] | None = None) -> tuple[float, Float[Array, "n c"]]:
     """λ_max of the Gauss–Newton Hessian of the mean loss, (1/N) Jᵀ H J at these logits, and its direction.
 
     H is the Hessian of the loss in the logits. By Lanczos (ARPACK) on A Aᵀ = H, Aᵀ Θ A / N: a few dozen products with
     Θ, never forming more than the kernel already holds.
+
+    Args:
+        start: where the iteration begins, such as the direction at a state near by; random without.
 
     Returns:
         λ [1/step per unit learning rate] and the eigenvector z (N, C) of Aᵀ Θ A / N, of unit length.
@@ -33,7 +38,7 @@ def largest_curvature(problem: LinearizedProblem, logits: Float[Array, "n c"]) -
         curvature, state = _largest_of_sweeps(problem, lambda samples, changes: _curvature(problem.loss, host[samples], changes))
         direction = losses.curvature_sqrt_transpose(problem.loss, logits, problem.kernel.push(state))
         return curvature, direction / jnp.maximum(jnp.linalg.norm(direction), jnp.finfo(direction.dtype).tiny)
-    return _largest(lambda vector: _curvature_product(problem, logits, vector), problem.initial_logits)
+    return _largest(lambda vector: _curvature_product(problem, logits, vector), problem.initial_logits, start)
 
 
 def largest_curvature_bound(problem: LinearizedProblem) -> float:
@@ -100,7 +105,7 @@ def _largest_of_sweeps(problem: LinearizedProblem, respond: Respond) -> tuple[fl
     return _largest(lambda state: problem.kernel.sweep(state[None], respond)[0] / problem.num_samples, problem.kernel.zero())
 
 
-def _largest(product, like: Float[Array, "..."]) -> tuple[float, Float[Array, "..."]]:
+def _largest(product, like: Float[Array, "..."], start: Float[Array, "..."] | None = None) -> tuple[float, Float[Array, "..."]]:
     size = like.size
     if size == 1:
         return float(product(jnp.ones_like(like)).reshape(())), jnp.ones_like(like)
@@ -109,10 +114,12 @@ def _largest(product, like: Float[Array, "..."]) -> tuple[float, Float[Array, ".
         return np.asarray(product(jnp.asarray(vector.reshape(like.shape), like.dtype)), np.float64).reshape(-1)
 
     operator: Any = scipy.sparse.linalg.LinearOperator((size, size), matvec, dtype=np.float64)  # pyright: ignore
-    start = np.random.default_rng(0).standard_normal(size)
-    if not matvec(start).any():  # every softmax is saturated: ARPACK refuses a zero operator
-        return 0.0, jnp.asarray(start.reshape(like.shape) / np.linalg.norm(start), like.dtype)
-    values, vectors = scipy.sparse.linalg.eigsh(operator, k=1, which="LA", tol=1e-4, v0=start)  # pyright: ignore[reportArgumentType]
+    begin = np.random.default_rng(0).standard_normal(size)
+    if start is not None:  # not alone: an eigenvector would be taken for the largest
+        begin = np.asarray(start, np.float64).reshape(-1) + 0.1 * np.linalg.norm(start) / np.linalg.norm(begin) * begin
+    if not matvec(begin).any():  # every softmax is saturated: ARPACK refuses a zero operator
+        return 0.0, jnp.asarray(begin.reshape(like.shape) / np.linalg.norm(begin), like.dtype)
+    values, vectors = scipy.sparse.linalg.eigsh(operator, k=1, which="LA", tol=1e-4, v0=begin, ncv=min(size, _BASIS))  # pyright: ignore[reportArgumentType]
     return max(float(values[0]), 0.0), jnp.asarray(vectors[:, 0].reshape(like.shape), like.dtype)
 
 

@@ -1,6 +1,6 @@
 """When a prediction should be believed: stability margin, linearisation residual, and what follows from them."""
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import jax
@@ -12,7 +12,7 @@ from ntk_tt.dynamics import simulate
 from ntk_tt.dynamics.head_replay import states_along
 from ntk_tt.dynamics.sde import noise_variance
 from ntk_tt.finetune import finetune
-from ntk_tt.head import HeadProblem
+from ntk_tt.head import HeadProblem, HeadState
 from ntk_tt.learning_rate import batch_curvature_variance, largest_curvature, largest_safe_learning_rate
 from ntk_tt.linearize import Apply, logits_and_tangent
 from ntk_tt.losses import LossName
@@ -88,33 +88,43 @@ def assess(problem: LinearizedProblem | HeadProblem, apply: Apply, params: PyTre
     """
     path = predicted_path(problem, optimizer, num_steps)
     margin, safe = stability(problem, optimizer, num_steps, path)
-    residual = linearization_residual(apply, params, inputs, labels, optimizer, final_logits=path[-1], loss=problem.loss, seed=seed)
+    final = problem.logits(path[-1]) if isinstance(problem, HeadProblem) else path[-1]
+    residual = linearization_residual(apply, params, inputs, labels, optimizer, final_logits=final, loss=problem.loss, seed=seed)
     return judge(margin, safe, residual, follows_kernel=isinstance(problem, HeadProblem))
 
 
-def predicted_path(problem: LinearizedProblem | HeadProblem, optimizer: OptimizerConfig, num_steps: int) -> Float[np.ndarray, "s n c"]:
-    """A handful of predicted logits between step 0 and T."""
+Path = Sequence[HeadState] | Float[np.ndarray, "s n c"]
+
+
+def predicted_path(problem: LinearizedProblem | HeadProblem, optimizer: OptimizerConfig, num_steps: int) -> Path:
+    """A handful of predicted points between step 0 and T: logits (S, N, C), or states where the head is real."""
     check_num_steps(num_steps)
+    if isinstance(problem, HeadProblem):
+        return states_along(problem, optimizer, num_steps, _RECORDS)
     trajectory = simulate(problem, optimizer, num_steps, record_every=-(-num_steps // _RECORDS), save_logits=True)
     return np.asarray(trajectory.logits)
 
 
-def stability(problem: LinearizedProblem | HeadProblem, optimizer: OptimizerConfig, num_steps: int, path: Float[np.ndarray, "s n c"] | None = None) -> tuple[float, float]:
+def stability(problem: LinearizedProblem | HeadProblem, optimizer: OptimizerConfig, num_steps: int, path: Path | None = None) -> tuple[float, float]:
     """(margin, largest safe learning rate): η_max over the schedule's highest rate, and η_max.
 
     The curvature λ is that of the Gauss–Newton Hessian of the loss, (1/N) Jᵀ H J, by Lanczos iteration without forming
-    Θ: its maximum over the logits of `path` (by default `predicted_path`), since cross-entropy sharpens while two
+    Θ: its maximum over the points of `path` (by default `predicted_path`), since cross-entropy sharpens while two
     classes compete. With a `HeadProblem` the kernel is that of each state on the way, so growth that crosses the bound is
     seen. Gradient descent is stable below 2(1+m)/λ; mini-batches lower that, see
     `largest_safe_learning_rate`.
     """
     noise = noise_variance(problem.num_samples, optimizer)
-    safe = np.inf
-    for here, logits in _linear_problems(problem, optimizer, num_steps, path):
+    safe, direction = np.inf, None
+    for point in predicted_path(problem, optimizer, num_steps) if path is None else path:
+        if isinstance(problem, HeadProblem):
+            here = problem.tangent(point)
+            logits = here.initial_logits
+        else:
+            here, logits = problem, jnp.asarray(point)
         if not np.isfinite(logits).all():
             break
-        logits = jnp.asarray(logits)
-        curvature, direction = largest_curvature(here, logits)
+        curvature, direction = largest_curvature(here, logits, direction)
         variance = noise * batch_curvature_variance(here, logits, curvature, direction) if noise else 0.0
         safe = min(safe, largest_safe_learning_rate(
             curvature, variance, momentum=optimizer.momentum, nesterov=optimizer.nesterov, weight_decay=optimizer.weight_decay))
@@ -122,18 +132,6 @@ def stability(problem: LinearizedProblem | HeadProblem, optimizer: OptimizerConf
             break  # its curvature does not depend on the logits
     highest = optimizer.learning_rates(num_steps).max()
     return float(safe / highest) if highest > 0 else np.inf, float(safe)
-
-
-def _linear_problems(problem: LinearizedProblem | HeadProblem, optimizer: OptimizerConfig, num_steps: int,
-                     path: Float[np.ndarray, "s n c"] | None) -> Iterator[tuple[LinearizedProblem, Float[np.ndarray, "n c"]]]:
-    """The tangent problem and the logits at a handful of predicted points."""
-    if isinstance(problem, HeadProblem):
-        for state in states_along(problem, optimizer, num_steps, _RECORDS):
-            tangent = problem.tangent(state)
-            yield tangent, np.asarray(tangent.initial_logits)
-    else:
-        for logits in predicted_path(problem, optimizer, num_steps) if path is None else path:
-            yield problem, logits
 
 
 def linearization_residual(apply: Apply, params: PyTree, inputs: Float[Array | np.ndarray, "n ..."], labels: Int[Array | np.ndarray, " n"] | Float[Array | np.ndarray, "n c"],

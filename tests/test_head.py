@@ -15,7 +15,7 @@ import ntk_tt
 from ntk_tt.directions import head_directions
 from ntk_tt.dynamics.head_replay import replay_head, states_along
 from ntk_tt.dynamics.replay import batch_indices
-from ntk_tt.head import ANCHOR_FALL, linearize_head, path_to, split_head
+from ntk_tt.head import ANCHOR_FALL, HeadState, linearize_head, path_to, split_head
 from ntk_tt.kernel import contrast_basis
 from ntk_tt.optimizer import named_schedule
 
@@ -108,6 +108,22 @@ def test_tangent_is_the_dense_kernel(data):
     np.testing.assert_allclose(tangent.kernel.diagonal_blocks(), np.einsum("iaib->iab", ntk), rtol=1e-4, atol=1e-5)
     rows = np.asarray([3, 1])
     np.testing.assert_allclose(tangent.kernel.push_rows(tangent.kernel.pull_rows(vector[:2], rows), rows), np.einsum("iajb,jb->ia", ntk[rows][:, :, rows], vector[:2]), rtol=1e-4, atol=1e-5)
+
+
+def test_tangent_on_the_way_is_the_derivative_of_the_logits(data):
+    problem = full(network(activation=jnp.square), data)
+    state = states_along(problem, ntk_tt.OptimizerConfig(0.3, momentum=0.5, weight_decay=0.01), 25, 6)[-1]
+    assert 0 < float(problem.curvature.share(state.backbone)) < 2
+    kernel = problem.tangent(state).kernel
+    backbone, rows = jax.random.normal(jax.random.key(5), state.backbone.shape), jax.random.normal(jax.random.key(6), kernel.zero()[1].shape)
+    step = HeadState(backbone, jnp.zeros(()), rows[:-1], rows[-1])
+    np.testing.assert_allclose(kernel.push((backbone, rows)), jax.jvp(problem.logits, (state,), (step,))[1], rtol=1e-4, atol=1e-4)
+    vector = jax.random.normal(jax.random.key(7), (SAMPLES, CLASSES))
+    pulled = jax.vjp(problem.logits, state)[1](vector)[0]
+    np.testing.assert_allclose(kernel.pull(vector)[0], pulled.backbone, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(kernel.pull(vector)[1], jnp.concatenate([pulled.kernel, pulled.bias[None]]), rtol=1e-4, atol=1e-4)
+    dense = jax.vmap(jax.vmap(kernel.product))(jnp.eye(SAMPLES * CLASSES).reshape(SAMPLES, CLASSES, SAMPLES, CLASSES))
+    np.testing.assert_allclose(kernel.diagonal_blocks(), np.einsum("iaib->iab", dense), rtol=1e-4, atol=1e-4)
 
 
 def test_stability_of_both_problems_agrees_at_the_start_and_follows_the_kernel_later(data):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import ntk_tt
+from ntk_tt import losses
 from ntk_tt.learning_rate import batch_curvature_variance, largest_curvature, largest_curvature_bound, largest_safe_learning_rate
 from tests.networks import dense_jacobian, mlp
 
@@ -43,6 +44,19 @@ def test_curvature_and_scatter_equal_dense(loss, space):
     bound = largest_curvature_bound(problem)
     assert bound == pytest.approx(factor * np.linalg.eigvalsh(flat @ flat.T).max() / problem.num_samples, rel=1e-3)
     assert curvature <= bound * (1 + 1e-4)
+
+
+def test_curvature_from_a_start_is_the_largest_even_where_that_is_another_direction():
+    _, _, problem, _ = make("ce")
+    logits = problem.initial_logits
+    expected, direction = largest_curvature(problem, logits)
+    product = jax.vmap(lambda vector: losses.curvature_sqrt_transpose("ce", logits, problem.kernel.product(losses.curvature_sqrt_product("ce", logits, vector))))
+    matrix = product(jnp.eye(logits.size).reshape(-1, *logits.shape)).reshape(logits.size, -1)
+    _, vectors = np.linalg.eigh(np.asarray(matrix, np.float64))
+    for start in (direction, jnp.asarray(vectors[:, -2].reshape(logits.shape), logits.dtype)):
+        found, again = largest_curvature(problem, logits, start)
+        assert found == pytest.approx(expected, rel=1e-4)
+        assert abs(float(jnp.vdot(again, direction))) == pytest.approx(1, abs=1e-2)
 
 
 @pytest.mark.parametrize(("momentum", "nesterov", "expected"), [

@@ -46,15 +46,15 @@ def replay_head(problem: HeadProblem, optimizer: OptimizerConfig, num_steps: int
 
 
 def states_along(problem: HeadProblem, optimizer: OptimizerConfig, num_steps: int, count: int, *, key: Key[Array, ""] | None = None) -> list[HeadState]:
-    """About `count` states between step 0 and T."""
+    """About `count` states between step 0 and T, both among them."""
     indices = batch_indices(problem.num_samples, optimizer, num_steps, jax.random.key(0) if key is None else key)
     rates = jnp.asarray(optimizer.learning_rates(num_steps), problem.jacobian.dtype)
     settings = jax.tree.map(jnp.asarray, hyper(optimizer))
     state = problem.zero()
     carry, states, chunk = (state, jax.tree.map(jnp.zeros_like, state)), [state], -(-num_steps // count)
-    for start in range(0, num_steps - num_steps % chunk, chunk):
-        span = slice(start, start + chunk)
-        _, carry = _run(problem, optimizer.nesterov, chunk, False, settings, carry, rates[span], None if indices is None else indices[span])
+    for start in range(0, num_steps, chunk):
+        span = slice(start, min(start + chunk, num_steps))
+        _, carry = _run(problem, optimizer.nesterov, span.stop - start, False, settings, carry, rates[span], None if indices is None else indices[span])
         states.append(carry[0])
     return states
 
