@@ -76,11 +76,9 @@ class Curvature(eqx.Module):
         share = self.share(displacement)
         return (share * (change @ displacement) - 0.5 * share**2 * along) @ self.basis.T
 
-    def jacobian(self, displacement: Float[Array, " d"], read: Float[Array, "k c"]) -> Float[Array, "n c d"]:
-        """∂(s B u − ½ s² B u₁)/∂u, along what outputs read of the k directions."""
-        share, slope = jax.value_and_grad(self.share)(displacement)
-        bent = self.change @ displacement - share * self.along
-        return share * jnp.einsum("kc,nkd->ncd", read, self.change) + (bent @ read)[..., None] * slope
+    def bent(self, displacement: Float[Array, " d"]) -> Float[Array, "n k"]:
+        """∂(s B u − ½ s² B u₁)/∂s."""
+        return self.change @ displacement - self.share(displacement) * self.along
 
 
 class HeadProblem(eqx.Module):
@@ -154,20 +152,31 @@ class HeadProblem(eqx.Module):
         return losses.mean_loss(self.loss, logits, self.targets), losses.error_rate(logits, self.targets), logits
 
     def tangent(self, state: HeadState) -> LinearizedProblem:
-        """The frozen kernel as it is at a state, for what is known of linear problems: curvature, stability. Memory N·C·D'."""
-        logits = self.logits(state)
-        return LinearizedProblem(_tangent_kernel(self, state), logits, jnp.zeros_like(logits), self.targets, self.loss)
+        """The frozen kernel as it is at a state, for what is known of linear problems: curvature, stability."""
+        logits, read = self.logits(state), self.directions.T @ state.kernel
+        jacobians, bend, slope = ((self.jacobian, read),), jnp.zeros_like(logits), jnp.zeros_like(state.backbone)
+        if self.curvature is not None:
+            read = self.curvature.basis.T @ read
+            share, slope = jax.value_and_grad(self.curvature.share)(state.backbone)
+            jacobians, bend = (*jacobians, (self.curvature.change, share * read)), self.curvature.bent(state.backbone) @ read
+        head = self.features + self.moved(state) @ self.directions.T
+        if state.bias is not None:
+            head = jnp.concatenate([head, jnp.ones_like(head[:, :1])], 1)
+        return LinearizedProblem(_TangentKernel(jacobians, bend, slope, head), logits, jnp.zeros_like(logits), self.targets, self.loss)
 
 
 class _TangentKernel(AbstractKernel):
     """Θ of the head-aware model at a state; a state of the kernel is a displacement of the backbone's coordinates and of the head.
 
     Attributes:
-        backbone: (N, C, D'), ∂f/∂(backbone's coordinates).
+        jacobians: pairs of a Jacobian (N, k, D') and what the outputs read of its k directions (k, C).
+        bend, slope: (N, C) and (D',), a Jacobian of rank one for each sample.
         head: (N, F) or (N, F + 1), what each output's column of the head (with its bias) is multiplied by.
     """
 
-    backbone: Float[Array, "n c d"]
+    jacobians: tuple[tuple[Float[Array, "n _ d"], Float[Array, "_ c"]], ...]
+    bend: Float[Array, "n c"]
+    slope: Float[Array, " d"]
     head: Float[Array, "n f"]
 
     @property
@@ -175,34 +184,28 @@ class _TangentKernel(AbstractKernel):
         return "primal"
 
     def zero(self) -> Any:
-        return jnp.zeros_like(self.backbone[0, 0]), jnp.zeros((self.head.shape[1], self.backbone.shape[1]), self.head.dtype)
+        return jnp.zeros_like(self.slope), jnp.zeros((self.head.shape[1], self.bend.shape[1]), self.head.dtype)
 
     def push(self, state: Any) -> Float[Array, "n c"]:
-        return self.backbone @ state[0] + self.head @ state[1]
+        backbone, head = state
+        return sum((jacobian @ backbone) @ read for jacobian, read in self.jacobians) + self.bend * (self.slope @ backbone) + self.head @ head
 
     def push_rows(self, state: Any, indices: Indices) -> Float[Array, "b c"]:
-        return self.backbone[indices] @ state[0] + self.head[indices] @ state[1]
+        return self._of(indices).push(state)
 
     def pull(self, residuals: Float[Array, "n c"]) -> Any:
-        return jnp.tensordot(residuals, self.backbone, 2), self.head.T @ residuals
+        backbone = sum(jnp.tensordot(residuals @ read.T, jacobian, 2) for jacobian, read in self.jacobians)
+        return backbone + jnp.vdot(self.bend, residuals) * self.slope, self.head.T @ residuals
 
     def pull_rows(self, residuals: Float[Array, "b c"], indices: Indices) -> Any:
-        return jnp.tensordot(residuals, self.backbone[indices], 2), self.head[indices].T @ residuals
+        return self._of(indices).pull(residuals)
 
     def diagonal_blocks(self) -> Float[Array, "n c c"]:
-        return jnp.einsum("nad,nbd->nab", self.backbone, self.backbone) + jnp.square(self.head).sum(-1)[:, None, None] * jnp.eye(self.backbone.shape[1])
+        backbone = sum(jnp.einsum("kc,nkd->ncd", read, jacobian) for jacobian, read in self.jacobians) + self.bend[..., None] * self.slope
+        return jnp.einsum("nad,nbd->nab", backbone, backbone) + jnp.square(self.head).sum(-1)[:, None, None] * jnp.eye(self.bend.shape[1])
 
-
-@eqx.filter_jit
-def _tangent_kernel(problem: HeadProblem, state: HeadState) -> _TangentKernel:
-    """Memory N·C·D'."""
-    read = problem.directions.T @ state.kernel
-    backbone = jnp.einsum("rc,nrd->ncd", read, problem.jacobian)
-    moved = problem.moved(state)
-    if problem.curvature is not None:
-        backbone = backbone + problem.curvature.jacobian(state.backbone, problem.curvature.basis.T @ read)
-    head = problem.features + moved @ problem.directions.T
-    return _TangentKernel(backbone, head if state.bias is None else jnp.concatenate([head, jnp.ones_like(head[:, :1])], 1))
+    def _of(self, indices: Indices) -> "_TangentKernel":
+        return _TangentKernel(tuple((jacobian[indices], read) for jacobian, read in self.jacobians), self.bend[indices], self.slope, self.head[indices])
 
 
 @dataclasses.dataclass(frozen=True)
