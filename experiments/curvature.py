@@ -113,7 +113,9 @@ def time_errors(results: dict[str, Any]) -> dict[str, float]:
         real = curves.pop("real")
         for share in SHARES:
             time = crossing_time(steps, real, share * real[0])
-            for name, curve in curves.items() if time is not None else ():
+            if time is None:
+                continue
+            for name, curve in curves.items():
                 predicted = crossing_time(steps, curve, share * real[0]) or steps[-1]
                 found.setdefault(name, []).append(max(predicted / time, time / predicted) - 1)
     return {name: float(np.median(values)) for name, values in found.items()}

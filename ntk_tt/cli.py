@@ -132,7 +132,7 @@ def main(arguments: list[str] | None = None) -> None:
         | Annotated[Features, tyro.conf.subcommand("features")] | Annotated[Watch, tyro.conf.subcommand("watch")]
         | Annotated[Models, tyro.conf.subcommand("models")] | Annotated[Data, tyro.conf.subcommand("data")])
     options: Any = tyro.cli(commands, prog="ntk-tt", description="How long fine-tuning will take, before you start it.", args=arguments)  # pyright: ignore[reportArgumentType,reportCallIssue]
-    if isinstance(options, Setup):
+    if isinstance(options, Features | Predict):
         keep_compiled(default_folder() / "compiled")
     try:
         match options:

@@ -15,7 +15,7 @@ def keep_compiled(folder: Path) -> None:
     What the user has said of this themself (`JAX_COMPILATION_CACHE_DIR`, `JAX_ENABLE_COMPILATION_CACHE=false`) stays, and
     where the folder cannot be written, or the disk is full, everything is compiled anew as without it.
     """
-    if jax.config.jax_compilation_cache_dir is not None or not jax.config.jax_enable_compilation_cache:
+    if jax.config.jax_compilation_cache_dir is not None or not jax.config.jax_enable_compilation_cache:  # pyright: ignore[reportAttributeAccessIssue]
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -88,7 +88,7 @@ def assess(problem: LinearizedProblem | HeadProblem, apply: Apply, params: PyTre
     """
     path = predicted_path(problem, optimizer, num_steps)
     margin, safe = stability(problem, optimizer, num_steps, path)
-    final = problem.logits(path[-1]) if isinstance(problem, HeadProblem) else path[-1]
+    final = problem.logits(path[-1]) if isinstance(problem, HeadProblem) else np.asarray(path[-1])
     residual = linearization_residual(apply, params, inputs, labels, optimizer, final_logits=final, loss=problem.loss, seed=seed)
     return judge(margin, safe, residual, follows_kernel=isinstance(problem, HeadProblem))
 
