@@ -6,24 +6,39 @@ from pathlib import Path
 
 import jax
 
-MAX_BYTES = 1 << 30  # of programs, the least recently used go first; a run of a small network keeps about 2 MB
+MAX_BYTES = 256 << 20  # of programs; a run of a small network keeps about 2 MB
 
 
 def keep_compiled(folder: Path) -> None:
     """Have JAX keep what it compiles in a folder and look there first; programs are found by all that they depend on.
 
-    What the user has said of this themself (`JAX_COMPILATION_CACHE_DIR`, `JAX_ENABLE_COMPILATION_CACHE=false`) stays, and
-    where the folder cannot be written, or the disk is full, everything is compiled anew as without it.
+    Where the folder has grown past `MAX_BYTES` the oldest programs are removed first. What the user has said of this themself
+    (`JAX_COMPILATION_CACHE_DIR`, `JAX_ENABLE_COMPILATION_CACHE=false`) stays, and where the folder cannot be written, or the disk is
+    full, everything is compiled anew as without it.
     """
     if jax.config.jax_compilation_cache_dir is not None or not jax.config.jax_enable_compilation_cache:  # pyright: ignore[reportAttributeAccessIssue]
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        remove_oldest(folder, MAX_BYTES)
     except OSError:
         return
     if not os.access(folder, os.W_OK):
         return
     warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation cache")
     jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_compilation_cache_max_size", MAX_BYTES)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # hundreds of programs of a few milliseconds are half of the time
+
+
+def remove_oldest(folder: Path, max_bytes: int) -> None:
+    """Remove the files of a folder that were written first, until the rest holds no more than so many bytes.
+
+    JAX's own bound (`jax_compilation_cache_max_size`) reads all files for every program that is added.
+    """
+    files = [(entry.stat(), entry.path) for entry in os.scandir(folder) if entry.is_file()]
+    excess = sum(stat.st_size for stat, _ in files) - max_bytes
+    for stat, path in sorted(files, key=lambda file: file[0].st_mtime):
+        if excess <= 0:
+            break
+        Path(path).unlink(missing_ok=True)
+        excess -= stat.st_size

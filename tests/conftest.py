@@ -9,13 +9,10 @@ from jaxtyping import install_import_hook
 
 install_import_hook("ntk_tt", "beartype.beartype")  # before anything imports ntk_tt
 
+from ntk_tt.compilation import keep_compiled  # noqa: E402
+
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
-
-# Most of the time of a test is compilation, and many compile the same. Before anything imports jax.
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "compiled"))
-os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(4 << 30))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 
 def _folder(variable: str, default: Path) -> Path:
@@ -26,6 +23,7 @@ def _folder(variable: str, default: Path) -> Path:
 
 
 def pytest_configure(config):
+    keep_compiled(ROOT / ".pytest_cache" / "compiled")  # most of the time of a test is compilation, and many compile the same
     config.addinivalue_line("filterwarnings", "ignore::beartype.roar.BeartypeDecorHintPep585DeprecationWarning")  # of flax's types
 
 

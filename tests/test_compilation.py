@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from ntk_tt.compilation import remove_oldest
+
 PROGRAM = """
 import pathlib, sys, jax
 from ntk_tt.compilation import keep_compiled
@@ -39,3 +41,13 @@ def test_a_folder_of_the_users_own_stays(tmp_path):
 def test_a_folder_that_cannot_be_written_is_left_alone(tmp_path, what):
     (tmp_path / "file").write_text("")
     assert run(tmp_path / "file" / "compiled" if what == "a file in the way" else "/proc/compiled") == ["3.0", "0", "None"]
+
+
+def test_the_oldest_programs_go_first(tmp_path):
+    for age, name in enumerate(("new", "old", "older", "oldest")):
+        (tmp_path / name).write_bytes(b"12345")
+        os.utime(tmp_path / name, (1e9 - age, 1e9 - age))
+    remove_oldest(tmp_path, 20)
+    assert len(list(tmp_path.iterdir())) == 4
+    remove_oldest(tmp_path, 14)
+    assert {path.name for path in tmp_path.iterdir()} == {"new", "old"}
