@@ -17,6 +17,7 @@ from typing import Any, get_args
 import numpy as np
 import scipy.stats
 import tyro
+from sklearn.isotonic import isotonic_regression
 
 from experiments import methods
 from experiments.run import result_path
@@ -104,15 +105,22 @@ def level_of(runs: Known) -> float:
 def fit(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """The table of `ntk_tt/calibration.json`.
 
-    A group with too few times after a share of the run takes those of less of it.
+    A group with too few times after a share of the run takes those of less of it. With more seen an interval does not widen: where
+    the few runs would have it otherwise, neighbours take their mean (isotonic regression).
     """
     table: dict[str, Any] = {}
     for method, shares in SHARES.items():
         groups: dict[str, Any] = {}
         for share in shares:
             of_runs = known(runs, method, share)
-            groups = groups | distributions(of_runs, level_of(of_runs))
+            groups = {**groups, **distributions(of_runs, level_of(of_runs))}
             table.setdefault(method, {})[f"{share:g}"] = groups
+        for name in groups:
+            of_shares = [each for each in table[method].values() if name in each]
+            reaches = [each[name]["reach"] for each in of_shares]
+            if None not in reaches:
+                for each, reach in zip(of_shares, isotonic_regression(reaches, increasing=False), strict=True):
+                    each[name] = each[name] | {"reach": round(float(reach), 4)}
     return table
 
 

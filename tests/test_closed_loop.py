@@ -122,10 +122,12 @@ def test_intervals_of_a_known_distribution():
     assert remaining(None, 20, 150, 300.0, spread).steps is None
 
 
-def test_calibrated_methods_tighten_with_what_was_seen():
-    before, after = interval("curvature", 0.0), interval("curvature", 0.3)
+@pytest.mark.parametrize("margin", [None, 0.2, 1.0, 5.0])
+def test_calibrated_intervals_do_not_widen_with_what_was_seen(margin):
+    before, between, after = (interval("curvature", share, margin) for share in (0.0, 0.1, 0.3))
     assert before.low < 1 < before.high
-    assert np.log(after.high / after.low) < np.log(before.high / before.low)
+    assert after.low >= between.low >= before.low
+    assert after.high <= between.high <= before.high
     with pytest.raises(ValueError, match=r"'guess' has no calibrated intervals"):
         interval("guess")
 
