@@ -152,6 +152,16 @@ def coverage(runs: list[dict[str, Any]], table: dict[str, Any]) -> dict[str, Any
     return found
 
 
+def coverage_left_out(runs: list[dict[str, Any]]) -> dict[str, float]:
+    """Share of times within the interval that the runs of the other data sets give."""
+    counted: dict[str, list[tuple[int, float]]] = {}
+    for data in sorted({run["data"] for run in runs}):
+        own, others = ([run for run in runs if (run["data"] == data) == kept] for kept in (True, False))
+        for name, each in coverage(own, fit(others)).items():
+            counted.setdefault(name, []).append((each["times"], each["covered"]))
+    return {name: sum(times * covered for times, covered in each) / sum(times for times, _ in each) for name, each in counted.items()}
+
+
 def what_predicts_the_error(runs: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     """Spearman correlation of each measure with a run's median error, by method."""
     measures = {"frozen margin": lambda run: run["margins"]["replay"], "margin on the way": lambda run: run["margins"]["curvature"], "kernel growth": lambda run: run["growth"],
@@ -210,7 +220,7 @@ def main(arguments: Arguments) -> None:
     table = fit(tuning)
     write_json(TABLE, {"made_by": "python -m experiments.calibrate", "runs": len(tuning), "data": sorted({run["data"] for run in tuning}), "slowdowns": document["results"]["slowdowns"], "methods": table})
     report = {
-        "coverage": {"tuning": coverage(tuning, table), "reporting": coverage(reporting, table)},
+        "coverage": {"tuning": coverage(tuning, table), "reporting": coverage(reporting, table)}, "coverage of tuning data sets left out": coverage_left_out(tuning),
         "what predicts the error (Spearman)": {"tuning": what_predicts_the_error(tuning), "reporting": what_predicts_the_error(reporting)},
         "by trust": {"tuning": by_grade(tuning), "reporting": by_grade(reporting)}, "environment": document["environment"],
     }

@@ -7,7 +7,7 @@ the weights predicted for 40 % of the loss (a kernel re-evaluated where training
 path, with the second point where the predicted loss has fallen to 60, 40, 25 and 15 %; and that with fewer and more directions
 and projections; and how wrong the times to 50, 25 and 10 % of the loss are. Expected: second order wins, wherever the point, but
 for the highest rate; 25 and 40 % are best, 25 % is taken. At these slow rates more directions are better: 1.5(C−1) are taken for
-their cost, as near the stability bound they are at least as good (the tuning runs of `experiments.accuracy`). D' hardly matters.
+their cost. D' hardly matters.
 """
 
 import dataclasses

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from ntk_tt import losses
 from ntk_tt.losses import LossName
 
-DROPPED = 0.3  # of the head's path, the share of its norm that `auto` directions may leave out; 0.1 is dearer, better for slow runs and worse near the bound (experiments/curvature.py)
+DROPPED = 0.3  # of the head's path, the share of its norm that `auto` directions may leave out; 0.1 is dearer, and better for slow runs (experiments/curvature.py)
 
 
 def head_directions(features: Float[Array, "n f"], kernel: Float[Array, "f c"], bias: Float[Array, " c"] | None, targets: Float[Array, "n c"],

@@ -93,10 +93,10 @@ def assess(problem: LinearizedProblem | HeadProblem, apply: Apply, params: PyTre
     return judge(margin, safe, residual, follows_kernel=isinstance(problem, HeadProblem))
 
 
-Path = Sequence[HeadState] | Float[np.ndarray, "s n c"]
+PredictedPath = Sequence[HeadState] | Float[np.ndarray, "s n c"]
 
 
-def predicted_path(problem: LinearizedProblem | HeadProblem, optimizer: OptimizerConfig, num_steps: int) -> Path:
+def predicted_path(problem: LinearizedProblem | HeadProblem, optimizer: OptimizerConfig, num_steps: int) -> PredictedPath:
     """A handful of predicted points between step 0 and T: logits (S, N, C), or states where the head is real."""
     check_num_steps(num_steps)
     if isinstance(problem, HeadProblem):
@@ -105,7 +105,7 @@ def predicted_path(problem: LinearizedProblem | HeadProblem, optimizer: Optimize
     return np.asarray(trajectory.logits)
 
 
-def stability(problem: LinearizedProblem | HeadProblem, optimizer: OptimizerConfig, num_steps: int, path: Path | None = None) -> tuple[float, float]:
+def stability(problem: LinearizedProblem | HeadProblem, optimizer: OptimizerConfig, num_steps: int, path: PredictedPath | None = None) -> tuple[float, float]:
     """(margin, largest safe learning rate): η_max over the schedule's highest rate, and η_max.
 
     The curvature λ is that of the Gauss–Newton Hessian of the loss, (1/N) Jᵀ H J, by Lanczos iteration without forming
