@@ -104,7 +104,10 @@ def as_slow_as(predicted: Predicted, method: CommandLineMethod, margin: float, r
     factor = slowdown(method, margin)
     if factor == 1:
         return predicted
-    runs = [Trajectory(run.steps, *(slowed(run.steps, np.asarray(curve), factor, predicted.real_steps) for curve in (run.loss, run.error))) for run in predicted.prediction.runs]
+    runs = []
+    for run in predicted.prediction.runs:
+        losses, errors = (slowed(run.steps, np.asarray(curve), factor, predicted.real_steps) for curve in (run.loss, run.error))
+        runs.append(Trajectory(run.steps, losses, errors))
     return dataclasses.replace(predicted, prediction=summarize_runs(runs, plateau_window(optimizer, num_samples), **reading.of_times), slowdown=factor)
 
 

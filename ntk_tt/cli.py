@@ -201,7 +201,7 @@ def run(options: Predict) -> dict[str, Any]:
     predicted = predict_by(options.method, options, loaded, optimizer, reading, num_seeds=options.seeds, first_steps=options.first_steps)
     watches = dict(predicted.watches)
     with Stopwatch() as watches["verdict"]:
-        verdict = assess(predicted.problem, model.apply, model.params, images, task.labels, optimizer, options.steps, seed=options.seed)
+        verdict = assess(predicted.problem, model.apply, model.params, images, task.labels, optimizer, options.steps, path=predicted.prediction.runs[0].states, seed=options.seed)
     predicted = as_slow_as(predicted, options.method, verdict.stability_margin, reading, optimizer, len(task.labels))
     if options.observe is not None:
         with Stopwatch() as watches["observed"]:

@@ -32,6 +32,7 @@ Precision = Literal["float32", "bfloat16"]
 CPU_BLOCK_BYTES, DEVICE_BLOCK_BYTES = 28 << 20, 1 << 30
 MAX_FEATURE_BYTES = 4 << 30  # up to which D' is taken as large as the spectrum wants it, where no memory is given
 _CPU_MAX_BLOCK, _DEVICE_MAX_BLOCK = 16, 32  # samples: more do not run faster
+_SKETCHES = 8  # of D' numbers an output and sample, that the compiled pass holds at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -254,17 +255,19 @@ def _flat_rows(gradient: Float[Array, "n c ..."]) -> Float[Array, "rows ..."]:
 
 
 def _block_samples(apply: Apply, path: JacobianPath, projection: AbstractProjection, params: PyTree, one_sample, num_outputs: int, free: int) -> int:
-    """How many samples' activations, signals and (where they are formed) gradients fit into a block."""
+    """How many samples' activations, signals, sketches and (where they are formed) gradients fit into a block, beside a copy of the largest kernel."""
     limit, most = (CPU_BLOCK_BYTES, _CPU_MAX_BLOCK) if jax.default_backend() == "cpu" else (DEVICE_BLOCK_BYTES, _DEVICE_MAX_BLOCK)
-    gradients = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params)) * num_outputs
+    limit, sizes = min(limit, free // 2), [leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params)]
     if path == "plain" or not isinstance(projection, SignFold):
-        needed = 2 * gradients
+        size = limit // (2 * sum(sizes) * num_outputs)
     else:
         def held(params, inputs):
             return [(layer.activations, layer.signals) if isinstance(layer, Product) else layer.value for layer in layers(apply, params, inputs)]
 
         needed = sum(shape.size * shape.dtype.itemsize for shape in jax.tree.leaves(jax.eval_shape(held, params, one_sample)))
-    return max(1, min(most, min(limit, free // 2) // max(1, needed)))
+        sketches = _SKETCHES * projection.num_projections * num_outputs * jax.tree.leaves(params)[0].dtype.itemsize
+        size = max((limit - max(sizes)) // (needed + sketches), min(2, limit // max(1, needed)))  # one sample at a time is slow: two, where their activations and signals fit
+    return max(1, min(most, size))
 
 
 def _compiled(apply: Apply, path: JacobianPath, projection: AbstractProjection, mesh: Mesh | None, dtype, params: PyTree, block) -> Any:

@@ -40,7 +40,7 @@ _MIN_PROJECTIONS = 4096  # fewer cost more: the sketch of a narrow convolution t
 _FLOW_RATE = 1.0  # of 1/λ, without momentum: near to gradient flow, and stable until λ has doubled
 _FLOW_STEPS, _FLOW_CHUNK = 600, 5  # most steps of the path to the second point, and between two looks at its loss
 _HALVINGS = 4  # of the way to the second point, at most
-_BLOCK = 50  # samples in a forward or backward pass
+_BLOCK = 20  # samples in a forward or backward pass
 
 
 class HeadState(eqx.Module):

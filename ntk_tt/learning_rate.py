@@ -13,7 +13,7 @@ from ntk_tt import losses
 from ntk_tt.kernel import Respond
 from ntk_tt.problem import LinearizedProblem
 
-_BASIS = 10  # Lanczos vectors between restarts: enough for one eigenvalue, and a good start needs no more
+_BASIS = 6  # Lanczos vectors between restarts: enough for one eigenvalue that stands out, and a good start needs no more
 
 
 def effective_learning_rate(learning_rate, momentum: float):

@@ -83,8 +83,8 @@ def predict_after(model: Model, inputs: Float[Array | np.ndarray, "n ..."], labe
         replayed = replay_head(problem, later, num_steps - first_steps, batches=batches, velocity=velocity, record_every=every)
         known, predicted = steps[steps <= first_steps], steps[steps > first_steps]
         real, later_records = np.searchsorted(run.steps, known), np.searchsorted(replayed.steps, predicted - first_steps)
-        curves = (np.concatenate([getattr(run, name)[real], getattr(replayed, name)[later_records]]) for name in ("loss", "error"))
-        trajectories.append(Trajectory(steps, *curves))
+        losses, errors = (np.concatenate([getattr(run, name)[real], getattr(replayed, name)[later_records]]) for name in ("loss", "error"))
+        trajectories.append(Trajectory(steps, losses, errors))
     return OneShot(problem, run, tuple(trajectories))
 
 

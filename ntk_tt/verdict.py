@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from ntk_tt.dynamics import simulate
-from ntk_tt.dynamics.head_replay import states_along
+from ntk_tt.dynamics.head_replay import PATH_POINTS, states_along
 from ntk_tt.dynamics.sde import noise_variance
 from ntk_tt.finetune import finetune
 from ntk_tt.head import HeadProblem, HeadState
@@ -30,7 +30,6 @@ CLOSE_MARGIN = 1.5
 # With a real head and a kernel that is followed on its way, the margin along that way is what tells good predictions from
 # bad: rank correlation with the error −0.8 on the tuning data, more than residual or growth (python -m experiments.calibrate).
 WIDE_MARGIN = 2.5
-_RECORDS = 6  # of the predicted logits at which the curvature is looked at
 
 
 class Verdict(NamedTuple):
@@ -71,7 +70,8 @@ class Residual(NamedTuple):
 
 
 def assess(problem: LinearizedProblem | HeadProblem, apply: Apply, params: PyTree, inputs: Float[Array | np.ndarray, "n ..."],
-           labels: Int[Array | np.ndarray, " n"] | Float[Array | np.ndarray, "n c"], optimizer: OptimizerConfig, num_steps: int, *, seed: int = 0) -> Verdict:
+           labels: Int[Array | np.ndarray, " n"] | Float[Array | np.ndarray, "n c"], optimizer: OptimizerConfig, num_steps: int, *,
+           path: "PredictedPath | None" = None, seed: int = 0) -> Verdict:
     """The verdict on predictions of this setting; takes a few real steps on a sample of the data.
 
     Args:
@@ -79,14 +79,16 @@ def assess(problem: LinearizedProblem | HeadProblem, apply: Apply, params: PyTre
         apply, params, inputs, labels: that network and data.
         optimizer: the setting.
         num_steps: T.
+        path: `Trajectory.states` of this setting's prediction with a real head; without one, or with fewer than six points, it is predicted here.
         seed: of the sample.
 
     Raises:
         ValueError: an argument out of range.
 
-    Cost: one replay, a few hundred products with Θ, and about 10 steps' worth of 64 samples.
+    Cost: one replay where there is no `path`, a few hundred products with Θ, and about 10 steps' worth of 64 samples.
     """
-    path = predicted_path(problem, optimizer, num_steps)
+    if path is None or len(path) < PATH_POINTS:
+        path = predicted_path(problem, optimizer, num_steps)
     margin, safe = stability(problem, optimizer, num_steps, path)
     final = problem.logits(path[-1]) if isinstance(problem, HeadProblem) else np.asarray(path[-1])
     residual = linearization_residual(apply, params, inputs, labels, optimizer, final_logits=final, loss=problem.loss, seed=seed)
@@ -100,8 +102,8 @@ def predicted_path(problem: LinearizedProblem | HeadProblem, optimizer: Optimize
     """A handful of predicted points between step 0 and T: logits (S, N, C), or states where the head is real."""
     check_num_steps(num_steps)
     if isinstance(problem, HeadProblem):
-        return states_along(problem, optimizer, num_steps, _RECORDS)
-    trajectory = simulate(problem, optimizer, num_steps, record_every=-(-num_steps // _RECORDS), save_logits=True)
+        return states_along(problem, optimizer, num_steps)
+    trajectory = simulate(problem, optimizer, num_steps, record_every=-(-num_steps // PATH_POINTS), save_logits=True)
     return np.asarray(trajectory.logits)
 
 

@@ -11,6 +11,7 @@ from ntk_tt import memory
 from ntk_tt.bfloat16 import in_bfloat16, relative_error
 from ntk_tt.features import compute_features, in_contrasts, jacobian_features, plan_features, write_features
 from ntk_tt.kernel import contrast_basis
+from ntk_tt.models import load_model
 from ntk_tt.optimizer import OptimizerConfig
 from ntk_tt.predict import linearize, predict, stored_outputs
 from tests.networks import convolutional, mlp
@@ -29,6 +30,16 @@ def test_a_plan_says_what_will_be_computed_and_computes_it():
     assert plan.block_bytes >= 4 * 3 * 40 * 4  # at least its own result
     features = compute_features(plan, case.params, inputs)
     np.testing.assert_allclose(features, jacobian_features(case.apply, case.params, inputs, num_projections=40), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="an accelerator takes larger blocks")
+@pytest.mark.parametrize(("num_outputs", "num_projections"), [(2, 2048), (8, 4096), (4, 16384)])
+def test_a_block_on_a_cpu_stays_below_what_the_allocator_keeps(num_outputs, num_projections):
+    model = load_model("resnet8", num_classes=num_outputs)
+    inputs = np.zeros((16, 32, 32, 3), np.float32)
+    plan = plan_features(model.apply, model.params, inputs, num_projections=num_projections)
+    assert plan.block_bytes <= 32 << 20
+    assert plan.block_size >= 7  # as many as fit, roughly
 
 
 def test_the_block_shrinks_until_the_compiled_program_fits(monkeypatch):

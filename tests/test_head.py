@@ -256,3 +256,22 @@ def test_trained_parts_and_adapters_are_split_too(data):
     optimizer = ntk_tt.OptimizerConfig(0.2)
     real = ntk_tt.finetune(lora.apply, lora.params, *data, optimizer, 3)
     np.testing.assert_allclose(ntk_tt.predict(problem, optimizer, 3).loss, real.loss, rtol=2e-2)
+
+
+def test_a_prediction_keeps_the_path_that_its_verdict_goes_by(data):
+    model, optimizer = network(), ntk_tt.OptimizerConfig(0.3, 0.5)
+    problem = full(model, data)
+    for record_every, count in ((1, 7), (4, 6), (3, 7), (40, 2)):
+        run = ntk_tt.predict(problem, optimizer, 40, record_every=record_every).runs[0]
+        assert run.states is not None
+        assert len(run.states) == count  # spans of whole records, and the rest
+        for state, step in ((run.states[0], 0), (run.states[-1], -1)):
+            np.testing.assert_allclose(problem.metrics(state)[0], run.loss[step], rtol=1e-6)
+    path, elsewhere = (ntk_tt.predict(problem, setting, 40).runs[0].states for setting in (optimizer, ntk_tt.OptimizerConfig(0.03)))
+    assert path is not None
+    verdicts = [ntk_tt.assess(problem, model.apply, model.params, *data, optimizer, 40, path=each) for each in (path, None, path[:2], elsewhere)]
+    margins, residuals = ([getattr(verdict, name) for verdict in verdicts] for name in ("stability_margin", "expected_residual"))
+    np.testing.assert_allclose(margins[:3], margins[0], rtol=1e-3)
+    np.testing.assert_allclose(residuals[:3], residuals[0], rtol=1e-3)
+    assert margins[3] > 1.01 * margins[0]  # it is the path that is looked at
+    assert residuals[3] < 0.9 * residuals[0]

@@ -12,14 +12,17 @@ from ntk_tt.head import HeadProblem, HeadState
 from ntk_tt.optimizer import OptimizerConfig, check_num_steps
 from ntk_tt.problem import sgd_step
 
+PATH_POINTS = 6  # spans between the states that a replay keeps
+
 
 def replay_head(problem: HeadProblem, optimizer: OptimizerConfig, num_steps: int, *, key: Key[Array, ""] | None = None,
                 batches: Int[Array | np.ndarray, "t b"] | None = None, velocity: HeadState | None = None, record_every: int = 1,
-                save_logits: bool = False) -> Trajectory:
+                save_logits: bool = False, num_spans: int = PATH_POINTS) -> Trajectory:
     """The curve of the model of `HeadProblem` under the very optimiser: as `replay`, with head and backbone multiplying.
 
     Args: as `replay`, and
         velocity: the optimiser's momentum at the start; None is a fresh optimiser.
+        num_spans: about how many spans of whole records lie between the `states` that are kept.
 
     Raises:
         ValueError: an argument out of range, or a batch larger than the data.
@@ -35,28 +38,25 @@ def replay_head(problem: HeadProblem, optimizer: OptimizerConfig, num_steps: int
     state = problem.zero()
     carry = state, jax.tree.map(jnp.zeros_like, state) if velocity is None else velocity
     whole = (num_steps // record_every) * record_every
-    parts = []
-    for span, chunk in ((slice(0, whole), record_every), (slice(whole, num_steps), num_steps - whole)):
-        if span.start < span.stop:
-            records, carry = _run(problem, optimizer.nesterov, chunk, save_logits, settings, carry, rates[span], None if indices is None else indices[span])
-            parts.append(records)
+    length = record_every * -(-num_steps // (record_every * num_spans))
+    spans = [(slice(start, min(start + length, whole)), record_every) for start in range(0, whole, length)]
+    if whole < num_steps:
+        spans.append((slice(whole, num_steps), num_steps - whole))
+    parts, states = [], [state]
+    for span, chunk in spans:
+        records, carry = _run(problem, optimizer.nesterov, chunk, save_logits, settings, carry, rates[span], None if indices is None else indices[span])
+        parts.append(records)
+        states.append(carry[0])
     parts.append(jax.tree.map(lambda leaf: leaf[None], _record(problem, save_logits, carry[0])))
     loss, error, saved = jax.tree.map(lambda *leaves: np.concatenate([np.asarray(leaf) for leaf in leaves]), *parts)
-    return Trajectory(steps, loss, error, saved)
+    return Trajectory(steps, loss, error, saved, tuple(states))
 
 
-def states_along(problem: HeadProblem, optimizer: OptimizerConfig, num_steps: int, count: int, *, key: Key[Array, ""] | None = None) -> list[HeadState]:
-    """About `count` states between step 0 and T, both among them."""
-    indices = batch_indices(problem.num_samples, optimizer, num_steps, jax.random.key(0) if key is None else key)
-    rates = jnp.asarray(optimizer.learning_rates(num_steps), problem.jacobian.dtype)
-    settings = jax.tree.map(jnp.asarray, hyper(optimizer))
-    state = problem.zero()
-    carry, states, chunk = (state, jax.tree.map(jnp.zeros_like, state)), [state], -(-num_steps // count)
-    for start in range(0, num_steps, chunk):
-        span = slice(start, min(start + chunk, num_steps))
-        _, carry = _run(problem, optimizer.nesterov, span.stop - start, False, settings, carry, rates[span], None if indices is None else indices[span])
-        states.append(carry[0])
-    return states
+def states_along(problem: HeadProblem, optimizer: OptimizerConfig, num_steps: int, num_spans: int = PATH_POINTS, *, key: Key[Array, ""] | None = None) -> tuple[HeadState, ...]:
+    """The states that a replay with few records keeps."""
+    found = replay_head(problem, optimizer, num_steps, key=key, record_every=-(-num_steps // num_spans), num_spans=num_spans).states
+    assert found is not None
+    return found
 
 
 @eqx.filter_jit

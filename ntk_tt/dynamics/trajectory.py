@@ -11,12 +11,14 @@ class Trajectory(eqx.Module):
         steps: (S,) optimiser steps taken at each record, from 0 to T.
         loss, error: (S,) mean loss and error rate there; NaN or infinity where the dynamics diverged.
         logits: (S, N, C), only where asked for.
+        states: a handful of points on the way, steps 0 and T among them, of a problem with a real head; what `ntk_tt.assess` goes by.
     """
 
     steps: np.ndarray
     loss: np.ndarray
     error: np.ndarray
     logits: np.ndarray | None = None
+    states: tuple | None = None
 
 
 def record_steps(num_steps: int, record_every: int) -> np.ndarray:
