@@ -28,7 +28,7 @@ RESIDUAL_SAMPLES = 64
 EXPECTED_RESIDUAL_LIMITS = (0.1, 1.2)
 CLOSE_MARGIN = 1.5
 # With a real head and a kernel that is followed on its way, the margin along that way is what tells good predictions from
-# bad: rank correlation with the error −0.8 on the tuning data, more than residual or growth (python -m experiments.calibrate).
+# bad: rank correlation with the error −0.7 on the tuning data, more than residual or growth (python -m experiments.calibrate).
 WIDE_MARGIN = 2.5
 
 
