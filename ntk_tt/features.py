@@ -259,7 +259,7 @@ def _block_samples(apply: Apply, path: JacobianPath, projection: AbstractProject
     limit, most = (CPU_BLOCK_BYTES, _CPU_MAX_BLOCK) if jax.default_backend() == "cpu" else (DEVICE_BLOCK_BYTES, _DEVICE_MAX_BLOCK)
     limit, sizes = min(limit, free // 2), [leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params)]
     if path == "plain" or not isinstance(projection, SignFold):
-        size = limit // (2 * sum(sizes) * num_outputs)
+        size = limit // max(1, 2 * sum(sizes) * num_outputs)
     else:
         def held(params, inputs):
             return [(layer.activations, layer.signals) if isinstance(layer, Product) else layer.value for layer in layers(apply, params, inputs)]
