@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from ntk_tt.dynamics import simulate
-from ntk_tt.dynamics.head_replay import PATH_POINTS, states_along
+from ntk_tt.dynamics.head_replay import PATH_SPANS, states_along
 from ntk_tt.dynamics.sde import noise_variance
 from ntk_tt.finetune import finetune
 from ntk_tt.head import HeadProblem, HeadState
@@ -69,9 +69,12 @@ class Residual(NamedTuple):
     seconds_per_sample: float
 
 
+PredictedPath = Sequence[HeadState] | Float[np.ndarray, "s n c"]
+
+
 def assess(problem: LinearizedProblem | HeadProblem, apply: Apply, params: PyTree, inputs: Float[Array | np.ndarray, "n ..."],
            labels: Int[Array | np.ndarray, " n"] | Float[Array | np.ndarray, "n c"], optimizer: OptimizerConfig, num_steps: int, *,
-           path: "PredictedPath | None" = None, seed: int = 0) -> Verdict:
+           path: PredictedPath | None = None, seed: int = 0) -> Verdict:
     """The verdict on predictions of this setting; takes a few real steps on a sample of the data.
 
     Args:
@@ -87,7 +90,7 @@ def assess(problem: LinearizedProblem | HeadProblem, apply: Apply, params: PyTre
 
     Cost: one replay where there is no `path`, a few hundred products with Θ, and about 10 steps' worth of 64 samples.
     """
-    if path is None or len(path) < PATH_POINTS:
+    if path is None or len(path) < PATH_SPANS:
         path = predicted_path(problem, optimizer, num_steps)
     margin, safe = stability(problem, optimizer, num_steps, path)
     final = problem.logits(path[-1]) if isinstance(problem, HeadProblem) else np.asarray(path[-1])
@@ -95,15 +98,12 @@ def assess(problem: LinearizedProblem | HeadProblem, apply: Apply, params: PyTre
     return judge(margin, safe, residual, follows_kernel=isinstance(problem, HeadProblem))
 
 
-PredictedPath = Sequence[HeadState] | Float[np.ndarray, "s n c"]
-
-
 def predicted_path(problem: LinearizedProblem | HeadProblem, optimizer: OptimizerConfig, num_steps: int) -> PredictedPath:
     """A handful of predicted points between step 0 and T: logits (S, N, C), or states where the head is real."""
     check_num_steps(num_steps)
     if isinstance(problem, HeadProblem):
         return states_along(problem, optimizer, num_steps)
-    trajectory = simulate(problem, optimizer, num_steps, record_every=-(-num_steps // PATH_POINTS), save_logits=True)
+    trajectory = simulate(problem, optimizer, num_steps, record_every=-(-num_steps // PATH_SPANS), save_logits=True)
     return np.asarray(trajectory.logits)
 
 

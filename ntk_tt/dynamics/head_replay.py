@@ -12,12 +12,12 @@ from ntk_tt.head import HeadProblem, HeadState
 from ntk_tt.optimizer import OptimizerConfig, check_num_steps
 from ntk_tt.problem import sgd_step
 
-PATH_POINTS = 6  # spans between the states that a replay keeps
+PATH_SPANS = 6  # spans between the states that a replay keeps
 
 
 def replay_head(problem: HeadProblem, optimizer: OptimizerConfig, num_steps: int, *, key: Key[Array, ""] | None = None,
                 batches: Int[Array | np.ndarray, "t b"] | None = None, velocity: HeadState | None = None, record_every: int = 1,
-                save_logits: bool = False, num_spans: int = PATH_POINTS) -> Trajectory:
+                save_logits: bool = False, num_spans: int = PATH_SPANS) -> Trajectory:
     """The curve of the model of `HeadProblem` under the very optimiser: as `replay`, with head and backbone multiplying.
 
     Args: as `replay`, and
@@ -52,7 +52,7 @@ def replay_head(problem: HeadProblem, optimizer: OptimizerConfig, num_steps: int
     return Trajectory(steps, loss, error, saved, tuple(states))
 
 
-def states_along(problem: HeadProblem, optimizer: OptimizerConfig, num_steps: int, num_spans: int = PATH_POINTS, *, key: Key[Array, ""] | None = None) -> tuple[HeadState, ...]:
+def states_along(problem: HeadProblem, optimizer: OptimizerConfig, num_steps: int, num_spans: int = PATH_SPANS, *, key: Key[Array, ""] | None = None) -> tuple[HeadState, ...]:
     """The states that a replay with few records keeps."""
     found = replay_head(problem, optimizer, num_steps, key=key, record_every=-(-num_steps // num_spans), num_spans=num_spans).states
     assert found is not None
