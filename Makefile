@@ -7,7 +7,7 @@ THREADS := OMP_NUM_THREADS=2 OPENBLAS_NUM_THREADS=2
 
 JAX ?= 0.9
 
-.PHONY: demo quick-demo test test-all test-oldest test-jax lint clean
+.PHONY: demo quick-demo test test-all test-oldest test-newest test-jax lint clean
 
 demo: $(VENV)/.installed
 	$(THREADS) $(BIN)/ntk-tt verify --method curvature --plot out/demo.png --json out/demo.json
@@ -28,6 +28,10 @@ lint: $(VENV)/.installed-dev
 # The lower bounds of pyproject.toml, in an environment of their own.
 test-oldest:
 	$(MAKE) VENV=.venv-oldest CONSTRAINTS="--constraint tests/oldest.txt" test
+
+# The newest Python and the newest releases (tests/newest.sh says where they come from).
+test-newest:
+	$(THREADS) bash tests/newest.sh
 
 # The facts about JAX that are not documented, and all that rests on them, with another version: make test-jax JAX=0.9
 test-jax:
@@ -50,4 +54,4 @@ $(VENV)/.installed-dev: pyproject.toml $(VENV)/.installed
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .venv-oldest .venv-jax-* out .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-oldest .venv-newest .venv-jax-* .newest out .pytest_cache .ruff_cache
