@@ -18,6 +18,11 @@ def available_bytes(device: Any = None) -> int:
     stats = None if device.platform == "cpu" else device.memory_stats()
     if stats and "bytes_limit" in stats:
         return int(_SHARE * (stats["bytes_limit"] - stats.get("bytes_in_use", 0)))
+    return host_bytes()
+
+
+def host_bytes() -> int:
+    """Memory that may be planned with on the machine itself, whatever its devices are; starts no device."""
     return int(_SHARE * min(psutil.virtual_memory().available, _container_bytes()))
 
 
