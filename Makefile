@@ -7,7 +7,7 @@ THREADS := OMP_NUM_THREADS=2 OPENBLAS_NUM_THREADS=2
 
 JAX ?= 0.9
 
-.PHONY: demo quick-demo test test-all test-oldest test-newest test-jax lint clean
+.PHONY: demo quick-demo wheel-demo test test-all test-slow test-oldest test-newest test-jax lint clean
 
 demo: $(VENV)/.installed
 	$(THREADS) $(BIN)/ntk-tt verify --method curvature --plot out/demo.png --json out/demo.json
@@ -15,11 +15,22 @@ demo: $(VENV)/.installed
 quick-demo: $(VENV)/.installed
 	$(THREADS) $(BIN)/ntk-tt verify --method curvature --per-class 20 --steps 20 --plot out/quick-demo.png --json out/quick-demo.json
 
+# The same from the wheel, in an environment that has nothing else.
+wheel-demo:
+	rm -rf .venv-wheel out/wheel
+	$(PYTHON) -m venv .venv-wheel
+	.venv-wheel/bin/python -m pip wheel --quiet --no-deps --wheel-dir out/wheel .
+	.venv-wheel/bin/python -m pip install --quiet out/wheel/*.whl
+	cd out && $(THREADS) ../.venv-wheel/bin/ntk-tt verify --method curvature --per-class 20 --steps 20 --plot wheel-demo.png --json wheel-demo.json
+
 test: $(VENV)/.installed-dev
 	$(THREADS) $(BIN)/python -m pytest -m "not slow"
 
 test-all: $(VENV)/.installed-dev
 	$(THREADS) $(BIN)/python -m pytest
+
+test-slow: $(VENV)/.installed-dev
+	$(THREADS) $(BIN)/python -m pytest -m slow
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
