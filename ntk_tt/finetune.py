@@ -1,7 +1,7 @@
 """Real fine-tuning with optax: the truth that predictions are compared with.
 
 Shares no code with the prediction: of the package it imports only the description of the optimiser, the model
-container and the progress bar. Its losses, batches and steps are optax's and its own.
+container, the reading of labels and the progress bar. Its losses, batches and steps are optax's and its own.
 """
 
 import dataclasses
@@ -14,13 +14,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, PyTree
 
 from ntk_tt.models.model import Apply, BatchStatistics
 from ntk_tt.optimizer import OptimizerConfig, check_num_steps
 from ntk_tt.progress import Progress, silent
+from ntk_tt.targets import Labels, chance_loss, check_outputs, encode_targets, wrong
 
 _CPU_BLOCK, _DEVICE_BLOCK = 32, 256  # samples; on a CPU a third faster per sample than 256 (python -m benchmarks.cost)
+_CONSTANT = 1e-5  # spread of the outputs over the samples, of their size, that is rounding
+_SPIKE = 1.5  # times the loss that a run began with, or that of constant outputs
 
 
 class TrainingRun(eqx.Module):
@@ -34,6 +37,9 @@ class TrainingRun(eqx.Module):
         evaluation_seconds, compile_seconds: those.
         velocity: the optimiser's momentum after the last step, a tree like `params`; None without momentum.
         diverged_at: the first step with a non-finite loss, where the run stopped; None if there was none.
+        collapsed_at: the first record from which on the outputs are the same for all samples, to rounding, although they were not
+            or the loss had spiked before: the network is dead (all its units off), its loss stays at that of chance or above and no
+            gradient but that of the last bias is left. None for a run that is alive, however slow.
     """
 
     steps: np.ndarray
@@ -45,9 +51,10 @@ class TrainingRun(eqx.Module):
     compile_seconds: float
     diverged_at: int | None = None
     velocity: PyTree | None = None
+    collapsed_at: int | None = None
 
 
-def finetune(apply: Apply, params: PyTree, inputs: Float[Array | np.ndarray, "n ..."], labels: Int[Array | np.ndarray, " n"] | Float[Array | np.ndarray, "n c"],
+def finetune(apply: Apply, params: PyTree, inputs: Float[Array | np.ndarray, "n ..."], labels: Labels,
              optimizer: OptimizerConfig, num_steps: int, *, loss: str = "ce", seed: int = 0, record_every: int = 1,
              statistics: BatchStatistics | None = None, block_size: int | None = None, progress: Progress = silent) -> TrainingRun:
     """Train for `num_steps` and record loss and error on the whole training set.
@@ -69,7 +76,7 @@ def finetune(apply: Apply, params: PyTree, inputs: Float[Array | np.ndarray, "n 
         progress: called as `progress(step, num_steps)`.
 
     Raises:
-        ValueError: an argument out of range, or a batch larger than the data.
+        ValueError: an argument or label out of range, or a batch larger than the data.
     """
     check_num_steps(num_steps)
     if record_every < 1:
@@ -79,11 +86,15 @@ def finetune(apply: Apply, params: PyTree, inputs: Float[Array | np.ndarray, "n 
     if block_size < 1:
         raise ValueError(f"block_size: must be at least 1, got {block_size}")
     num_samples = len(inputs)
+    if len(labels) != num_samples:
+        raise ValueError(f"labels: there are {len(labels)} for {num_samples} inputs; give one each")
     batch_size = optimizer.checked_batch_size(num_samples)
     full_batch = optimizer.is_full_batch(num_samples)
     inputs = jnp.asarray(inputs)
-    num_outputs = jax.eval_shape(apply, params, inputs[:1]).shape[-1]
-    targets = jax.nn.one_hot(labels, num_outputs) if jnp.issubdtype(jnp.asarray(labels).dtype, jnp.integer) else jnp.asarray(labels)
+    output = jax.eval_shape(apply, params, inputs[:1])
+    num_outputs = output.shape[-1]
+    check_outputs(loss, num_outputs)
+    targets = encode_targets(labels, num_outputs, jnp.promote_types(output.dtype, jnp.float32), loss=loss)
     rates = jnp.asarray(optimizer.learning_rates(num_steps))
     chain = optax.chain(
         optax.add_decayed_weights(optimizer.weight_decay),
@@ -104,7 +115,8 @@ def finetune(apply: Apply, params: PyTree, inputs: Float[Array | np.ndarray, "n 
     compile_seconds = time.perf_counter() - clock
 
     records: dict[int, tuple[float, float]] = {}
-    seconds = evaluation_seconds = 0.0
+    constant: dict[int, bool] = {}
+    seconds = evaluation_seconds = highest = 0.0
     diverged_at = None
     for index in range(num_steps + 1):
         recorded = index % record_every == 0 or index == num_steps
@@ -112,29 +124,40 @@ def finetune(apply: Apply, params: PyTree, inputs: Float[Array | np.ndarray, "n 
             clock = time.perf_counter()
             parts = [evaluate(params, state, inputs, targets, *part) for part in _padded_blocks(whole, evaluation_block)]
             records[index] = float(sum(part[0] for part in parts)), float(sum(part[1] for part in parts))
+            constant[index] = _is_constant([part[2] for part in parts])
             evaluation_seconds += time.perf_counter() - clock
+            if not np.isfinite(records[index][0]):
+                diverged_at = index
+                break
         if index == num_steps:
             break
         clock = time.perf_counter()
-        total, value, wrong = zero, 0.0, 0.0
+        total, value, error, ranges = zero, 0.0, 0.0, []
         for part in _padded_blocks(next(batches), block):
-            total, state, more, mistakes = gradient(params, state, inputs, targets, *part, total)
-            value, wrong = value + more, wrong + mistakes
+            total, state, more, mistakes, span = gradient(params, state, inputs, targets, *part, total)
+            value, error = value + more, error + mistakes
+            ranges.append(span)
         updates, opt_state = update(total, opt_state, params)
         params = optax.apply_updates(params, updates)
-        value, wrong = float(value), float(wrong)
+        value, error = float(value), float(error)
         seconds += time.perf_counter() - clock
-        if recorded and index not in records:
-            records[index] = value, wrong
         if not np.isfinite(value):
             diverged_at = index
             break
+        highest = max(highest, value)
+        if recorded and index not in records:
+            records[index] = value, error
+            constant[index] = _is_constant(ranges)
         progress(index + 1, num_steps)
 
     steps = np.unique(np.append(np.arange(0, num_steps, record_every), num_steps))
+    if diverged_at is not None:
+        records.pop(diverged_at, None)  # its loss says nothing, and its outputs count as some class
     curve = np.asarray([records.get(int(index), (np.nan, np.nan)) for index in steps])
+    spiked = bool(highest > _SPIKE * max(curve[0, 0], chance_loss(np.asarray(targets), loss)))
+    collapsed_at = _collapsed_at(constant, spiked) if diverged_at is None and num_samples > 1 else None
     return TrainingRun(steps, curve[:, 0], curve[:, 1], params, seconds, evaluation_seconds, compile_seconds, diverged_at,
-                       optax.tree_utils.tree_get(opt_state, "trace"))
+                       optax.tree_utils.tree_get(opt_state, "trace"), collapsed_at)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,16 +178,17 @@ class _Network:
 
         def objective(params):
             logits, new_state = (self.apply(params, x), state) if self.statistics is None else self.statistics.apply_train(params, state, x)
-            return (weights * self.sample_losses(logits, y)).sum(), (new_state, (weights * _wrong(logits, y)).sum())
+            logits = logits.astype(y.dtype)
+            return (weights * self.sample_losses(logits, y)).sum(), (new_state, (weights * wrong(logits, y)).sum(), _range(logits))
 
-        (value, (state, wrong)), gradient = jax.value_and_grad(objective, has_aux=True)(params)
-        return jax.tree.map(jnp.add, total, gradient), state, value, wrong
+        (value, (state, error, span)), gradient = jax.value_and_grad(objective, has_aux=True)(params)
+        return jax.tree.map(jnp.add, total, gradient), state, value, error, span
 
     def evaluation(self, params, state, inputs, targets, indices, weights):
-        """A block's share of the loss and error of the whole set."""
+        """A block's share of the loss and error of the whole set, and the range of its outputs."""
         x, y = inputs[indices], targets[indices]
-        logits = self.apply(params, x) if self.statistics is None else self.statistics.apply_eval(params, state, x)
-        return (weights * self.sample_losses(logits, y)).sum(), (weights * _wrong(logits, y)).sum()
+        logits = (self.apply(params, x) if self.statistics is None else self.statistics.apply_eval(params, state, x)).astype(y.dtype)
+        return (weights * self.sample_losses(logits, y)).sum(), (weights * wrong(logits, y)).sum(), _range(logits)
 
     def sample_losses(self, logits, targets) -> Array:
         if self.loss == "mse":
@@ -172,10 +196,25 @@ class _Network:
         return optax.softmax_cross_entropy(logits, targets)
 
 
-def _wrong(logits: Array, targets: Array) -> Array:
-    if logits.shape[-1] == 1:
-        return (logits * targets <= 0)[:, 0]
-    return jnp.argmax(logits, -1) != jnp.argmax(targets, -1)
+def _range(logits: Array) -> Array:
+    """The least and the greatest of each output over the samples, (2, C)."""
+    return jnp.stack([logits.min(0), logits.max(0)])
+
+
+def _is_constant(ranges: list[Array]) -> bool:
+    """Whether the outputs of all blocks are the same for all samples, to rounding."""
+    low, high = np.asarray(ranges)[:, 0].min(0), np.asarray(ranges)[:, 1].max(0)
+    return bool((high - low).max() <= _CONSTANT * max(1.0, np.abs([low, high]).max()))
+
+
+def _collapsed_at(constant: dict[int, bool], spiked: bool) -> int | None:
+    """The first record of the last stretch of constant outputs, if that goes on to the end and is not how the run began and stayed."""
+    dead = None
+    for index, is_constant in sorted(constant.items(), reverse=True):
+        if not is_constant:
+            return dead
+        dead = index
+    return min((index for index in constant if index > 0), default=None) if spiked else None
 
 
 def _even(count: int, block_size: int) -> int:

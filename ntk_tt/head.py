@@ -279,7 +279,7 @@ def linearize_head(model: Model, inputs: Float[Array | np.ndarray, "n ..."], lab
         raise ValueError("loss: cross-entropy needs at least two outputs; use loss='mse' with one")
     parts = split_head(model)
     features, along_weights = logits_and_tangent(parts.features, parts.backbone, inputs, parts.backbone, block_size=_BLOCK)
-    targets = losses.encode_targets(labels, num_outputs, features.dtype)
+    targets = losses.encode_targets(labels, num_outputs, features.dtype, loss=loss)
     few = jax.jit(model.apply)(model.params, jnp.asarray(inputs[:2]))
     if not np.allclose(few, features[:2] @ parts.kernel + (0 if parts.bias is None else parts.bias), rtol=1e-2, atol=1e-2 * (1 + float(jnp.abs(few).max()))):
         raise ValueError(f"model: the logits of {model.name} are not its head times its features; take method='replay', the frozen kernel")

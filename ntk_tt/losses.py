@@ -4,42 +4,19 @@ The training loss is the mean over samples, L = (1/N) Σᵢ ℓ(fᵢ, yᵢ): wha
 package divides by the number of samples of a batch.
 """
 
-from typing import Literal, get_args
-
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-LossName = Literal["ce", "mse"]
+from ntk_tt.targets import LossName, check_loss, check_outputs, encode_targets, wrong
+
+__all__ = [
+    "LossName", "check_loss", "check_outputs", "curvature_sqrt_product", "curvature_sqrt_transpose", "encode_targets", "error_rate", "largest_curvature_per_output",
+    "mean_loss", "mean_residuals", "residuals", "sample_losses",
+]
 
 Logits = Float[Array, "n c"]
 Targets = Float[Array, "n c"]
-
-
-def check_loss(loss: str) -> None:
-    if loss not in get_args(LossName):
-        raise ValueError(f"loss: unknown {loss!r}; give 'ce' (softmax cross-entropy) or 'mse' (½‖f − y‖²)")
-
-
-def encode_targets(labels: Int[Array | np.ndarray, " n"] | Float[Array | np.ndarray, "n c"], num_outputs: int, dtype=jnp.float32) -> Targets:
-    """Integer labels as one-hot rows; real-valued targets as they are.
-
-    Raises:
-        ValueError: a label outside 0 … C−1, targets of another shape, or NaN among them.
-    """
-    labels = np.asarray(labels)
-    if not np.issubdtype(labels.dtype, np.integer):
-        if labels.shape[1:] != (num_outputs,):
-            raise ValueError(f"labels: real targets must have shape (N, {num_outputs}) like the logits, got {labels.shape}")
-        if not np.isfinite(labels).all():
-            raise ValueError("labels: the targets hold NaN or infinity; remove those samples")
-        return jnp.asarray(labels, dtype)
-    if labels.ndim != 1:
-        raise ValueError(f"labels: integer labels must have shape (N,), got {labels.shape}")
-    if labels.size and not 0 <= labels.min() <= labels.max() < num_outputs:
-        raise ValueError(f"labels: must lie in 0 … {num_outputs - 1} (the network has {num_outputs} outputs), got {labels.min()} … {labels.max()}")
-    return jax.nn.one_hot(labels, num_outputs, dtype=dtype)
 
 
 def sample_losses(loss: LossName, logits: Logits, targets: Targets) -> Float[Array, " n"]:
@@ -90,7 +67,5 @@ def largest_curvature_per_output(loss: LossName) -> float:
 
 
 def error_rate(logits: Logits, targets: Targets) -> Float[Array, ""]:
-    """Share of samples classified wrongly: by the largest logit, or by the sign where there is one output."""
-    if logits.shape[-1] == 1:
-        return (jnp.sign(logits) != jnp.sign(targets)).mean()
-    return (logits.argmax(-1) != targets.argmax(-1)).mean()
+    """Share of samples classified wrongly (`ntk_tt.targets.wrong`); NaN where a logit is not finite, which would count as some class."""
+    return jnp.where(jnp.isfinite(logits).all(), wrong(logits, targets).mean(), jnp.nan)

@@ -1,12 +1,19 @@
 """The optimiser setting whose training time is asked for: a plain description, shared by prediction and truth."""
 
 import dataclasses
+import functools
 import math
+import operator
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
+
+MAX_STEPS = 10**7  # a replay keeps a rate, and perhaps the samples, of each step
+MAX_SEEDS = 10**4
 
 Sampling = Literal["epoch", "replacement"]
 ScheduleName = Literal["constant", "cosine", "linear", "exponential", "warmup-cosine"]
@@ -17,7 +24,7 @@ class OptimizerConfig:
     """SGD as PyTorch and optax define it: d = ∇L + λ w; a ← m a + d; w ← w − η a (Nesterov: w ← w − η (d + m a)).
 
     Attributes:
-        learning_rate: η, a number or any optax schedule (step -> η).
+        learning_rate: η, a number or any optax schedule (step -> η); a function of the step alone.
         momentum: m in [0, 1).
         nesterov: Nesterov's momentum instead of the heavy ball.
         weight_decay: λ, the L2 coefficient, on all trainable parameters.
@@ -34,32 +41,45 @@ class OptimizerConfig:
     sampling: Sampling = "epoch"
 
     def __post_init__(self):
-        if not callable(self.learning_rate) and not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
-            raise ValueError(f"learning_rate: must be positive and finite, got {self.learning_rate}")
-        if not 0 <= self.momentum < 1:
-            raise ValueError(f"momentum: must lie in [0, 1), got {self.momentum}")
+        if not callable(self.learning_rate) and not (_is_number(self.learning_rate) and math.isfinite(self.learning_rate) and self.learning_rate > 0):
+            raise ValueError(f"learning_rate: must be positive and finite, or a schedule (step -> rate), got {self.learning_rate!r}")
+        if not (_is_number(self.momentum) and 0 <= self.momentum < 1):
+            raise ValueError(f"momentum: must lie in [0, 1), got {self.momentum!r}")
         if self.nesterov and self.momentum == 0:
             raise ValueError("nesterov: needs a momentum above 0; give one or leave nesterov out")
-        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
-            raise ValueError(f"weight_decay: must be 0 or more and finite, got {self.weight_decay}")
-        if self.batch_size is not None and self.batch_size < 1:
-            raise ValueError(f"batch_size: must be at least 1 (or None for the full batch), got {self.batch_size}")
+        if not (_is_number(self.weight_decay) and math.isfinite(self.weight_decay) and self.weight_decay >= 0):
+            raise ValueError(f"weight_decay: must be 0 or more and finite, got {self.weight_decay!r}")
+        if self.batch_size is not None and not (_is_whole(self.batch_size) and self.batch_size >= 1):
+            raise ValueError(f"batch_size: must be a whole number of at least 1 (or None for the full batch), got {self.batch_size!r}")
         if self.sampling not in get_args(Sampling):
             raise ValueError(f"sampling: unknown {self.sampling!r}; give 'epoch' or 'replacement'")
 
     def learning_rates(self, num_steps: int) -> np.ndarray:
         """η of each step, shape (num_steps,).
 
+        A schedule is called as optax calls it, with an int32 array, and once with all steps (`vmap`) where it can be; one that
+        decides in Python (`if step < 10`) is called step by step.
+
         Raises:
-            ValueError: the schedule gives a negative or non-finite rate.
+            ValueError: an absurd number of steps, or the schedule gives no number, or a negative or non-finite one, at some step, or another one when called again.
         """
+        check_num_steps(num_steps)
         if not callable(self.learning_rate):
-            return np.full(num_steps, self.learning_rate)
-        rates = np.asarray([float(self.learning_rate(step)) for step in range(num_steps)])
-        if not (np.isfinite(rates) & (rates >= 0)).all():
-            worst = int(np.argmin(np.isfinite(rates) & (rates >= 0)))
+            return np.full(num_steps, float(self.learning_rate))
+        if num_steps in self._known_rates:
+            return self._known_rates[num_steps].copy()
+        rates = _scheduled(self.learning_rate, num_steps)
+        allowed = np.isfinite(rates) & (rates >= 0)
+        if not allowed.all():
+            worst = int(np.argmin(allowed))
             raise ValueError(f"learning_rate: the schedule gives {rates[worst]} at step {worst}; it must stay finite and not negative")
-        return rates
+        self._known_rates[num_steps] = rates
+        return rates.copy()
+
+    @functools.cached_property
+    def _known_rates(self) -> dict[int, np.ndarray]:
+        """By number of steps: each seed, record and verdict of a prediction asks for them."""
+        return {}
 
     def is_full_batch(self, num_samples: int) -> bool:
         """Whether every step sees all samples: then there is no noise."""
@@ -101,8 +121,68 @@ def named_schedule(name: ScheduleName, peak: float, num_steps: int) -> float | o
     raise ValueError(f"schedule: unknown {name!r}; known: {', '.join(get_args(ScheduleName))}")
 
 
-def check_num_steps(num_steps: int) -> None:
-    if num_steps < 1:
-        raise ValueError(f"num_steps: must be at least 1, got {num_steps}")
+def scaled(optimizer: OptimizerConfig, factor: float) -> OptimizerConfig:
+    """The same setting at a multiple of its learning rates."""
+    rate = optimizer.learning_rate
+    return dataclasses.replace(optimizer, learning_rate=(lambda step: factor * rate(step)) if callable(rate) else factor * rate)
 
 
+def check_num_steps(num_steps: int, least: int = 1) -> None:
+    """Raises ValueError for a number of steps that is not whole, below `least`, or absurd."""
+    _check_count("num_steps", num_steps, least, MAX_STEPS)
+
+
+def check_num_seeds(num_seeds: int) -> None:
+    """Raises ValueError for a number of seeds that is not whole, below 1, or absurd."""
+    _check_count("num_seeds", num_seeds, 1, MAX_SEEDS)
+
+
+def _check_count(name: str, value: Any, least: int, most: int) -> None:
+    if not _is_whole(value) or value < least:
+        raise ValueError(f"{name}: must be a whole number of at least {least}, got {value!r}")
+    if value > most:
+        raise ValueError(f"{name}: {value} is more than the {most} that are possible; give a smaller number")
+
+
+def _is_number(value: Any) -> bool:
+    return not isinstance(value, str | bytes | bool | complex) and np.ndim(value) == 0 and hasattr(value, "__float__")
+
+
+def _is_whole(value: Any) -> bool:
+    try:
+        operator.index(value)
+    except TypeError:
+        return False
+    return not isinstance(value, bool | np.bool_)
+
+
+def _scheduled(schedule: Callable, num_steps: int) -> np.ndarray:
+    """What a schedule gives at each step, in float64: by one call where it is a function of arrays."""
+    try:
+        rates = np.asarray(jax.jit(jax.vmap(schedule))(jnp.arange(num_steps, dtype=jnp.int32)))
+        if rates.shape != (num_steps,) or not _is_real(rates):
+            raise TypeError("not a real number a step")
+        rates = rates.astype(np.float64)
+        one_by_one: Callable[[int], Any] = lambda step: schedule(jnp.asarray(step, jnp.int32))  # noqa: E731
+    except Exception:  # whatever a schedule does that tracers do not stand
+        one_by_one = lambda step: schedule(np.int32(step))  # noqa: E731 - an array to those who want one, a number to Python
+        rates = np.asarray([_rate(one_by_one, step) for step in range(num_steps)])
+    last, again = num_steps - 1, _rate(one_by_one, num_steps - 1)
+    if not np.isclose(again, rates[last], rtol=1e-4, atol=0, equal_nan=True):
+        raise ValueError(f"learning_rate: the schedule gives {rates[last]} at step {last}, and {again} when it is called again; it must depend on the step alone")
+    return rates
+
+
+def _rate(schedule: Callable[[int], Any], step: int) -> float:
+    try:
+        rate = schedule(step)
+    except Exception as error:
+        raise ValueError(f"learning_rate: the schedule fails at step {step} ({type(error).__name__}: {' '.join(str(error).split())[:200]})") from error
+    value = np.asarray(rate)
+    if value.ndim != 0 or not _is_real(value):
+        raise ValueError(f"learning_rate: the schedule gives {rate!r} at step {step}; it must give one real number")
+    return float(value)
+
+
+def _is_real(values: np.ndarray) -> bool:
+    return jnp.issubdtype(values.dtype, jnp.floating) or jnp.issubdtype(values.dtype, jnp.integer)

@@ -18,7 +18,7 @@ from ntk_tt.linearize import Apply, check_logits, check_network, logits_and_tang
 from ntk_tt.losses import LossName, check_loss, encode_targets
 from ntk_tt.memory import available_bytes, format_bytes
 from ntk_tt.ntk import ntk_from_features
-from ntk_tt.optimizer import OptimizerConfig
+from ntk_tt.optimizer import OptimizerConfig, check_num_seeds, check_num_steps
 from ntk_tt.problem import LinearizedProblem
 from ntk_tt.progress import Progress, silent
 from ntk_tt.projection import ProjectionName
@@ -38,7 +38,7 @@ class Prediction(eqx.Module):
     Attributes:
         steps: (S,) optimiser steps at each record, 0 … T.
         loss, error: (S,) on the training set, averaged over the seeds.
-        times: as `training_times` gives them: the median over the seeds; None is "not reached within T".
+        times: as `training_times` gives them: the median over the seeds (`combine_times`); None is "not reached within T".
         times_low, times_high: the least and the greatest over the seeds.
         runs: the curve of each seed (one, where the dynamics have no noise).
     """
@@ -95,7 +95,7 @@ def linearize(apply: Apply, params: PyTree, inputs: Float[Array | np.ndarray, "n
         raise ValueError(f"outputs: give 'logits', or 'contrasts' with loss='ce'; got {outputs!r} with {loss!r}")
     initial_logits, weight_logits = logits_and_tangent(apply, params, inputs, params)
     check_logits(initial_logits)
-    targets = encode_targets(labels, num_outputs, initial_logits.dtype)
+    targets = encode_targets(labels, num_outputs, initial_logits.dtype, loss=loss)
     basis = contrast_basis(num_outputs, initial_logits.dtype) if outputs == "contrasts" else None
     if features is not None:
         kernel = _stored_kernel(features, (len(inputs), num_outputs if basis is None else basis.shape[1]), space, memory)
@@ -162,8 +162,8 @@ def predict(problem: LinearizedProblem | HeadProblem, optimizer: OptimizerConfig
     Raises:
         ValueError: an argument out of range, or a batch larger than the data.
     """
-    if num_seeds < 1:
-        raise ValueError(f"num_seeds: must be at least 1, got {num_seeds}")
+    check_num_steps(num_steps)
+    check_num_seeds(num_seeds)
     count = num_seeds if is_random(method, optimizer, problem.num_samples) else 1
     runs = []
     for seed_key in jax.random.split(jax.random.key(0) if key is None else key, count):

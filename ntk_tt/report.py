@@ -142,7 +142,7 @@ def _cost(cost: dict[str, Any]) -> str:
     return text
 
 
-def _row(steps: int | None, bounds: tuple, real: tuple, seconds_per_step: float, interval: dict[str, Any] | None = None) -> list[str]:
+def _row(steps: float | None, bounds: tuple, real: tuple, seconds_per_step: float, interval: dict[str, Any] | None = None) -> list[str]:
     low, high = bounds
     text = _steps(steps) if low == high else f"{_steps(steps)} ({_steps(low)}…{_steps(high)})"
     if interval is not None:
@@ -150,17 +150,17 @@ def _row(steps: int | None, bounds: tuple, real: tuple, seconds_per_step: float,
         text = f"{_steps(steps)} ({between}{interval['probability']:.0%})"
     cells = [text]
     for true in real:
-        difference = f"{steps - true:+d}" if steps is not None and true is not None else ("agree" if steps == true else "differ")
+        difference = f"{steps - true:+g}" if steps is not None and true is not None else ("agree" if steps == true else "differ")
         cells += [_steps(true), difference]
     return [*cells, "" if steps is None else f"{steps * seconds_per_step:.1f}"]
 
 
-def _steps(steps: int | None) -> str:
+def _steps(steps: float | None) -> str:
     return "not reached" if steps is None else str(steps)
 
 
 def _level(family: str, name: str) -> str:
-    return name if family in ("loss_below", "epsilon_absolute") else f"{100 * float(name):g} %"
+    return name if family in ("loss_below", "epsilon_absolute") else f"{100 * float(name):.12g} %"
 
 
 def _number(value: float, form: str = ".3g") -> str:

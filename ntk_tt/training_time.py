@@ -15,16 +15,28 @@ Time = int | None
 
 
 def smooth(curve: Curve, window: int) -> Curve:
-    """Centred running mean over `window` records; the window shrinks symmetrically towards the ends, which stay put."""
+    """Centred running mean over `window` records; the window shrinks symmetrically towards the ends, which stay put.
+
+    Each value is the mean of the records in its window and of no others: what is not finite, or immense, stays where it is.
+    """
     if window < 1:
         raise ValueError(f"smoothing: the window must be at least 1 record, got {window}")
-    if window == 1:
-        return np.asarray(curve, np.float64)
     curve = np.asarray(curve, np.float64)
+    if window == 1 or len(curve) == 0:
+        return curve
     position = np.arange(len(curve))
     reach = np.minimum(window // 2, np.minimum(position, len(curve) - 1 - position))
-    sums = np.concatenate([[0.0], np.cumsum(curve)])
-    return (sums[position + reach + 1] - sums[position - reach]) / (2 * reach + 1)
+    length, start = 2 * reach + 1, position - reach
+    # Sums over 1, 2, 4, … records make up those of any length; differences of running sums would carry all that came before.
+    total, sums, span = np.zeros(len(curve)), curve, 1
+    while span <= length.max():
+        taken = (length & span) != 0
+        total[taken] += sums[start[taken]]
+        start = start + span * taken
+        if len(sums) > span:
+            sums = sums[:-span] + sums[span:]
+        span *= 2
+    return total / length
 
 
 def epsilon_time(steps: Steps, curve: Curve, epsilon: float, *, relative: bool) -> Time:
@@ -70,8 +82,12 @@ def crossing_time(steps: Steps | Curve, curve: Curve, threshold: float) -> float
 
 
 def late_slope(steps: Steps | Curve, curve: Curve) -> float:
-    """d log(curve)/dt over its last quarter, at most 0 [1/step]: how a curve goes on after its end."""
+    """d log(curve)/dt over its last quarter, at most 0 [1/step]: how a curve goes on after its end; 0 where one record cannot say."""
+    if len(steps) < 2:
+        return 0.0
     quarter = max(1, len(steps) // 4)
+    if not steps[-1] > steps[-1 - quarter]:
+        return 0.0
     last, before = (math.log(max(float(value), 1e-12)) for value in (curve[-1], curve[-1 - quarter]))
     return min(0.0, (last - before) / float(steps[-1] - steps[-1 - quarter]))
 
@@ -79,7 +95,7 @@ def late_slope(steps: Steps | Curve, curve: Curve) -> float:
 def continued_time(steps: Steps | Curve, curve: Curve, threshold: float) -> float | None:
     """`crossing_time`, and past the curve's end that of an exponential with its late slope; None where that does not fall."""
     time = crossing_time(steps, curve, threshold)
-    if time is not None or not np.isfinite(curve).all():
+    if time is not None or len(curve) == 0 or not np.isfinite(curve).all():
         return time
     slope = late_slope(steps, curve)
     return None if slope == 0 else float(steps[-1] + math.log(threshold / float(curve[-1])) / slope)
@@ -110,7 +126,8 @@ def training_times(steps: Steps, loss: Curve, error: Curve, *, thresholds: Seque
 
     Returns:
         `{"epsilon_relative": {"0.01": steps or None, …}, "epsilon_absolute": {…}, "loss_below": {…},
-        "error_below": {…}, "plateau": steps or None}`; the ε-times are those of the loss.
+        "error_below": {…}, "plateau": steps or None}`; the ε-times are those of the loss. A key is a threshold as short as it can be
+        read back exactly (`level_name`).
 
     Raises:
         ValueError: a threshold outside its range, or curves of different lengths.
@@ -120,10 +137,10 @@ def training_times(steps: Steps, loss: Curve, error: Curve, *, thresholds: Seque
     check_thresholds(thresholds, loss_thresholds)
     loss, error = smooth(loss, smoothing), smooth(error, smoothing)
     return {
-        "epsilon_relative": {_name(e): epsilon_time(steps, loss, e, relative=True) for e in thresholds},
-        "epsilon_absolute": {_name(e): epsilon_time(steps, loss, e, relative=False) for e in thresholds},
-        "loss_below": {_name(level): threshold_time(steps, loss, level) for level in sorted({*thresholds, *loss_thresholds})},
-        "error_below": {_name(level): threshold_time(steps, error, level) for level in thresholds},
+        "epsilon_relative": {level_name(e): epsilon_time(steps, loss, e, relative=True) for e in thresholds},
+        "epsilon_absolute": {level_name(e): epsilon_time(steps, loss, e, relative=False) for e in thresholds},
+        "loss_below": {level_name(level): threshold_time(steps, loss, level) for level in sorted({*thresholds, *loss_thresholds})},
+        "error_below": {level_name(level): threshold_time(steps, error, level) for level in thresholds},
         "plateau": plateau_time(steps, error, window=plateau_window),
     }
 
@@ -142,8 +159,9 @@ def check_thresholds(thresholds: Sequence[float], loss_thresholds: Sequence[floa
 def combine_times(times: Sequence[dict], fraction: float) -> dict:
     """A quantile over several runs (seeds) of each time in dicts from `training_times`.
 
-    "Not reached" counts as later than every number, so the quantile is None where too few runs reach the target;
-    0.5 is the median. The quantile is one of the runs' own numbers, never between two.
+    "Not reached" counts as later than every number, so the quantile is None where too few runs reach the target. 0.5 is the
+    median; of an even number of runs the mean of the two in the middle, None where the later one did not reach it. Other
+    fractions lie between their neighbours alike.
     """
     combined = {}
     for name, first in times[0].items():
@@ -152,9 +170,25 @@ def combine_times(times: Sequence[dict], fraction: float) -> dict:
     return combined
 
 
-def _quantile(times: Sequence[Time], fraction: float) -> Time:
+def level_name(value: float) -> str:
+    """A threshold as text: six digits where they are the number, else all that it has, so that two thresholds never share a name."""
+    short = f"{value:g}"
+    return short if float(short) == float(value) else repr(float(value))
+
+
+def _quantile(times: Sequence[Time], fraction: float) -> int | float | None:
+    """Linear between neighbours; a whole number where it is one."""
     ordered = sorted(times, key=lambda time: math.inf if time is None else time)
-    return ordered[min(len(ordered) - 1, math.floor(fraction * len(ordered)))]
+    position = fraction * (len(ordered) - 1)
+    below = min(len(ordered) - 1, math.floor(position))
+    low, weight = ordered[below], position - below
+    if low is None or weight == 0:
+        return low
+    high = ordered[below + 1]
+    if high is None:
+        return None
+    value = low + weight * (high - low)
+    return int(value) if value == int(value) else value
 
 
 def _check_fraction(name: str, value: float) -> None:
@@ -164,7 +198,3 @@ def _check_fraction(name: str, value: float) -> None:
 
 def _first(steps: Steps, condition: np.ndarray) -> Time:
     return int(steps[int(np.argmax(condition))]) if condition.any() else None
-
-
-def _name(value: float) -> str:
-    return f"{value:g}"

@@ -1,5 +1,6 @@
 """When a prediction should be believed: stability margin, linearisation residual, and what follows from them."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -152,7 +153,7 @@ def linearization_residual(apply: Apply, params: PyTree, inputs: Float[Array | n
     chosen = np.sort(np.random.default_rng(seed).choice(len(inputs), count, replace=False))
     x, y = jnp.asarray(inputs)[chosen], np.asarray(labels)[chosen]
     batch_size = None if optimizer.batch_size is None or optimizer.batch_size >= count else optimizer.batch_size
-    setting = OptimizerConfig(**{**vars(optimizer), "batch_size": batch_size})
+    setting = dataclasses.replace(optimizer, batch_size=batch_size)
     run = finetune(apply, params, x, y, setting, num_steps, loss=loss, seed=seed, record_every=num_steps)
     seconds = run.seconds / (num_steps * (batch_size or count))
     initial, tangent = logits_and_tangent(apply, params, x, jax.tree.map(jnp.subtract, run.params, params))

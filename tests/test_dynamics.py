@@ -131,6 +131,23 @@ def test_ode_equals_the_closed_form(schedule):
         assert exact.loss[-1] < 0.2 * exact.loss[0]
 
 
+@pytest.mark.parametrize("space", ["primal", "dual"])
+@pytest.mark.parametrize("num_features", [12, 60])
+@pytest.mark.parametrize("time", [1.0, 1e3, 1e6, 1e12])
+def test_closed_form_in_single_precision_keeps_what_does_not_decay(space, num_features, time):
+    """Θ of rank 12 (of 40) and of full rank, against the same in double precision; eigenvalues span four orders of magnitude."""
+    rng = np.random.default_rng(0)
+    features = rng.standard_normal((20, 2, num_features)) * np.logspace(0, -2, num_features)
+    start, targets = rng.standard_normal((20, 2)), rng.standard_normal((20, 2))
+    left, singular, _ = np.linalg.svd(features.reshape(40, -1), full_matrices=False)
+    exact = start - (left @ (-np.expm1(-singular**2 * time / 20) * (left.T @ (start - targets).reshape(-1)))).reshape(20, 2)
+    rows = features.reshape(40, -1).astype(np.float32)
+    kernel = PrimalKernel(jnp.asarray(features, jnp.float32)) if space == "primal" else DualKernel(jnp.asarray((rows @ rows.T).reshape(20, 2, 20, 2)))
+    problem = ntk_tt.LinearizedProblem(kernel, jnp.asarray(start, jnp.float32), jnp.zeros((20, 2)), jnp.asarray(targets, jnp.float32), "mse")
+    curve = solve_closed_form(problem, OptimizerConfig(time / 10), 10, record_every=10, save_logits=True)
+    np.testing.assert_allclose(curve.logits[-1], exact, atol=2e-3 if space == "dual" else 1e-5)
+
+
 def test_closed_form_at_zero_and_infinity():
     _, _, labels, problem = make("primal", "mse")
     curve = solve_closed_form(problem, OptimizerConfig(1e6), 2, save_logits=True)

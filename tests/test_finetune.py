@@ -29,7 +29,7 @@ def test_finetune_imports_nothing_of_the_prediction():
     source = (Path(ntk_tt.__file__).parent / "finetune.py").read_text()
     imported = {node.module for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom) and node.module}
     imported |= {alias.name for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Import) for alias in node.names}
-    assert {name for name in imported if name.startswith("ntk_tt")} == {"ntk_tt.models.model", "ntk_tt.optimizer", "ntk_tt.progress"}
+    assert {name for name in imported if name.startswith("ntk_tt")} == {"ntk_tt.models.model", "ntk_tt.optimizer", "ntk_tt.progress", "ntk_tt.targets"}
 
 
 @pytest.mark.parametrize("loss", ["ce", "mse"])
@@ -100,8 +100,56 @@ def test_divergence_ends_the_run_and_is_named():
     assert np.isnan(run.loss[-1])
 
 
+def relu_network(scale=1.0):
+    """Two layers; with a zero last layer (`scale` 0) the run begins at ln C."""
+    one, two = jax.random.split(jax.random.key(0))
+    params = {"first": jax.random.normal(one, (6, 8)), "bias": jnp.zeros(8), "last": scale * jax.random.normal(two, (8, 3)) / 3, "head_bias": jnp.zeros(3)}
+    return lambda w, x: jax.nn.relu(x @ w["first"] + w["bias"]) @ w["last"] + w["head_bias"], params
+
+
+@pytest.mark.parametrize("batch_size", [None, 8])
+@pytest.mark.parametrize("scale", [1.0, 0.0])
+def test_a_network_that_died_at_chance_level_is_an_outcome(batch_size, scale):
+    apply, params = relu_network(scale)
+    x, labels = jnp.abs(jax.random.normal(jax.random.key(1), (24, 6))), np.arange(24) % 3
+    run = ntk_tt.finetune(apply, params, x, labels, OptimizerConfig(100.0 if scale else 1000.0, 0.5, batch_size=batch_size), 40, record_every=4)
+    assert run.diverged_at is None
+    assert run.collapsed_at is not None
+    assert 0 < run.collapsed_at <= 12
+    assert np.ptp(np.asarray(apply(run.params, x)), 0).max() < 1e-4
+    assert (run.loss[run.steps >= run.collapsed_at] > 0.999 * np.log(3)).all()
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-8])
+@pytest.mark.parametrize("rate", [1e-12, 1e-4, 0.05])
+@pytest.mark.parametrize("batch_size", [None, 8])
+def test_a_slow_run_from_chance_level_is_alive(scale, rate, batch_size):
+    apply, params = relu_network(scale)
+    x, labels = jax.random.normal(jax.random.key(1), (24, 6)), np.arange(24) % 3
+    run = ntk_tt.finetune(apply, params, x, labels, OptimizerConfig(rate, batch_size=batch_size), 5)
+    assert run.loss[0] == pytest.approx(np.log(3), rel=1e-5)
+    assert run.collapsed_at is None
+    assert run.diverged_at is None
+
+
+def test_a_run_is_not_called_dead_for_what_it_learns():
+    case, x, _ = problem_of(12)
+    assert ntk_tt.finetune(case.apply, case.params, x, np.zeros(24, int), OptimizerConfig(1.0), 50).collapsed_at is None  # one class: constant outputs are right
+    assert ntk_tt.finetune(case.apply, case.params, x[:1], np.zeros(1, int), OptimizerConfig(1.0), 5).collapsed_at is None
+
+
+def test_divergence_in_the_last_step_is_seen():
+    """The loss before that step is finite; the one after it, which nothing but the last record shows, is not."""
+    case, x, labels = problem_of(12)
+    for batch_size in (None, 6):
+        run = ntk_tt.finetune(case.apply, case.params, x, labels, OptimizerConfig(1e38, batch_size=batch_size), 1, loss="mse")
+        assert run.diverged_at == 1
+        assert np.isfinite(run.loss[0])
+        assert np.isnan([run.loss[-1], run.error[-1]]).all()
+
+
 @pytest.mark.parametrize(("change", "message"), [
-    ({"num_steps": 0}, "num_steps"), ({"record_every": 0}, "record_every"), ({"optimizer": OptimizerConfig(0.1, batch_size=25)}, "batch_size: 25"),
+    ({"num_steps": 10**10}, "num_steps: 10000000000 is more"), ({"num_steps": 0}, "num_steps"), ({"record_every": 0}, "record_every"), ({"optimizer": OptimizerConfig(0.1, batch_size=25)}, "batch_size: 25"),
 ])
 def test_bad_arguments(change, message):
     case, x, labels = problem_of(8)

@@ -3,7 +3,17 @@
 import numpy as np
 import pytest
 
-from ntk_tt.training_time import combine_times, epsilon_time, plateau_time, smooth, threshold_time, training_times
+from ntk_tt.training_time import (
+    combine_times,
+    continued_time,
+    epsilon_time,
+    late_slope,
+    level_name,
+    plateau_time,
+    smooth,
+    threshold_time,
+    training_times,
+)
 
 STEPS = np.arange(0, 101)
 DECAY = np.exp(-STEPS / 20)  # from 1 to e^{-5}
@@ -55,6 +65,45 @@ def test_smoothing_keeps_lines_and_ends_and_removes_noise():
     np.testing.assert_allclose(smooth(noisy, 5)[50], noisy[48:53].mean())
 
 
+@pytest.mark.parametrize("window", [2, 3, 4, 9, 64, 1000])
+@pytest.mark.parametrize("count", [1, 2, 7, 100])
+def test_a_smoothed_value_is_the_mean_of_its_window(window, count):
+    curve = np.random.default_rng(1).lognormal(size=count)
+    reach = [min(window // 2, index, count - 1 - index) for index in range(count)]
+    np.testing.assert_allclose(smooth(curve, window), [curve[index - r : index + r + 1].mean() for index, r in enumerate(reach)], rtol=1e-12)
+
+
+@pytest.mark.parametrize("bad", [1e20, 1e300, np.inf, -np.inf, np.nan])
+def test_one_record_spoils_only_the_windows_that_hold_it(bad):
+    spoilt = DECAY.copy()
+    spoilt[40] = bad
+    smoothed, clean = smooth(spoilt, 9), smooth(DECAY, 9)
+    away = np.abs(STEPS - 40) > 4
+    np.testing.assert_allclose(smoothed[away], clean[away], rtol=1e-12)
+    assert not np.isclose(smoothed[~away], clean[~away]).any()
+    times = training_times(STEPS, spoilt, spoilt, thresholds=(0.1,), smoothing=9)
+    assert times["loss_below"] == {"0.1": 36 if bad == -np.inf else 47}  # as without it: neither 0 after it, nor never
+
+
+def test_a_single_record_is_not_continued():
+    assert continued_time(np.array([0]), np.array([1.0]), 0.5) is None
+    assert continued_time(np.array([0]), np.array([0.4]), 0.5) == 0
+    assert continued_time(np.array([]), np.array([]), 0.5) is None
+    assert late_slope(np.array([3, 3]), np.array([1.0, 0.5])) == 0.0
+    assert continued_time(np.array([0, 10]), np.array([1.0, 0.5]), 0.25) == pytest.approx(20)
+    assert smooth(np.array([]), 3).shape == (0,)
+
+
+def test_thresholds_that_agree_to_six_digits_keep_their_keys():
+    near = 0.1 + 1e-9
+    times = training_times(STEPS, DECAY, DECAY, thresholds=(0.1, near), loss_thresholds=(1.23456789, 1.23456788, 1e-9))
+    assert set(times["error_below"]) == {"0.1", "0.100000001"}
+    assert len(times["loss_below"]) == 5
+    for family in ("epsilon_relative", "loss_below", "error_below"):
+        assert {float(name) for name in times[family]} >= {0.1, near}
+    assert [level_name(value) for value in (0.1, 2.0, 1 / 3, 1e-9, 0.5)] == ["0.1", "2", repr(1 / 3), "1e-09", "0.5"]
+
+
 def test_all_definitions_at_once():
     times = training_times(STEPS, DECAY, DECAY / 2, thresholds=(0.1, 0.4), loss_thresholds=(2.0,), plateau_window=5)
     assert times["loss_below"] == {"0.1": 47, "0.4": 19, "2": 0}
@@ -68,6 +117,15 @@ def test_combination_over_seeds_counts_not_reached_as_later():
     assert combine_times(times, 0.0)["plateau"] == 10
     assert combine_times(times, 1.0)["plateau"] is None
     assert combine_times(times[:1], 0.5)["plateau"] == 10
+
+
+@pytest.mark.parametrize(("times", "median"), [
+    ((10, 20), 15), ((10, 11), 10.5), ((40, 10, 30, 20), 25), ((10, None), None), ((10, 20, None, None), None), ((10, 20, 30, None), 25), ((7, 7), 7), ((None, None), None)])
+def test_median_of_an_even_number_is_between_the_middle_two(times, median):
+    found = combine_times([{"plateau": time} for time in times], 0.5)["plateau"]
+    assert found == median
+    assert isinstance(found, type(median))
+    assert combine_times([{"plateau": time} for time in times], 0.0)["plateau"] == min((time for time in times if time is not None), default=None)
 
 
 @pytest.mark.parametrize(("arguments", "message"), [

@@ -7,7 +7,6 @@ from jaxtyping import Array, Float
 from ntk_tt.dynamics.ode import clock
 from ntk_tt.dynamics.trajectory import Trajectory, record_steps
 from ntk_tt.kernel import DualKernel, PrimalKernel
-from ntk_tt.ntk import ntk_from_features
 from ntk_tt.optimizer import OptimizerConfig, check_num_steps
 from ntk_tt.problem import LinearizedProblem, check_in_memory
 
@@ -30,14 +29,16 @@ def solve_closed_form(problem: LinearizedProblem, optimizer: OptimizerConfig, nu
     if optimizer.weight_decay:
         raise ValueError("weight_decay: the closed form has none; use the ode or replay method")
     steps = record_steps(num_steps, record_every)
-    eigenvalues, eigenvectors = jnp.linalg.eigh(_matrix(problem))
+    eigenvalues, eigenvectors = _spectrum(problem)
     shape = problem.initial_logits.shape
-    projections = eigenvectors.T @ (problem.initial_logits - problem.targets).reshape(-1)
-    times = jnp.asarray(clock(optimizer, num_steps)[steps], eigenvalues.dtype)
+    start = (problem.initial_logits - problem.targets).reshape(-1)
+    projections = eigenvectors.T @ start
+    outside = start - eigenvectors @ projections if len(projections) < len(start) else jnp.zeros_like(start)  # of the span of Θ: it stays
+    # In double precision: times run over many orders of magnitude, and what does not decay must not at any of them.
+    exponents = np.outer(clock(optimizer, num_steps)[steps], np.asarray(eigenvalues, np.float64) / problem.num_samples)
     losses_, errors, saved = [], [], []
-    for time in times:
-        decayed = jnp.exp(-jnp.maximum(eigenvalues, 0) * time / problem.num_samples) * projections
-        f = problem.targets + (eigenvectors @ decayed).reshape(shape)
+    for decay in np.exp(-exponents):
+        f = problem.targets + (outside + eigenvectors @ (jnp.asarray(decay, projections.dtype) * projections)).reshape(shape)
         loss, error = problem.metrics(f)
         losses_.append(loss)
         errors.append(error)
@@ -46,11 +47,26 @@ def solve_closed_form(problem: LinearizedProblem, optimizer: OptimizerConfig, nu
     return Trajectory(steps, np.asarray(losses_), np.asarray(errors), np.asarray(saved) if save_logits else None)
 
 
+def _spectrum(problem: LinearizedProblem) -> tuple[Float[Array, " k"], Float[Array, "nc k"]]:
+    """Eigenvalues and -vectors of Θ; those that are rounding are zero: nothing decays along directions that Θ does not have.
+
+    Of a matrix of rank below N·C the rest come out as about ±eps·λ_max, which decays in long times. The features' singular
+    values tell more: rounding is eps of the largest there, eps² of λ_max.
+    """
+    if isinstance(problem.kernel, PrimalKernel):
+        eigenvectors, singular, _ = jnp.linalg.svd(problem.kernel.features.reshape(problem.initial_logits.size, -1), full_matrices=False)
+        return jnp.square(_without_rounding(singular)), eigenvectors
+    eigenvalues, eigenvectors = jnp.linalg.eigh(_matrix(problem))
+    return _without_rounding(eigenvalues), eigenvectors
+
+
+def _without_rounding(values: Float[Array, " k"]) -> Float[Array, " k"]:
+    return jnp.where(values > len(values) * jnp.finfo(values.dtype).eps * values.max(), values, 0)
+
+
 def _matrix(problem: LinearizedProblem) -> Float[Array, "nc nc"]:
     match problem.kernel:
         case DualKernel(ntk=ntk):
             return ntk.reshape(problem.initial_logits.size, -1)
-        case PrimalKernel(features=features):
-            return ntk_from_features(features)
         case other:
             raise ValueError(f"kernel: no matrix form of {type(other).__name__}")
