@@ -2,6 +2,8 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
+import jax
+
 from ntk_tt.adapters import from_equinox, from_function, from_linen, load_factory
 from ntk_tt.calibration import slowdown, slowed
 from ntk_tt.closed_loop import Forecast, Predictor, loss_callback
@@ -10,6 +12,7 @@ from ntk_tt.dynamics import LinearizedProblem, Trajectory, simulate
 from ntk_tt.features import jacobian_features, write_features
 from ntk_tt.finetune import TrainingRun, finetune
 from ntk_tt.head import HeadProblem, linearize_head
+from ntk_tt.jaxpr import warn_if_untested
 from ntk_tt.models import Model, fit_linear_head, from_nnx, list_models, load_model
 from ntk_tt.ntk import empirical_ntk, ntk_from_features
 from ntk_tt.one_shot import OneShot, predict_after
@@ -26,6 +29,8 @@ try:
     __version__ = version("ntk-tt")
 except PackageNotFoundError:  # run from a source tree that is not installed
     __version__ = "0+unknown"
+
+warn_if_untested(jax.__version__)
 
 __all__ = [
     "FeatureStore", "Forecast", "HeadProblem", "LinearizedProblem", "LoRA", "Model", "OneShot", "OptimizerConfig", "Prediction", "Predictor",

@@ -29,6 +29,7 @@ Precision = Literal["float32", "bfloat16"]
 # Of activations and signals a device holds at a time, by default. On a CPU the temporaries of a block stay near the 32 MiB up
 # to which glibc keeps freed memory: above, every block pays for its page faults, a fifth of the pass. An accelerator is
 # fastest while it is full.
+_CPU_KEPT_BYTES = 32 << 20
 CPU_BLOCK_BYTES, DEVICE_BLOCK_BYTES = 28 << 20, 1 << 30
 MAX_FEATURE_BYTES = 4 << 30  # up to which D' is taken as large as the spectrum wants it, where no memory is given
 _CPU_MAX_BLOCK, _DEVICE_MAX_BLOCK = 16, 32  # samples: more do not run faster
@@ -148,7 +149,8 @@ def plan_features(apply: Apply, params: PyTree, inputs: Float[Array | np.ndarray
     """Everything about a feature pass but its run; arguments as `jacobian_features`.
 
     The first guess of the block size comes from the shapes of activations and signals. The compiled program then says
-    what it really needs (`jax.stages.Compiled.memory_analysis`), and the block shrinks until that fits.
+    what it really needs (`jax.stages.Compiled.memory_analysis`, which differs by versions of XLA), and the block shrinks until
+    that fits; on a CPU once more where the guess was too large for what the allocator keeps.
 
     Args:
         stored: the features go to disk, so only a block counts.
@@ -187,14 +189,15 @@ def plan_features(apply: Apply, params: PyTree, inputs: Float[Array | np.ndarray
     size = min(block_size or _block_samples(network, path, projector, params, one_sample, num_outputs, free), on_device)
     for_blocks = free if stored else max(free // 8, free - on_device * row_bytes)
     compute, block_bytes = None, 0
+    wanted = min(for_blocks, _CPU_KEPT_BYTES) if jax.default_backend() == "cpu" and size > 2 else for_blocks
     while compiled:
         compute = _compiled(network, path, projector, mesh, dtype, params, jax.ShapeDtypeStruct((size * devices, *one_sample.shape[1:]), one_sample.dtype))
         block_bytes = _bytes_of(compute)
-        if block_bytes <= for_blocks or block_size is not None:
+        if block_bytes <= wanted or block_size is not None:
             break
         if size == 1:
             _refuse("one block of one sample", block_bytes, for_blocks, "a smaller num_projections, smaller inputs, or fewer outputs")
-        size = max(1, min(size - 1, size * for_blocks // block_bytes))
+        size, wanted = max(1, min(size - 1, size * wanted // block_bytes)), for_blocks
     return FeaturePlan(
         num_samples, num_outputs, projector.num_projections, dtype, projector, {"path": path, "precision": precision}, size, block_bytes, feature_bytes, mesh, compute)
 

@@ -6,17 +6,29 @@ and a product's parameters are called, and how a primitive is bound again. `test
 facts, and runs with every supported JAX version (`make test-jax`).
 """
 
-from collections.abc import Callable
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
+from jax.core import Tracer
 from jax.extend import core as jex_core
+
+NEWEST_TESTED = (0, 12)  # of JAX
 
 # Equations that only rearrange one operand: a parameter passes through them unchanged in meaning.
 _MOVING = frozenset({"copy", "copy_p", "expand_dims", "reshape", "rev", "squeeze", "transpose"})
 _RESHAPING = frozenset({"copy", "copy_p", "reshape"})
 _REPEATING_OR_ROUNDING = frozenset({"broadcast_in_dim", "convert_element_type"})
 _INLINED = frozenset({"jit", "pjit", "closed_call", "core_call"})
+
+
+def warn_if_untested(version: str) -> None:
+    """Say so where JAX is newer than any that the tests ran with."""
+    if tuple(map(int, re.findall(r"\d+", version)[:2])) > NEWEST_TESTED:
+        newest = ".".join(map(str, NEWEST_TESTED))
+        warnings.warn(f"ntk_tt: JAX {version} is newer than {newest}, the newest it was tested with; if something fails, install 'jax=={newest}.*'", stacklevel=3)
 
 
 class Convolution(NamedTuple):
@@ -105,5 +117,38 @@ def shape_of(atom: Any) -> tuple[int, ...]:
 
 
 def trace(function: Any, *arguments: Any) -> Any:
-    """The closed jaxpr of a function of flat arrays."""
+    """The closed jaxpr of a function of trees of arrays, flattened."""
     return jax.make_jaxpr(function)(*arguments)
+
+
+def result_shapes(closed: Any) -> list[tuple[int, ...]]:
+    """The shapes of all results of a closed jaxpr."""
+    return [tuple(aval.shape) for aval in closed.out_avals]
+
+
+def text(closed: Any) -> str:
+    """A closed jaxpr as text, the same in every process."""
+    return re.sub(r"0x[0-9a-fA-F]+", "", str(closed))  # older JAX prints memory addresses, which mean nothing
+
+
+def constants(value: Any) -> Iterator[Any]:
+    """All arrays closed over inside a closed jaxpr, in its own order; its text names only their shapes.
+
+    From JAX 0.12 on a closed jaxpr is a jaxpr itself (and its own `.jaxpr`); before, it is a pair of one and its constants.
+    Either may also hold an array as a literal.
+    """
+    if isinstance(value, jex_core.ClosedJaxpr | jex_core.Jaxpr):
+        yield from getattr(value, "consts", ())
+        for equation in value.eqns:
+            yield from (atom.val for atom in equation.invars if isinstance(atom, jex_core.Literal) and getattr(atom.val, "ndim", 0))
+            yield from constants(tuple(equation.params[name] for name in sorted(equation.params)))
+    elif isinstance(value, Mapping):
+        yield from constants(tuple(value[key] for key in sorted(value, key=str)))
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from constants(item)
+
+
+def is_traced(value: Any) -> bool:
+    """Whether a value is not known yet, because JAX is tracing the function that it is in."""
+    return isinstance(value, Tracer)

@@ -2,17 +2,16 @@
 
 import hashlib
 import json
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend import core as jex_core
 from jaxtyping import Array, Float, Key, PyTree
 
+from ntk_tt import jaxpr as jaxprs
 from ntk_tt.linearize import Apply
 
 FORMAT = 4  # raise it when the files change, or what a projection makes of the same key
@@ -84,23 +83,9 @@ def _network(apply: Apply, params: PyTree, sample: Array | np.ndarray) -> tuple[
         logits, pullback = jax.vjp(lambda params: apply(params, sample), params)
         return logits, pullback(jnp.ones_like(logits))
 
-    closed = jax.make_jaxpr(logits_and_gradient)(params, sample)
-    constants = " ".join(_fingerprint(value) for value in _constants(closed))
-    # Older JAX prints memory addresses, which differ from process to process and mean nothing.
-    return closed.out_avals[0].shape[1], digest(f"{re.sub(r'0x[0-9a-fA-F]+', '', str(closed))} {constants}".encode())
-
-
-def _constants(value: Any) -> Iterator[Any]:
-    """All arrays closed over inside a jaxpr, in its own order; its text names only their shapes."""
-    if isinstance(value, jex_core.ClosedJaxpr):
-        yield from value.consts
-        yield from _constants(value.jaxpr)
-    elif isinstance(value, jex_core.Jaxpr):
-        for equation in value.eqns:
-            yield from _constants(tuple(equation.params[name] for name in sorted(equation.params)))
-    elif isinstance(value, tuple | list):
-        for item in value:
-            yield from _constants(item)
+    closed = jaxprs.trace(logits_and_gradient, params, sample)
+    constants = " ".join(_fingerprint(value) for value in jaxprs.constants(closed))
+    return jaxprs.result_shapes(closed)[0][1], digest(f"{jaxprs.text(closed)} {constants}".encode())
 
 
 def _fingerprint(array: Any) -> str:

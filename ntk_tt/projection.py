@@ -21,9 +21,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 from jaxtyping import Array, Float, Key, PyTree
 
+from ntk_tt.jaxpr import is_traced
 from ntk_tt.paths import named_leaves
 
 ProjectionName = Literal["fold", "achlioptas", "gaussian"]
@@ -175,7 +175,7 @@ class SignFold(AbstractSketch):
         num_signs = fold.rounds * fold.factors * fold.period
         length = num_signs + fold.factors * fold.num_columns + 1
         drawn = 1 << (length - 1).bit_length()  # a power of two: few programs to compile
-        if length > _CONSTANT or isinstance(self.key, Tracer):
+        if length > _CONSTANT or is_traced(self.key):
             bits: Any = jax.random.bits(path_key(self.key, name), (drawn,), jnp.uint32)
         else:
             with jax.ensure_compile_time_eval():

@@ -1,5 +1,7 @@
 """What the package takes from JAX beyond its documented interface: each fact, so that a new version that changes one is found here."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -85,3 +87,39 @@ def test_a_product_in_another_dtype():
     (product,) = jaxprs.bind(equation, [X.astype(jnp.bfloat16), X.T.astype(jnp.bfloat16)], result_dtype=jnp.dtype(jnp.bfloat16))
     assert product.dtype == jnp.bfloat16
     np.testing.assert_allclose(product.astype(jnp.float32), X @ X.T, rtol=1e-2)
+
+
+def test_constants_are_found_wherever_they_are_closed_over():
+    """In the function itself, a call, a loop and a branch; as NumPy's arrays and as JAX's."""
+    first, second, third = np.arange(3.0, dtype=np.float32), jnp.arange(4.0), jnp.full((2, 3), 7.0)
+
+    def function(x):
+        y = jax.jit(lambda x: x * first)(x) + third[0]
+        y, _ = jax.lax.scan(lambda carry, _: (carry * second[1:], None), y, None, length=2)
+        return jax.lax.cond(y.sum() > 0, lambda y: y + second[:3], lambda y: -y, y)
+
+    found = {np.asarray(value).tobytes() for value in jaxprs.constants(jaxprs.trace(function, jnp.ones(3)))}
+    assert {np.asarray(value).tobytes() for value in (first, second, third)} <= found
+    assert not list(jaxprs.constants(jaxprs.trace(jnp.sin, jnp.ones(3))))
+
+
+def test_a_jaxpr_tells_the_shapes_of_its_results_and_reads_the_same_each_time():
+    closed, again = (jaxprs.trace(lambda x, y: (jax.nn.relu(x) @ y, x.sum()), X, X.T) for _ in range(2))
+    assert jaxprs.result_shapes(closed) == [(2, 2), ()]
+    assert jaxprs.text(closed) == jaxprs.text(again)
+    assert "dot_general" in jaxprs.text(closed)
+    assert "0x" not in jaxprs.text(closed)
+
+
+def test_what_is_traced_is_told_from_what_is_known():
+    assert not jaxprs.is_traced(X)
+    assert not jaxprs.is_traced(jax.random.key(0))
+    assert jax.jit(lambda x: jnp.asarray(jaxprs.is_traced(x)))(X)
+
+
+@pytest.mark.parametrize(("version", "is_newer"), [("0.8.0", False), ("0.12.0.1", False), ("0.12.9", False), ("0.13.0.dev2026", True), ("1.0", True)])
+def test_a_jax_newer_than_any_tested_is_told(version, is_newer):
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        jaxprs.warn_if_untested(version)
+    assert [str(warning.message).startswith(f"ntk_tt: JAX {version} is newer than 0.12") for warning in told] == ([True] if is_newer else [])
