@@ -30,7 +30,7 @@ def compute(config: Config) -> dict[str, Any]:
     rows = []
     for name in config.data:
         row = ntk_tt.describe_data("digits" if name == "digits" else f"folder:{data_folder() / name}")._asdict()
-        rows.append({**{key: value for key, value in row.items() if key not in ("name", "source", "how")}, "data": name})
+        rows.append({**{key: value for key, value in row.items() if key not in ("name", "source", "how", "notes")}, "data": name})
     return {"runs": rows}
 
 

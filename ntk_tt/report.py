@@ -111,19 +111,21 @@ def print_notes(notes: Iterable[str]) -> None:
 
 
 def print_rows(rows: Sequence[Any]) -> None:
-    """NamedTuples as a table, a column a field."""
+    """NamedTuples as a table, a column a field; below it their notes, where they have such a field."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for name in rows[0]._fields:
+    fields = [name for name in rows[0]._fields if name != "notes"]
+    for name in fields:
         number = isinstance(getattr(rows[0], name), int | float)
         table.add_column(name.replace("_", " "), justify="right" if number else "left", no_wrap=number)
     for row in rows:
-        table.add_row(*(f"{value:,}" if isinstance(value, int) else f"{value:.2f}" if isinstance(value, float) else escape(str(value)) for value in row))
+        table.add_row(*(f"{value:,}" if isinstance(value, int) else f"{value:.2f}" if isinstance(value, float) else escape(str(value)) for value in (getattr(row, name) for name in fields)))
     Console(width=max(Console().width, 150)).print(table)
+    print_notes(note for row in rows for note in getattr(row, "notes", ()))
 
 
 def _setting(optimizer: dict[str, Any]) -> str:

@@ -5,8 +5,11 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
+from ntk_tt.data.arrays import read_arrays, read_npz
 from ntk_tt.data.catalog import PAPER_DATASETS, DataRow, PaperDataset, resolve, summarize
-from ntk_tt.data.readers import read_arrays, read_digits, read_folder, read_list, read_npz
+from ntk_tt.data.digits import read_digits
+from ntk_tt.data.folders import read_folder
+from ntk_tt.data.lists import read_list
 from ntk_tt.data.task import PAPER_CLASSES, PAPER_PER_CLASS, OnCorrupt, Source, Task, UnreadableImage, UpTo, sample
 from ntk_tt.data.tfds import read_tfds
 
@@ -22,11 +25,11 @@ def load_task(source: str, *, num_classes: int | None = PAPER_CLASSES, per_class
     """Sample a task as the paper does: K random classes, N random images of each.
 
     The paper takes 5 classes and "150 images (or the maximum available)" of each, the defaults here. A plain number is
-    exact: a class with fewer images is then an error and not a smaller task. What was left out is in `Task.notes`.
+    exact: a class with fewer images is then an error and not a smaller task. What was left out or passed over is in `Task.notes`.
 
     Args:
-        source: `digits` (scikit-learn's handwritten digits, offline), `folder:PATH` with `PATH/<split>/<class>/*` or
-            `PATH/<class>/*`, `list:FILE@ROOT` with the images below ROOT that the file lists, `tfds:NAME`, `arrays:FILE.npz`
+        source: `digits` (scikit-learn's handwritten digits, offline), `folder:PATH` with `PATH/<split>/<class>/**/*` or
+            `PATH/<class>/**/*`, `list:FILE@ROOT` with the images below ROOT that the file lists, `tfds:NAME`, `arrays:FILE.npz`
             with `images` and `labels`, or one of `PAPER_DATASETS` that tfds has (`cub200`).
         num_classes: K; None takes all.
         per_class: images of each class: a number, `UpTo(number)` for at most that, None for all.
@@ -61,8 +64,9 @@ def task_from_arrays(images: ArrayLike, labels: ArrayLike, *, class_names: Seque
     Raises:
         ValueError: wrong shapes, lengths, types or pixel values, a label without a name, or as `load_task`.
     """
-    found = read_arrays(np.asarray(images), np.asarray(labels), None if class_names is None else tuple(class_names))
-    size = min(np.shape(images)[1:3]) if image_size is None else image_size
+    pixels = _one_array(images)
+    found = read_arrays(pixels, np.asarray(labels), class_names)
+    size = min(pixels.shape[1:3]) if image_size is None else image_size
     return sample(found, name, num_classes=num_classes, per_class=per_class, image_size=size, seed=seed)
 
 
@@ -74,14 +78,21 @@ def describe_data(source: str, *, split: str = "train") -> DataRow:
     """
     found = _read(source, split)
     if not found.items:
-        raise ValueError(f"data: {source!r} has no classes; give a folder of folders of images")
-    return summarize(source, [len(items) for items in found.items.values()])
+        raise ValueError(f"data: {source!r} has no classes; give a folder of folders of images{found.because}")
+    return summarize(source, [len(items) for items in found.items.values()])._replace(notes=found.passed_over)
 
 
 def list_data() -> list[DataRow]:
     """Every source by name: the digits and the paper's seven sets, with Table 2's numbers and how to get each."""
     digits = describe_data("digits")._replace(name="digits", how="scikit-learn's handwritten digits; offline, always there")
     return [digits, *(entry.row for entry in PAPER_DATASETS.values())]
+
+
+def _one_array(images: ArrayLike) -> np.ndarray:
+    try:
+        return np.asarray(images)
+    except ValueError as error:  # images of several sizes
+        raise ValueError(f"images: must be one array of images of one size ({error})") from error
 
 
 def _read(source: str, split: str) -> Source:

@@ -15,6 +15,7 @@ class DataRow(NamedTuple):
         mean_per_class: images.
         imbalance: the largest class over the smallest.
         how: how to get it.
+        notes: what its reader passed over, a line each.
     """
 
     name: str
@@ -24,6 +25,7 @@ class DataRow(NamedTuple):
     mean_per_class: float
     imbalance: float
     how: str = ""
+    notes: tuple[str, ...] = ()
 
 
 class PaperDataset(NamedTuple):

@@ -5,6 +5,8 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
+from ntk_tt.memory import format_bytes, host_bytes
+
 OnCorrupt = Literal["raise", "skip"]
 
 
@@ -16,6 +18,8 @@ class UpTo(NamedTuple):
 
 PAPER_CLASSES = 5
 PAPER_PER_CLASS = UpTo(150)
+
+_DARK = 16  # of 255: scikit-learn's digits are 0 … 16, masks 0 and 1, 12 bits kept in 16 end at 15
 
 
 class Task(NamedTuple):
@@ -29,6 +33,7 @@ class Task(NamedTuple):
         seed: the seed of the class and image sampling.
         asked_per_class: images of each class that were asked for; None for all.
         skipped: the names of the unreadable images that were left out on request.
+        passed_over: what the reader found and did not take, a line each.
     """
 
     images: np.ndarray
@@ -38,6 +43,7 @@ class Task(NamedTuple):
     seed: int
     asked_per_class: int | None = None
     skipped: tuple[str, ...] = ()
+    passed_over: tuple[str, ...] = ()
 
     @property
     def num_classes(self) -> int:
@@ -50,10 +56,15 @@ class Task(NamedTuple):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What differs from what was asked, a line each: classes with fewer images, unreadable images left out."""
+        """What the user should know, a line each: files passed over, classes with fewer images than asked, unreadable
+        images left out, pixels that are hardly brighter than black."""
         asked = self.asked_per_class or 0
         few = [f"{name!r} has {count}" for name, count in zip(self.class_names, self.per_class, strict=True) if count < asked]
-        lines = [f"fewer than {asked} images in {len(few)} of {self.num_classes} classes: {', '.join(few)}"] if few else []
+        lines = [*self.passed_over]
+        if (brightest := int(self.images.max())) <= _DARK:
+            lines.append(f"no pixel is brighter than {brightest} of 255; if these are masks, or numbers that do not use eight bits, scale them to 0 … 255")
+        if few:
+            lines.append(f"fewer than {asked} images in {len(few)} of {self.num_classes} classes: {', '.join(few)}")
         if self.skipped:
             lines.append(f"{len(self.skipped)} unreadable image(s) left out, the first is {self.skipped[0]!r}")
         return tuple(lines)
@@ -73,10 +84,17 @@ class Source(NamedTuple):
     Attributes:
         items: for each class, in the order of the labels, whatever `load` takes.
         load: `(item, image_size) -> (image_size, image_size, 3)` uint8; raises `UnreadableImage`.
+        passed_over: what was found and not taken, a line each.
     """
 
-    items: Mapping[str, Sequence[Any]]
+    items: Mapping[str, Sequence[Any] | np.ndarray]
     load: Callable[[Any, int], np.ndarray]
+    passed_over: tuple[str, ...] = ()
+
+    @property
+    def because(self) -> str:
+        """The end of a message that something is missing: it may be among what was passed over."""
+        return "".join(f"; {line}" for line in self.passed_over)
 
 
 def sample(found: Source, source: str, *, num_classes: int | None, per_class: int | UpTo | None, image_size: int, seed: int,
@@ -90,26 +108,45 @@ def sample(found: Source, source: str, *, num_classes: int | None, per_class: in
         raise ValueError(f"on_corrupt: unknown {on_corrupt!r}; give 'raise' or 'skip'")
     names = list(found.items)
     if len(names) < 2:
-        raise ValueError(f"data: {source!r} has {len(names)} class(es) ({', '.join(names) or 'none'}); classification needs at least two")
+        raise ValueError(f"data: {source!r} has {len(names)} class(es) ({', '.join(names) or 'none'}); classification needs at least two{found.because}")
     if num_classes is not None and num_classes > len(names):
-        raise ValueError(f"classes: {num_classes} asked, but {source!r} has {len(names)}; ask for at most {len(names)}")
+        raise ValueError(f"classes: {num_classes} asked, but {source!r} has {len(names)}; ask for at most {len(names)}{found.because}")
     rng = np.random.default_rng(seed)
-    chosen = names if num_classes is None else sorted(rng.choice(names, num_classes, replace=False).tolist(), key=names.index)
+    chosen = names if num_classes is None else [names[index] for index in sorted(rng.choice(len(names), num_classes, replace=False))]
+    _check_memory(sum(_count(found, name, per_class) for name in chosen), image_size)
     images, labels, skipped = [], [], []
     for label, name in enumerate(chosen):
         found_images, unreadable = _images_of_class(found, name, source, per_class, image_size, rng, np.random.default_rng((seed, label)), on_corrupt)
         images += found_images
         labels += [label] * len(found_images)
         skipped += unreadable
-    return Task(np.stack(images), np.asarray(labels, np.int32), tuple(chosen), source, seed, count, tuple(skipped))
+    return Task(np.stack(images), np.asarray(labels, np.int32), tuple(map(_printable, chosen)), source, seed, count, tuple(skipped), found.passed_over)
+
+
+def _count(found: Source, name: str, per_class: int | UpTo | None) -> int:
+    """Images to take of a class."""
+    there = len(found.items[name])
+    return there if per_class is None else min(per_class.most, there) if isinstance(per_class, UpTo) else per_class
+
+
+def _check_memory(count: int, image_size: int) -> None:
+    needed = 2 * 3 * count * image_size**2  # one by one, then all in one array
+    if needed > host_bytes():
+        raise ValueError(f"image-size: {count} images of {image_size} × {image_size} pixels need {format_bytes(needed)}, {format_bytes(host_bytes())} may be used; "
+                         "ask for smaller or fewer images")
+
+
+def _printable(name: str) -> str:
+    """Bytes that are no text, and control characters, as escapes: a folder may be called anything."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in name)
 
 
 def _images_of_class(found: Source, name: str, source: str, per_class: int | UpTo | None, image_size: int, rng: np.random.Generator,
                      replacement_rng: np.random.Generator, on_corrupt: OnCorrupt) -> tuple[list[np.ndarray], list[str]]:
     """The sampled images of one class, in the order of its items, and the names of the unreadable ones."""
     items = found.items[name]
-    strict = isinstance(per_class, int)
-    count = len(items) if per_class is None else per_class if isinstance(per_class, int) else min(per_class.most, len(items))
+    strict = per_class is not None and not isinstance(per_class, UpTo)
+    count = _count(found, name, per_class)
     if count > len(items):
         raise ValueError(f"per-class: {count} images asked, but class {name!r} of {source!r} has {len(items)}; ask for at most that")
     first = rng.choice(len(items), count, replace=False)

@@ -4,6 +4,7 @@ Only *preparing* a data set for the first time may need TensorFlow, where its tf
 Cars do). Once prepared, in either format, it is read without.
 """
 
+import os
 import re
 import struct
 from collections.abc import Sequence
@@ -12,15 +13,16 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ntk_tt.data.arrays import as_bytes
 from ntk_tt.data.images import read_square, square
-from ntk_tt.data.task import Source
+from ntk_tt.data.task import Source, UnreadableImage
 
 
 def read_tfds(name: str, split: str) -> Source:
     """A split of a tfds image classification set; downloaded and prepared (as array records) where it is not there.
 
-    Labels are read without decoding the images. Where the files lie is tfds's business: `TFDS_DATA_DIR`, else
-    `~/tensorflow_datasets`.
+    Labels are read without decoding the images. Images of float32 (tfds keeps their bits as PNG) must lie in [0, 1]; of 16 bits the
+    upper eight are taken. Where the files lie is tfds's business: `TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
     """
     try:
         import tensorflow_datasets as tfds
@@ -38,20 +40,38 @@ def read_tfds(name: str, split: str) -> Source:
     for index in range(len(records)):
         try:
             label = int(records[index][label_key])
+            kind = names[label] if label >= 0 else ""
         except ImportError as error:  # a feature whose decoder needs a package that is not there
             raise ValueError(f"data: reading the tfds data set {name!r} needs {_missing_package(error) or error}; install it with: pip install 'ntk-tt[tfds]'") from error
+        except Exception as error:  # of protocol buffers, array records or tfds, for whatever the files hold
+            raise ValueError(f"data: example {index} of the tfds data set {name!r} cannot be read ({type(error).__name__}: {_first_line(error)}); "
+                             f"its files in {str(builder.data_dir)!r} are damaged: delete that folder to have it prepared again") from error
         if label < 0:
             raise ValueError(f"split: {split!r} of the tfds data set {name!r} has no labels; take another of {', '.join(builder.info.splits)}")
-        items[names[label]].append(index)
+        items[kind].append(index)
+    bits_of_floats = builder.info.features[image_key].np_dtype == np.float32
 
     def load(index: int, image_size: int) -> np.ndarray:
-        encoded = records[index][image_key]
-        if isinstance(encoded, bytes):
-            return read_square(encoded, image_size, f"{name} {split} {index}")
-        array = np.asarray(encoded)
-        return square(Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array), image_size)
+        called = f"{name} {split} {index}"
+        try:
+            image = records[index][image_key]
+            if not isinstance(image, bytes):
+                return square(Image.fromarray(_eight_bits(np.asarray(image))), image_size)
+        except Exception as error:  # as above
+            raise UnreadableImage(called, _first_line(error) or type(error).__name__) from error
+        return read_square(image, image_size, called, bits_of_floats=bits_of_floats)
 
-    return Source({label: items[label] for label in sorted(items) if items[label]}, load)
+    unused = [label for label in items if not items[label]]
+    notes = [f"{len(unused)} class(es) without an image in the split {split!r}: {', '.join(map(repr, unused[:6]))}"] if unused else []
+    return Source({label: items[label] for label in sorted(items) if items[label]}, load, tuple(notes))
+
+
+def _eight_bits(array: np.ndarray) -> np.ndarray:
+    return as_bytes((array >> 8).astype(np.uint8) if array.dtype == np.uint16 else array)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0]
 
 
 def _prepared(tfds, name: str):
@@ -67,8 +87,7 @@ def _prepared(tfds, name: str):
             raise ValueError(
                 f"data: preparing the tfds data set {name!r} for the first time needs {missing}, reading it afterwards does not; "
                 "install it with: pip install 'ntk-tt[tfds]'") from error
-        reason = (str(error).splitlines() or [""])[0]
-        raise ValueError(f"data: tfds could not prepare {name!r} ({type(error).__name__}: {reason}); check the name and the network") from error
+        raise ValueError(f"data: tfds could not prepare {name!r} ({type(error).__name__}: {_first_line(error)}); check the name and the network") from error
     return builder
 
 
@@ -111,7 +130,7 @@ class _TFRecords(Sequence):
     """The examples of TFRecord files in random access.
 
     A record is its length (8 bytes, little endian), a checksum of that (4), the bytes, and their checksum (4). The
-    positions are found by hopping from length to length; checksums are not verified.
+    positions are found by hopping from length to length, as far as the file goes; checksums are not verified.
     """
 
     def __init__(self, paths, features, decoders):
@@ -119,9 +138,11 @@ class _TFRecords(Sequence):
         self._positions: list[tuple[str, int, int]] = []
         for path in map(str, paths):
             with open(path, "rb") as file:
-                position = 0
+                position, end = 0, os.fstat(file.fileno()).st_size
                 while len(header := file.read(12)) == 12:
                     (length,) = struct.unpack("<Q", header[:8])
+                    if length > end - position - 16:
+                        break  # cut off or damaged: fewer examples than there should be
                     self._positions.append((path, position + 12, length))
                     position += length + 16
                     file.seek(position)
