@@ -235,3 +235,100 @@ def test_a_split_without_labels_is_refused(prepared, use, tfds, monkeypatch):
     monkeypatch.setattr(tfds.core.DatasetBuilder, "as_data_source", lambda self, split, decoders: [{"picture": b"", "kind": -1, "mask": b""}])
     with pytest.raises(ValueError, match="split: 'train' of the tfds data set 'ntk_tt_shades' has no labels; take another of"):
         load_task("tfds:ntk_tt_shades")
+
+
+# images of other types, and damaged files
+
+
+@pytest.fixture(scope="module")
+def depths(tfds):
+    """A recipe whose images are of the type in `form`: tfds writes float32 as the four bytes of a pixel, with TensorFlow alone."""
+
+    class NtkTtDepths(tfds.core.GeneratorBasedBuilder):
+        """Squares of one number."""
+
+        VERSION = tfds.core.Version("1.0.0")
+        form, deep = (np.uint8, 4), False
+
+        def _info(self):
+            dtype, channels = self.form
+            image = tfds.features.Image(shape=(8, 8, channels), dtype=dtype)
+            label = tfds.features.ClassLabel(names=["near", "far", "nowhere"])
+            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict({"image": image, "label": label}), supervised_keys=("image", "label"))
+
+        def _split_generators(self, dl_manager):
+            return {"train": self._generate_examples(1.0), "metres": self._generate_examples(10.0)}
+
+        def _generate_examples(self, scale):
+            for index in range(8):
+                value, file = (0.2 + 0.05 * index) * scale, io.BytesIO()
+                deep = np.full((8, 8), int(65535 * min(value, 1)), np.uint16)
+                Image.fromarray(deep if self.deep else np.full((8, 8, 1), value, np.float32).view(np.uint8)).save(file, "PNG")
+                yield index, {"image": io.BytesIO(file.getvalue()), "label": index % 2}
+
+    return NtkTtDepths
+
+
+def test_images_of_float32_are_no_bits_of_their_mantissa(tfds, depths, use, tmp_path, monkeypatch):
+    use(tmp_path)
+    tfds.builder("ntk_tt_depths", file_format="array_record").download_and_prepare()
+    monkeypatch.setattr(depths, "form", (np.float32, 1))
+    task = load_task("tfds:ntk_tt_depths", num_classes=None, per_class=None, image_size=8)
+    assert {name: sorted(task.images[task.labels == label][:, 0, 0].tolist()) for label, name in enumerate(task.class_names)} == {
+        "far": [[level] * 3 for level in (64, 89, 115, 140)], "near": [[level] * 3 for level in (51, 76, 102, 128)]}
+    assert task.notes == ("1 class(es) without an image in the split 'train': 'nowhere'",)
+    with pytest.raises(ValueError, match=r"data: the image 'ntk_tt_depths metres \d' cannot be read \(floating-point pixels must lie in \[0, 1\], got "):
+        load_task("tfds:ntk_tt_depths", num_classes=None, per_class=None, split="metres")
+
+
+def test_images_of_sixteen_bits_keep_their_range(tfds, depths, use, tmp_path, monkeypatch):
+    monkeypatch.setattr(depths, "deep", True)
+    use(tmp_path)
+    tfds.builder("ntk_tt_depths", file_format="array_record").download_and_prepare()
+    monkeypatch.setattr(depths, "form", (np.uint16, 1))
+    task = load_task("tfds:ntk_tt_depths", num_classes=None, per_class=None, image_size=8)
+    assert sorted(task.images[:, 0, 0, 0].tolist()) == [int(65535 * (0.2 + 0.05 * index)) >> 8 for index in range(8)]
+
+
+@pytest.mark.parametrize(("pixels", "expected"), [
+    (np.full((6, 6, 3), 40, np.uint8), 40), (np.full((6, 6, 1), 40, np.uint8), 40), (np.full((6, 6, 1), 0.2, np.float32), 51), (np.full((6, 6, 3), 0.2), 51),
+    (np.full((6, 6, 3), 51 << 8, np.uint16), 51), (np.full((6, 6, 3), 51), "got dtype int64"), (np.full((6, 6, 3), 2.0), r"must lie in \[0, 1\], got 2"),
+    (np.full((6, 6, 3), True), "got dtype bool"), (np.full((6, 6, 2), 40, np.uint8), 40), (b"no image", "it is none of JPEG"), (None, "")])
+def test_decoded_images_go_by_their_type(pixels, expected, tfds):
+    def records(builder, split, decoders):
+        return [{"image": pixels, "label": index % 2} for index in range(4)]
+
+    with tfds.testing.mock_data(as_data_source_fn=records):
+        if isinstance(expected, str):
+            with pytest.raises(ValueError, match=rf"data: the image 'cifar10 train \d' cannot be read \(.*{expected}"):
+                load_task("tfds:cifar10", num_classes=2, per_class=2)
+        else:
+            assert (load_task("tfds:cifar10", num_classes=2, per_class=2, image_size=6).images == expected).all()
+
+
+def test_records_that_cannot_be_read_are_named(tfds):
+    class Damaged(list):
+        def __getitem__(self, index):
+            if index == self.bad:
+                raise RuntimeError("bad record\nwith more lines")
+            return super().__getitem__(index)
+
+    records = Damaged({"image": np.full((6, 6, 3), 40, np.uint8), "label": index % 2} for index in range(4))
+    records.bad = 2
+    with tfds.testing.mock_data(as_data_source_fn=lambda builder, split, decoders: records):
+        with pytest.raises(ValueError, match=r"data: example 2 of the tfds data set 'cifar10' cannot be read \(RuntimeError: bad record\); its files in '.*' are damaged"):
+            load_task("tfds:cifar10", num_classes=2, per_class=2)
+        records.bad = None
+        records[1] = {"image": records[1]["image"], "label": 1234}
+        with pytest.raises(ValueError, match="example 1 of the tfds data set 'cifar10' cannot be read"):
+            load_task("tfds:cifar10", num_classes=2, per_class=2)
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:-5], lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b[:3] + b"\xff" * 5 + b[8:], lambda b: b"\xff" * 8 + b[8:]])
+def test_damaged_tfrecords_are_noticed(damage, prepared, use, tmp_path):
+    write_tfrecords(prepared, tmp_path)
+    use(tmp_path)
+    path = next(tmp_path.glob("*/*/*train*00001-of*"))
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ValueError, match=r"data: the files of the tfds data set 'ntk_tt_shades' in '.*' hold \d+ examples instead of 10; they are damaged"):
+        load_task("tfds:ntk_tt_shades")

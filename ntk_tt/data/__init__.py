@@ -47,7 +47,7 @@ def load_task(source: str, *, num_classes: int | None = PAPER_CLASSES, per_class
     return sample(_read(source, split), source, num_classes=num_classes, per_class=per_class, image_size=image_size, seed=seed, on_corrupt=on_corrupt)
 
 
-def task_from_arrays(images: ArrayLike, labels: ArrayLike, *, class_names: Sequence[str] | None = None,
+def task_from_arrays(images: ArrayLike, labels: ArrayLike, *, class_names: Sequence[str | bytes] | np.ndarray | None = None,
                      num_classes: int | None = None, per_class: int | UpTo | None = None, image_size: int | None = None, seed: int = 0,
                      name: str = "arrays") -> Task:
     """A task of images and labels of your own; all of them unless fewer are asked for.

@@ -53,7 +53,10 @@ def square(image: Image.Image, size: int) -> UInt8[np.ndarray, "size size 3"]:
 
 
 def _resized_part(image: Image.Image, whole: tuple[int, int], corner: tuple[int, int], size: int) -> Image.Image:
-    """The square at `corner` of the image resized to `whole`, without the rest, which for a thin strip is gigabytes."""
+    """The square at `corner` of the image resized to `whole`, without the rest, which for a thin strip is gigabytes.
+
+    The same pixels but for rounding, by one of 255: Pillow resizes the two directions one after the other, in the cheaper order.
+    """
     window, box = [], []
     for length, resized, start in zip(image.size, whole, corner, strict=True):
         scale = length / resized
@@ -62,8 +65,9 @@ def _resized_part(image: Image.Image, whole: tuple[int, int], corner: tuple[int,
         first, last = max(0, math.floor(low) - reach), min(length, math.ceil(high) + reach)
         window.append((first, last))
         box.append((low - first, high - first))  # near zero: Pillow keeps them in single precision
-    part = image.crop((window[0][0], window[1][0], window[0][1], window[1][1]))
-    return part.resize((size, size), Image.Resampling.BILINEAR, box=(box[0][0], box[1][0], box[0][1], box[1][1]))
+    (left, right), (top, bottom) = window
+    (x0, x1), (y0, y1) = box
+    return image.crop((left, top, right, bottom)).resize((size, size), Image.Resampling.BILINEAR, box=(x0, y0, x1, y1))
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
