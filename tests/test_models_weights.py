@@ -1,6 +1,13 @@
 """Checkpoints: what is read, what is refused and how that is said."""
 
+import bz2
+import gzip
+import json
+import lzma
+import os
 import sys
+import zipfile
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -65,7 +72,7 @@ def test_half_precision_checkpoints_are_read_in_full_precision(tmp_path):
     np.testing.assert_array_equal(kernel, np.asarray(module.stem.kernel[...]).astype(np.float16).astype(np.float32))
 
 
-@pytest.mark.parametrize("record", ["not json", "[1]", "null"])
+@pytest.mark.parametrize("record", ["not json", "[1]", "null", "[" * 100_000])
 def test_metadata_of_other_programs_is_no_record(record, tmp_path):
     safetensors.numpy.save_file({"a": np.ones(2, np.float32)}, str(tmp_path / "other.safetensors"), metadata={"record": record})
     arrays, read_record = read_weights(tmp_path / "other.safetensors")
@@ -88,15 +95,96 @@ def test_random_weights_need_a_number_of_classes():
 def test_missing_and_unreadable_files_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"weights: there is no file '.*nothing\.safetensors'; give a \.safetensors or \.pth file"):
         load_model(weights=str(tmp_path / "nothing.safetensors"))
-    with pytest.raises(ValueError, match="weights: there is no file"):
+    with pytest.raises(ValueError, match=r"weights: '.*' is a folder; give a file of weights$"):
         load_model(weights=str(tmp_path))
+    (tmp_path / "model.safetensors").write_bytes(b"1")
+    with pytest.raises(ValueError, match=r"is a folder; give a file of weights, such as '.*model\.safetensors'"):
+        load_model(weights=str(tmp_path))
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for name in ("model.safetensors/inside", "loop", "x" * 300, "a\0b"):
+        with pytest.raises(ValueError, match="weights: there is no file"):
+            load_model(weights=str(tmp_path / name))
 
 
-@pytest.mark.parametrize("content", [b"", b"garbage", b"\xff" * 100])
-def test_garbage_is_not_a_checkpoint(content, tmp_path):
-    (tmp_path / "garbage.safetensors").write_bytes(content)
-    with pytest.raises(ValueError, match=r"weights: '.*garbage\.safetensors' is not a readable safetensors file"):
-        load_model(weights=str(tmp_path / "garbage.safetensors"))
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_what_may_never_end_is_not_opened(kind, tmp_path):
+    path = Path("/dev/zero")
+    if kind == "pipe":
+        path = tmp_path / "pipe.safetensors"
+        os.mkfifo(path)
+    with pytest.raises(ValueError, match=f"weights: '{path}' is a pipe or a device, not a file"):
+        load_model(weights=str(path))
+
+
+@pytest.mark.parametrize(("content", "looks"), [
+    (b"", "is empty; download it again"), (b"garbage", "text that begins with 'garbage'"), (b"\xff" * 100, "neither safetensors nor a file of torch.save"),
+    (b"\0" * 5000, "nothing but zeros, as an interrupted download leaves"), (b"<!DOCTYPE html><html>", "a web page, as a failed download leaves; download it again"),
+    (b"\xef\xbb\xbf\n <html lang=de>", "a web page"), (b"<?xml version='1.0'?><Error>AccessDenied", "a web page"),
+    (b'{"weight_map": {}}', "text in JSON: an index or a configuration"), ("Bitte anmelden: ä".encode(), "text that begins with"),
+    (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 102530333\n", "a pointer of git LFS and not the weights themselves; run git lfs pull"),
+    (gzip.compress(b"1"), "a file compressed by gzip; unpack it with gunzip"), (bz2.compress(b"1"), "a file compressed by bzip2"), (lzma.compress(b"1"), "a file compressed by xz"), (b"\x28\xb5\x2f\xfd123", "a file compressed by zstd"),
+    (b"\x89HDF\r\n\x1a\n\0\0\0", r"HDF5, as Keras writes \(\.h5\); convert it"), (b"\x08\x07\x12\x07pytorch\x1a\x032.1", "ONNX; export the weights"),
+    (b"\x08\x01\x12\xff\x01", "TensorFlow's SavedModel"), (b"\x1c\0\0\0TFL3", "TensorFlow Lite"), (b"\x81\xa6params\x82", "msgpack, as flax.serialization writes"),
+    (b"\xde\x00\x10\xa6params", "msgpack"), (b"GGUF\3\0\0\0", "GGUF"), (b"\x93NUMPY\1\0", "an array of NumPy"), (b"\x89PNG\r\n", "an image"),
+    (b"a/" + b"\0" * 255 + b"ustar\x0000" + b"\0" * 300, "a tar archive; unpack it"),
+])
+@pytest.mark.parametrize("name", ["garbage.safetensors", "garbage.pth"])
+def test_what_is_no_checkpoint_is_said_to_be_what_it_looks_like(content, looks, name, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"weights: '.*{name}' (is no checkpoint that can be read: it looks like )?{looks}"):
+        load_model(weights=str(tmp_path / name))
+
+
+def test_other_archives_are_said_to_be_what_they_look_like(tmp_path):
+    np.savez(tmp_path / "arrays.npz", a=np.ones(2))
+    for name, entry, looks in (("arrays.npz", None, r"NumPy's \.npz"), ("a.keras", "model.weights.h5", "Keras's"), ("a.zip", "inner/last.ckpt", "unpack it and give 'inner/last.ckpt'")):
+        if entry is not None:
+            with zipfile.ZipFile(tmp_path / name, "w") as archive:
+                archive.writestr(entry, b"1")
+        with pytest.raises(ValueError, match=rf"it is a zip archive without PyTorch's data\.pkl; .*{looks}"):
+            load_model(weights=str(tmp_path / name))
+
+
+def tensor_of(dtype: str, num_bytes: int, path: Path, name: str = "fc.weight") -> str:
+    header = json.dumps({name: {"dtype": dtype, "shape": [4, 2], "data_offsets": [0, num_bytes]}}).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(num_bytes))
+    return str(path)
+
+
+@pytest.mark.parametrize(("dtype", "num_bytes"), [("F8_E4M3", 8), ("F8_E5M2", 8), ("F8_E8M0", 8), ("F4", 4), ("C64", 64), ("BOOL", 8), ("I8", 8), ("U8", 8), ("I32", 32)])
+def test_other_numbers_than_floats_are_named(dtype, num_bytes, tmp_path):
+    path = tensor_of(dtype, num_bytes, tmp_path / "small.safetensors")
+    for load in (lambda: load_model("resnet18", weights=path, num_classes=2, image_size=32), lambda: read_weights(path)):
+        with pytest.raises(ValueError, match=rf"weights: 'fc\.weight' in '.*small\.safetensors' is {dtype}, which is not read; convert it to float16 or float32"):
+            load()
+
+
+def test_numbers_too_large_for_the_network_are_named(tmp_path):
+    """float64 holds what float32 makes infinite."""
+    arrays, _ = read_weights(_bundled_file())
+    arrays["block1.conv1.kernel"] = arrays["block1.conv1.kernel"].astype(np.float64)
+    arrays["block1.conv1.kernel"][0, 0, 0, 0] = 1e300
+    safetensors.numpy.save_file(arrays, str(tmp_path / "large.safetensors"))
+    with pytest.raises(ValueError, match=r"weights: 'block1\.conv1\.kernel' in '.*large\.safetensors' holds numbers too large for float32"):
+        load_model(weights=str(tmp_path / "large.safetensors"), num_classes=2)
+
+
+@pytest.mark.parametrize("header", [b"{" * 100_000, b'{"a":' * 100_000, b'{"__metadata__": {"record": 3}}', b'{"a": {"dtype": "F32", "shape": [1e9], "data_offsets": [0, 4]}}',
+                                    b'{"a": {"dtype": "F32", "shape": [4611686018427387904, 4], "data_offsets": [0, 4]}}', b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}',
+                                    b'{"a": {"dtype": "X", "shape": [1], "data_offsets": [0, 4]}}', b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]}}', b"{\xff}"])
+def test_a_hostile_header_is_refused(header, tmp_path):
+    path = tmp_path / "hostile.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    with pytest.raises(ValueError, match=r"weights: '.*hostile\.safetensors' is not a readable safetensors file \(.+\)"):
+        load_model(weights=str(path))
+
+
+@pytest.mark.parametrize("record", [{"image_size": "large"}, {"image_size": 10**400}, {"image_size": -3}, {"mean": [1, 2]}, {"std": 3}, {"mean": ["a", 0, 0]}])
+def test_a_record_that_is_none_is_refused(record, tmp_path):
+    arrays, _ = read_weights(_bundled_file())
+    safetensors.numpy.save_file(arrays, str(tmp_path / "a.safetensors"), metadata={"record": json.dumps(record)})
+    with pytest.raises(ValueError, match=r"weights: the record in '.*a\.safetensors' has an image_size, mean or std that is none"):
+        load_model(weights=str(tmp_path / "a.safetensors"))
 
 
 def test_a_cut_checkpoint_is_refused(checkpoint, tmp_path):

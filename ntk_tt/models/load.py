@@ -10,7 +10,8 @@ from flax import nnx
 from ntk_tt.models.catalogue import MODELS, Architecture
 from ntk_tt.models.heads import HeadRule, check_head_rule, head_values, part, replaced
 from ntk_tt.models.model import IMAGENET_MEAN, IMAGENET_STD, Model, from_nnx, set_values
-from ntk_tt.models.weights import fit_weights, read_weights
+from ntk_tt.models.weights import fit_weights, read_checkpoint
+from ntk_tt.paths import named_leaves
 
 
 def load_model(name: str = "resnet8", *, weights: str | None = None, num_classes: int | None = None, image_size: int | None = None,
@@ -44,7 +45,17 @@ def load_model(name: str = "resnet8", *, weights: str | None = None, num_classes
             notes.append(f"random weights: none of {name} ship with the package")
     if weights == "random" and num_classes is None:
         raise ValueError("num_classes: give the number of classes for a randomly initialised network")
-    arrays, record = ({}, {}) if weights == "random" else read_weights(weight_file(name, architecture, weights))
+    key = jax.random.key(0) if key is None else key
+
+    def shapes(outputs: int | None, options: dict[str, Any]) -> nnx.Module:
+        return nnx.eval_shape(lambda: architecture.build(outputs, rngs=_Keys(key), **options))
+
+    arrays, record, left_aside, whole, whole_build = {}, {}, "", None, ()
+    if weights != "random":
+        file = weight_file(name, architecture, weights)
+        whole_build = (num_classes or 1, architecture.read({}, image_size or architecture.image_size).options)
+        whole = shapes(*whole_build)
+        arrays, record, left_aside = read_checkpoint(file, set(named_leaves(nnx.to_pure_dict(nnx.state(whole)))), architecture.own_name)
     size = image_size or record.get("image_size", architecture.image_size)
     if size < architecture.minimum_size:
         raise ValueError(f"image_size: {name} needs images of at least {architecture.minimum_size} pixels, got {size}")
@@ -55,8 +66,6 @@ def load_model(name: str = "resnet8", *, weights: str | None = None, num_classes
     held = arrays.get(f"{architecture.head}.kernel")
     outputs = num_classes if held is None else int(held.shape[-1])
 
-    key = jax.random.key(0) if key is None else key
-
     def initialised() -> nnx.Module:
         return architecture.build(outputs, rngs=_Keys(key), **options)
 
@@ -64,7 +73,7 @@ def load_model(name: str = "resnet8", *, weights: str | None = None, num_classes
         module = initialised()
     else:
         # Shapes only, and only the head under jit: initialising what is then overwritten costs seconds of compilation.
-        module = nnx.eval_shape(initialised)
+        module = whole if whole is not None and (outputs, options) == whole_build else shapes(outputs, options)
         fresh = () if num_classes is None else (architecture.head,)
         values = fit_weights(nnx.to_pure_dict(nnx.state(module)), arrays, source=repr(weights), fresh=fresh)
         if fresh and head == "pytorch":
@@ -75,7 +84,7 @@ def load_model(name: str = "resnet8", *, weights: str | None = None, num_classes
         inputs, outputs = part(values, architecture.head)["kernel"].shape
         set_values(module, replaced(values, architecture.head, head_values(head, inputs, outputs, key)))
     return from_nnx(module, name=name, num_classes=outputs or 0, image_size=size, head=architecture.head if outputs else "",
-                    note="; ".join(filter(None, [*notes, note])), mean=tuple(record.get("mean", IMAGENET_MEAN)), std=tuple(record.get("std", IMAGENET_STD)))
+                    note="; ".join(filter(None, [*notes, left_aside, note])), mean=tuple(record.get("mean", IMAGENET_MEAN)), std=tuple(record.get("std", IMAGENET_STD)))
 
 
 class _Keys(nnx.Rngs):

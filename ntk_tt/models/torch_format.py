@@ -2,36 +2,37 @@
 
 import numpy as np
 
-_RENAMED = {"running_mean": "mean", "running_var": "var"}
-_IGNORED = ("num_batches_tracked",)
-_WRAPPER = "module."  # of torch.nn.DataParallel
+_RENAMED = {"running_mean": "mean", "running_var": "var", "in_proj_weight": "in_proj_kernel"}
+_COUNTERS = ("num_batches_tracked", "n_averaged")
+_TORCH_ONLY = ("weight", "running_mean", "running_var", *_COUNTERS)
 
 
-def is_torch_format(arrays: dict[str, np.ndarray]) -> bool:
+def is_torch_format(names: list[str]) -> bool:
     """Whether the names are PyTorch's: it says `weight` where Flax says `kernel` or `scale`."""
-    return any(name.rpartition(".")[2] in ("weight", *_RENAMED, *_IGNORED) for name in arrays)
+    return any(_last(name) in _TORCH_ONLY for name in names)
 
 
-def from_torch(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Arrays of a PyTorch checkpoint under our names, in our layouts.
+def is_counter(name: str) -> bool:
+    """Whether it counts batches or averaged networks, which nothing here needs."""
+    return _last(name) in _COUNTERS
 
-    Convolutions (out, in, h, w) become (h, w, in, out) and matrices (out, in) become (in, out), both named `kernel`;
-    a norm's `weight`, `running_mean` and `running_var` become `scale`, `mean` and `var`.
+
+def our_name(name: str, num_axes: int) -> str:
+    """A name of PyTorch's as ours; what is ours stays as it is.
+
+    `weight` is the `scale` of a norm where it has one axis, else a `kernel`; `running_mean` and `running_var` are `mean`
+    and `var`.
     """
-    if all(name.startswith(_WRAPPER) for name in arrays):
-        arrays = {name.removeprefix(_WRAPPER): array for name, array in arrays.items()}
-    converted = {}
-    for name, array in arrays.items():
-        parent, _, last = name.rpartition(".")
-        if last in _IGNORED:
-            continue
-        if last == "weight":
-            last, array = ("scale", array) if array.ndim == 1 else ("kernel", _channels_last(array))
-        elif last == "in_proj_weight":
-            last, array = "in_proj_kernel", _channels_last(array)
-        converted[f"{parent}.{_RENAMED.get(last, last)}".removeprefix(".")] = array
-    return converted
+    last = _last(name)
+    ours = ("scale" if num_axes == 1 else "kernel") if last == "weight" else _RENAMED.get(last, last)
+    return name.removesuffix(last) + ours
 
 
-def _channels_last(array: np.ndarray) -> np.ndarray:
-    return np.moveaxis(array, (1, 0), (-2, -1))
+def our_layout(name: str, array: np.ndarray) -> np.ndarray:
+    """An array under a name of PyTorch's as ours: convolutions (out, in, h, w) become (h, w, in, out), matrices (out, in) become (in, out)."""
+    is_kernel = _last(name) == "in_proj_weight" or (_last(name) == "weight" and array.ndim > 1)
+    return np.moveaxis(array, (1, 0), (-2, -1)) if is_kernel else array
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]

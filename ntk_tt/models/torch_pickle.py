@@ -6,169 +6,317 @@ arrange data; anything else is refused by name. Both formats are read: the zip a
 the older sequence of pickles, in which most of the files on download.pytorch.org still are.
 """
 
-import collections
 import io
 import math
-import pickle
+import mmap
+import os
+import re
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import ml_dtypes
 import numpy as np
 
+from ntk_tt.models.pickle_machine import IGNORED, StandIn, load, ordered_dict, refuse
+from ntk_tt.models.stored import Stored, quoted, reason
+
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
-_DTYPES = {
-    "DoubleStorage": np.float64, "FloatStorage": np.float32, "HalfStorage": np.float16, "BFloat16Storage": ml_dtypes.bfloat16,
-    "LongStorage": np.int64, "IntStorage": np.int32, "ShortStorage": np.int16, "CharStorage": np.int8, "ByteStorage": np.uint8, "BoolStorage": np.bool_,
+# Types of numbers that are read, and what PyTorch calls their storages; others are known by name only.
+_DTYPES: dict[str, Any] = {
+    "float64": np.float64, "float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "int64": np.int64, "int32": np.int32, "int16": np.int16,
+    "int8": np.int8, "uint8": np.uint8, "uint16": np.uint16, "uint32": np.uint32, "uint64": np.uint64, "bool": np.bool_,
 }
-_STATE_KEYS = ("state_dict", "model_state_dict", "model", "net")
+_STORAGES = {
+    "Double": "float64", "Float": "float32", "Half": "float16", "BFloat16": "bfloat16", "Long": "int64", "Int": "int32", "Short": "int16", "Char": "int8", "Byte": "uint8",
+    "Bool": "bool", "ComplexFloat": "complex64", "ComplexDouble": "complex128", "QInt8": "qint8", "QUInt8": "quint8", "QInt32": "qint32", "QUInt4x2": "quint4x2",
+    "QUInt2x4": "quint2x4", "Untyped": "",
+}
+_OTHER_SIZES = {"": 1, "complex64": 8, "complex128": 16, "qint8": 1, "quint8": 1, "qint32": 4, "quint4x2": 1, "quint2x4": 1}  # bytes a number
+_ALIASES = {"double": "float64", "float": "float32", "half": "float16", "long": "int64", "int": "int32", "short": "int16"}
+_DTYPE_NAME = re.compile(r"(?:b?float|complex|q?u?int|bits)\d+\w*|bool|" + "|".join(_ALIASES))
+_MAX_AXES, _MAX_CONTAINERS, _MAX_ENTRIES = 32, 6, 500_000
+_MAX_SHARING, _SHARING_FREE = 64, 2**28  # a number may be in so many tensors, and below so many elements in all in any number
 
 
-class _StorageType(NamedTuple):
-    """Stands for torch.FloatStorage and its like, which only say what the bytes are."""
+class _Type(NamedTuple):
+    """Stands for torch.FloatStorage or torch.float32, which only say what the bytes are; empty for bytes of no type."""
 
-    dtype: Any
+    name: str
 
 
 class _Storage(NamedTuple):
-    """Numbers under a key, `length` of them."""
+    """Numbers under a key, `length` of them (bytes, where they have no type)."""
 
     key: str
-    dtype: Any
+    dtype: str
     length: int
 
 
 class _Tensor(NamedTuple):
-    """A view of a storage, cut out when all bytes are there."""
+    """A view of a storage."""
 
     storage: _Storage
+    dtype: str
     offset: int
     shape: tuple[int, ...]
     strides: tuple[int, ...]
 
 
-class _RebuildTensor:
-    """Stands for torch._utils._rebuild_tensor. An instance without attributes, since a pickle may also set those."""
-
-    __slots__ = ()
-
-    def __call__(self, storage, offset, shape, strides, *_: Any) -> _Tensor:
-        if not isinstance(storage, _Storage):
-            raise ValueError("it builds a tensor from something that is no storage")
-        return _Tensor(storage, int(offset), tuple(map(int, shape)), tuple(map(int, strides)))
+def _integers(value: Any) -> tuple[int, ...]:
+    if not (isinstance(value, tuple | list) and len(value) <= _MAX_AXES and all(type(each) is int for each in value)):
+        raise ValueError("it builds a tensor whose shape or strides are no short list of whole numbers")
+    return tuple(value)
 
 
-class _RebuildParameter:
-    """Stands for torch._utils._rebuild_parameter."""
-
-    __slots__ = ()
-
-    def __call__(self, tensor, *_: Any) -> Any:
-        return tensor
+def _tensor(storage: Any = None, offset: Any = None, shape: Any = None, strides: Any = None, dtype: str | None = None) -> _Tensor:
+    if not isinstance(storage, _Storage):
+        raise ValueError("it builds a tensor from something that is no storage")
+    return _Tensor(storage, storage.dtype if dtype is None else dtype, _integers([offset])[0], _integers(shape), _integers(strides))
 
 
-_ALLOWED: Mapping[tuple[str, str], Any] = {
-    ("collections", "OrderedDict"): collections.OrderedDict,
-    ("torch._utils", "_rebuild_tensor"): _RebuildTensor(),
-    ("torch._utils", "_rebuild_tensor_v2"): _RebuildTensor(),
-    ("torch._utils", "_rebuild_parameter"): _RebuildParameter(),
-    ("torch", "Size"): tuple,
-    **{("torch", name): _StorageType(dtype) for name, dtype in _DTYPES.items()},
+def _rebuild_tensor(storage: Any = None, offset: Any = None, shape: Any = None, strides: Any = None, _gradient: Any = None, _hooks: Any = None, metadata: Any = None,
+                    *_: Any) -> _Tensor:
+    if isinstance(metadata, dict) and any(metadata.values()):  # numbers to be read with another sign, or conjugated
+        raise ValueError(f"it holds a tensor marked as {', '.join(quoted(name) for name in list(metadata)[:3])}; save it again after resolve_neg() and resolve_conj()")
+    return _tensor(storage, offset, shape, strides)
+
+
+def _rebuild_tensor_of_type(storage: Any = None, offset: Any = None, shape: Any = None, strides: Any = None, _gradient: Any = None, _hooks: Any = None, dtype: Any = None,
+                            *_: Any) -> _Tensor:
+    if not isinstance(dtype, _Type):
+        raise ValueError("it builds a tensor of something that is no type of numbers")
+    return _tensor(storage, offset, shape, strides, dtype.name)
+
+
+def _rebuild_quantised(storage: Any = None, offset: Any = None, shape: Any = None, strides: Any = None, *_: Any) -> _Tensor:
+    tensor = _tensor(storage, offset, shape, strides)
+    return tensor._replace(dtype=f"{tensor.dtype}, quantised")
+
+
+def _size(axes: Any = (), *_: Any) -> tuple[int, ...]:
+    return _integers(axes)
+
+
+def _first(tensor: Any = None, *_: Any) -> Any:
+    return tensor
+
+
+def _ignored(*_: Any) -> Any:
+    return IGNORED
+
+
+_UTILITIES: Mapping[str, StandIn] = {
+    "_rebuild_tensor": StandIn(_rebuild_tensor), "_rebuild_tensor_v2": StandIn(_rebuild_tensor), "_rebuild_tensor_v3": StandIn(_rebuild_tensor_of_type),
+    "_rebuild_parameter": StandIn(_first), "_rebuild_parameter_with_state": StandIn(_first), "_rebuild_qtensor": StandIn(_rebuild_quantised),
 }
+_KNOWN: Mapping[tuple[str, str], Any] = {
+    ("collections", "OrderedDict"): StandIn(ordered_dict),
+    ("torch", "Size"): StandIn(_size),
+    ("torch.storage", "UntypedStorage"): _Type(""),
+    **{("torch._utils", name): stand_in for name, stand_in in _UTILITIES.items()},
+    **{("torch", f"{name}Storage"): _Type(dtype) for name, dtype in _STORAGES.items()},
+    **{("torch", f"per_{per}_{kind}"): IGNORED for per in ("tensor", "channel") for kind in ("affine", "symmetric", "affine_float_qparams")},
+}
+# Training scripts save these beside the weights: their arguments, paths, best accuracies. They are passed over.
+_PASSED_OVER = frozenset({
+    ("argparse", "Namespace"), ("types", "SimpleNamespace"), ("torch", "device"), ("_codecs", "encode"), ("builtins", "set"), ("__builtin__", "set"), ("builtins", "frozenset"),
+    ("collections", "defaultdict"), ("collections", "Counter"), ("datetime", "datetime"), ("datetime", "timedelta"), ("numpy", "dtype"), ("numpy", "ndarray"),
+    *((module, name) for module in ("numpy.core.multiarray", "numpy._core.multiarray") for name in ("scalar", "_reconstruct")),
+    *((module, f"{kind}{flavour}Path") for module in ("pathlib", "pathlib._local") for kind in ("", "Pure") for flavour in ("", "Posix", "Windows")),
+})
 
 
-class _Unpickler(pickle.Unpickler):
-    """Knows the names in `_ALLOWED` and refuses every other, so that nothing the file names is ever called."""
+def _stand_in(module: str, name: str) -> Any:
+    """What a name in the file stands for; every other is refused, so that nothing the file names is ever called."""
+    if (module, name) in _KNOWN:
+        return _KNOWN[module, name]
+    if (module, name) in _PASSED_OVER:
+        return StandIn(_ignored)
+    if module == "torch" and _DTYPE_NAME.fullmatch(name):
+        return _Type(_ALIASES.get(name, name))
+    raise refuse(module, name)
 
-    def __init__(self, file: io.BufferedIOBase):
-        super().__init__(file)
+
+class _References:
+    """The storages that a pickle refers to, by key."""
+
+    def __init__(self) -> None:
         self.storages: dict[str, _Storage] = {}
 
-    def find_class(self, module_name: str, global_name: str) -> Any:
-        if (module_name, global_name) not in _ALLOWED:
-            raise ValueError(f"it asks for {module_name}.{global_name}, and only tensors in dictionaries are read; save model.state_dict() alone")
-        return _ALLOWED[module_name, global_name]
-
-    def persistent_load(self, pid: Any) -> _Storage:
-        if not (isinstance(pid, tuple) and len(pid) in (5, 6) and pid[0] == "storage" and isinstance(pid[1], _StorageType) and isinstance(pid[4], int)):
-            raise ValueError(f"it refers to {pid!r}, which is no storage of a known kind")
-        if len(pid) == 6 and pid[5] is not None:
+    def __call__(self, reference: Any) -> _Storage:
+        if not (isinstance(reference, tuple) and len(reference) in (5, 6) and reference[0] == "storage" and isinstance(reference[1], _Type)
+                and isinstance(reference[2], str | int) and type(reference[4]) is int and reference[4] >= 0):
+            raise ValueError("it refers to something that is no storage of a known kind")
+        if len(reference) == 6 and reference[5] is not None:
             raise ValueError("it holds views of storages, as PyTorch 0.1 wrote; save it again with a newer PyTorch")
-        storage = _Storage(str(pid[2]), pid[1].dtype, pid[4])
-        return self.storages.setdefault(storage.key, storage)
+        storage = _Storage(str(reference[2]), reference[1].name, reference[4])
+        if self.storages.setdefault(storage.key, storage) != storage:
+            raise ValueError(f"it describes its storage {quoted(storage.key)} in two ways")
+        return storage
 
 
-def read_torch(path: str | Path) -> dict[str, np.ndarray]:
-    """The tensors of a file written by `torch.save`, by name: of a state dict, or of the one inside a training state.
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Whatever goes wrong as a ValueError that names the file."""
+    try:
+        yield
+    except Exception as error:  # a damaged file can raise any kind; every one means that it cannot be read
+        raise ValueError(f"weights: {str(path)!r} is not a readable PyTorch checkpoint ({reason(error)})") from error
+
+
+@contextmanager
+def open_torch(path: Path, kind: str) -> Iterator[tuple[dict[str, Stored], dict[str, str]]]:
+    """The tensors of a file written by `torch.save`, by name; containers around them come first, each with a slash: `state_dict/conv1.weight`.
+
+    With them a file's metadata, of which these have none. A storage is read when the first of its tensors is, once, and shared by all of them: a tensor is a view that cannot be
+    written to. In an archive its checksum is tested.
+
+    Args:
+        kind: `zip` or `legacy`, see `kind_of`.
 
     Raises:
-        ValueError: the file is not such a file, is damaged, or asks for anything but tensors and containers.
+        ValueError: the file is not such a file, is damaged, or asks for anything but tensors and containers. Reading a
+            tensor raises the same.
     """
-    try:
-        root, storage_bytes = _read_zip(path) if zipfile.is_zipfile(path) else _read_legacy(path)
-        return {name: _view(tensor, storage_bytes) for name, tensor in _state_dict(root).items()}
-    except Exception as error:  # a damaged pickle can raise any kind; every one means that the file cannot be read
-        raise ValueError(f"weights: {str(path)!r} is not a readable PyTorch checkpoint ({error or type(error).__name__})") from error
+    with open(path, "rb") as file:
+        with _explained(path):
+            root, read = (_open_zip if kind == "zip" else _open_legacy)(file, os.fstat(file.fileno()).st_size)
+            views, tensors = _Views(read), _tensors(root)
+
+        def values(tensor: _Tensor) -> np.ndarray:
+            with _explained(path):
+                return views(tensor)
+
+        yield {name: Stored(tensor.shape, tensor.dtype, _is_floating(tensor.dtype), partial(values, tensor)) for name, tensor in tensors.items()}, {}
 
 
-def _read_zip(path: str | Path) -> tuple[Any, Callable[[_Storage], bytes]]:
-    with zipfile.ZipFile(path) as archive:
-        entries = {entry.filename: entry for entry in archive.infolist()}
+_Read = Callable[[_Storage, int], bytes]  # (storage, bytes that it should have) -> bytes
+
+
+def _open_zip(file: BinaryIO, file_size: int) -> tuple[Any, _Read]:
+    """The root and how to read a storage. Nothing is unpacked: names in the archive are only looked up."""
+    archive = zipfile.ZipFile(file)
+    entries = {entry.filename: entry for entry in archive.infolist()}
+    if len(entries) != len(archive.infolist()) or sum(entry.compress_size for entry in entries.values()) > file_size:
+        raise ValueError("its entries overlap")
     pickles = [name for name in entries if name.endswith("/data.pkl") and name.count("/") == 1]
     if len(pickles) != 1:
-        raise ValueError("it is a zip archive without PyTorch's data.pkl")
+        raise ValueError(f"it is a zip archive without PyTorch's data.pkl; {_other_archive(entries)}")
     folder = pickles[0].removesuffix("data.pkl")
+    if f"{folder}constants.pkl" in entries:
+        raise ValueError("it is a TorchScript archive, a program; save model.state_dict() alone")
 
-    def read(name: str) -> bytes:
-        if entries[name].compress_type != zipfile.ZIP_STORED:  # torch.save never compresses; what is may grow without limit
-            raise ValueError(f"its entry {name!r} is compressed")
-        with zipfile.ZipFile(path) as archive:
-            return archive.read(name)
+    def content(name: str, size: int | None = None) -> bytes:
+        if name not in entries:
+            raise ValueError(f"its entry {quoted(name)} is missing")
+        entry = entries[name]
+        if entry.compress_type != zipfile.ZIP_STORED:  # torch.save never compresses; what is may grow without limit
+            raise ValueError(f"its entry {quoted(name)} is compressed")
+        if size is not None and entry.file_size != size:
+            raise ValueError(f"its entry {quoted(name)} holds {entry.file_size} bytes instead of {size}")
+        return archive.read(entry)  # tests its checksum
 
-    if f"{folder}byteorder" in entries and read(f"{folder}byteorder") != b"little":
+    if f"{folder}byteorder" in entries and content(f"{folder}byteorder") != b"little":
         raise ValueError("it was written on a big-endian machine")
-    return _Unpickler(io.BytesIO(read(pickles[0]))).load(), lambda storage: read(f"{folder}data/{storage.key}")
+    root = load(io.BytesIO(content(pickles[0])), _stand_in, _References())
+    return root, lambda storage, size: content(f"{folder}data/{storage.key}", size)
 
 
-def _read_legacy(path: str | Path) -> tuple[Any, Callable[[_Storage], bytes]]:
+def _other_archive(names: Iterable[str]) -> str:
+    """What other zip archive has these entries, and what to do."""
+    names = list(names)
+    if any(name.endswith(".npy") for name in names):
+        return "it looks like NumPy's .npz; save the arrays as .safetensors"
+    if "model.weights.h5" in names:
+        return "it looks like Keras's .keras; convert it to PyTorch's names and save it as .safetensors"
+    inside = [name for name in names if name.endswith((".pth", ".pt", ".bin", ".ckpt", ".safetensors"))]
+    return f"unpack it and give {quoted(inside[0])}" if inside else "give the file that torch.save wrote"
+
+
+def _open_legacy(file: BinaryIO, file_size: int) -> tuple[Any, _Read]:
     """Pickles of magic number, protocol, machine, root and storage keys; then for each storage its length and bytes."""
-    with open(path, "rb") as file:
-        if _Unpickler(file).load() != _LEGACY_MAGIC:
-            raise ValueError("it does not begin as torch.save's files do")
-        _Unpickler(file).load()
-        if not _Unpickler(file).load()["little_endian"]:
-            raise ValueError("it was written on a big-endian machine")
-        unpickler = _Unpickler(file)
-        root = unpickler.load()
-        contents = {}
-        for key in _Unpickler(file).load():
-            storage = unpickler.storages[str(key)]
-            length = int.from_bytes(file.read(8), "little", signed=True)
-            if length != storage.length:
-                raise ValueError(f"its storage {key!r} holds {length} numbers instead of {storage.length}")
-            contents[storage.key] = file.read(length * np.dtype(storage.dtype).itemsize)
-    return root, lambda storage: contents[storage.key]
+    stream = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)  # whose reads end with the file, however much is asked for
+    if load(stream, _stand_in, _References()) != _LEGACY_MAGIC:
+        raise ValueError("it does not begin as torch.save's files do")
+    load(stream, _stand_in, _References())
+    machine = load(stream, _stand_in, _References())
+    if not (isinstance(machine, dict) and machine.get("little_endian") is True):
+        raise ValueError("it was written on a big-endian machine")
+    references = _References()
+    root, keys = load(stream, _stand_in, references), load(stream, _stand_in, _References())
+    if not (isinstance(keys, list) and all(isinstance(key, str | int) for key in keys)):
+        raise ValueError("it does not list its storages")
+    begins = {}
+    for key in map(str, keys):
+        storage = references.storages.get(key)
+        length = int.from_bytes(stream.read(8), "little", signed=True)
+        if storage is None or length != storage.length:
+            raise ValueError(f"its storage {quoted(key)} holds {length} numbers instead of {storage and storage.length}")
+        begins[key] = stream.tell()
+        end = begins[key] + length * (_OTHER_SIZES.get(storage.dtype) or np.dtype(_DTYPES[storage.dtype]).itemsize)
+        if end > file_size:
+            raise ValueError(f"its storage {quoted(key)} ends before its {length} numbers")
+        stream.seek(end)
+
+    def content(storage: _Storage, size: int) -> bytes:
+        if storage.key not in begins:
+            raise ValueError(f"its storage {quoted(storage.key)} is missing")
+        return stream[begins[storage.key] : begins[storage.key] + size]
+
+    return root, content
 
 
-def _state_dict(root: Any) -> dict[str, _Tensor]:
-    """A mapping of names to tensors, or the one under a usual name of a training state; other entries are left out."""
-    for key in _STATE_KEYS:
-        if isinstance(root, Mapping) and isinstance(root.get(key), Mapping):
-            root = root[key]
-    tensors = {name: value for name, value in root.items() if isinstance(name, str) and isinstance(value, _Tensor)} if isinstance(root, Mapping) else {}
-    if not tensors:
-        raise ValueError(f"it holds no dictionary of tensors, at its top or under {', '.join(map(repr, _STATE_KEYS))}")
-    return tensors
+def _tensors(root: Any) -> dict[str, _Tensor]:
+    """All tensors in dictionaries of dictionaries, by name; other entries are left out."""
+    found: dict[str, _Tensor] = {}
+    entries = 0
+    level = [("", root)] if isinstance(root, dict) else []
+    for _ in range(_MAX_CONTAINERS):
+        deeper = []
+        for container, mapping in level:
+            entries += len(mapping)
+            if entries > _MAX_ENTRIES:
+                raise ValueError(f"it holds more than {_MAX_ENTRIES} entries; save the state dict alone")
+            found |= {f"{container}{name}": value for name, value in mapping.items() if isinstance(value, _Tensor)}
+            deeper += [(f"{container}{name}/", value) for name, value in mapping.items() if isinstance(value, dict)]
+        level = deeper
+    if not found:
+        raise ValueError("it holds no dictionary of tensors; save model.state_dict()")
+    return found
 
 
-def _view(tensor: _Tensor, storage_bytes: Callable[[_Storage], bytes]) -> np.ndarray:
-    """The tensor's elements, copied out of its storage after checking that they lie inside."""
-    flat = np.frombuffer(storage_bytes(tensor.storage), tensor.storage.dtype)
-    last = tensor.offset + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.strides, strict=True))
-    inside = min(tensor.offset, *tensor.strides, *tensor.shape, 0) == 0 and math.prod(tensor.shape) <= flat.size and (0 in tensor.shape or last < flat.size)
-    if not inside or flat.size != tensor.storage.length:
-        raise ValueError(f"a tensor of shape {tensor.shape} reaches beyond its storage of {flat.size} numbers; the file is damaged")
-    strides = [stride * flat.itemsize for stride in tensor.strides]
-    return np.lib.stride_tricks.as_strided(flat[tensor.offset :], tensor.shape, strides).copy()
+def _is_floating(dtype: str) -> bool | None:
+    return dtype in ("float64", "float32", "float16", "bfloat16") if dtype in _DTYPES or dtype.startswith("complex") else None
+
+
+class _Views:
+    """Tensors as views of their storages, each of which is read once."""
+
+    def __init__(self, read: _Read):
+        self.read = read
+        self.contents: dict[_Storage, bytes] = {}
+        self.numbers = self.elements = 0
+
+    def __call__(self, tensor: _Tensor) -> np.ndarray:
+        storage, dtype = tensor.storage, np.dtype(_DTYPES[tensor.dtype])
+        if storage.dtype not in ("", tensor.dtype):
+            raise ValueError(f"it reads a storage of {storage.dtype} as {tensor.dtype}")
+        if storage not in self.contents:
+            self.contents[storage] = self.read(storage, storage.length * (dtype.itemsize if storage.dtype else 1))
+            self.numbers += storage.length
+        self.elements += math.prod(tensor.shape)
+        if self.elements > max(_SHARING_FREE, _MAX_SHARING * self.numbers):
+            raise ValueError(f"its tensors show the same numbers more than {_MAX_SHARING} times over; save each once")
+        flat = np.frombuffer(self.contents[storage], dtype)
+        inside = min(tensor.offset, *tensor.strides, *tensor.shape, 0) == 0 and len(tensor.shape) == len(tensor.strides)
+        last = tensor.offset + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.strides, strict=False))
+        if not inside or (0 not in tensor.shape and last >= flat.size):
+            raise ValueError(f"a tensor of shape {tensor.shape} reaches beyond its storage of {flat.size} numbers; the file is damaged")
+        if 0 in tensor.shape:
+            return np.empty(tensor.shape, dtype)
+        strides = [0 if size == 1 else stride * dtype.itemsize for size, stride in zip(tensor.shape, tensor.strides, strict=True)]
+        return np.lib.stride_tricks.as_strided(flat[tensor.offset :], tensor.shape, strides, writeable=False)

@@ -1,8 +1,11 @@
 """Checkpoints: a params/state tree to and from files, ours or PyTorch's, every mismatch named."""
 
+import functools
 import json
+from collections.abc import Callable, Iterator, Set
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +14,13 @@ import safetensors
 import safetensors.numpy
 from jaxtyping import PyTree
 
-from ntk_tt.models.torch_format import from_torch, is_torch_format
-from ntk_tt.models.torch_pickle import read_torch
+from ntk_tt.models.stored import Stored, kind_of, quoted, reason, regular_file
+from ntk_tt.models.torch_format import is_torch_format, our_layout, our_name
+from ntk_tt.models.torch_pickle import open_torch
+from ntk_tt.models.wrappers import choose
 from ntk_tt.paths import named_leaves, path_name
 
-_TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".tar")  # of torch.save; "….pth.tar" is no archive either
+_LARGEST_IMAGE = 16384  # side, in a record [pixels]
 
 
 def save_weights(path: str | Path, tree: PyTree, *, dtype: Any = None, record: dict[str, Any] | None = None) -> None:
@@ -24,40 +29,102 @@ def save_weights(path: str | Path, tree: PyTree, *, dtype: Any = None, record: d
     safetensors.numpy.save_file(arrays, str(path), metadata={"record": json.dumps(record or {})})
 
 
+class Checkpoint(NamedTuple):
+    """What a file holds of a network.
+
+    Attributes:
+        arrays: by our names, in our layouts.
+        record: that `save_weights` stored with them; empty for other programs' files.
+        note: which prefix, copy or additions of the file were left aside; empty where nothing was.
+    """
+
+    arrays: dict[str, np.ndarray]
+    record: dict[str, Any]
+    note: str
+
+
 def read_weights(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """All arrays of a file by our names, and the record stored with them; PyTorch's names and layouts are translated.
 
     Args:
-        path: a safetensors file, or what `torch.save` wrote (.pth, .pt, .bin), which is read without running any of it.
+        path: a safetensors file, or what `torch.save` wrote, which is read without running any of it; its content tells, not
+            its suffix.
 
     Raises:
-        ValueError: the file is missing, unreadable, neither of these, or holds a NaN or infinity.
+        ValueError: the file is missing, unreadable, neither of these, or holds a NaN or infinity, or other than
+            floating-point numbers.
     """
-    file = Path(path)
-    if not file.is_file():
-        raise ValueError(f"weights: there is no file {str(path)!r}; give a .safetensors or .pth file, 'bundled', 'random' or 'hf:owner/name'")
-    arrays, metadata = (read_torch(file), {}) if file.suffix in _TORCH_SUFFIXES else _read_safetensors(file)
-    for name, array in arrays.items():
-        if jnp.issubdtype(array.dtype, jnp.floating) and not np.isfinite(array).all():
-            raise ValueError(f"weights: {name!r} in {str(path)!r} holds NaN or infinity; the checkpoint is damaged")
-    return from_torch(arrays) if is_torch_format(arrays) else arrays, _record(metadata)
+    return read_checkpoint(path)[:2]
 
 
-def _read_safetensors(file: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+def read_checkpoint(path: str | Path, names: Set[str] | None = None, own_name: Callable[[str], str] = lambda name: name) -> Checkpoint:
+    """What a file holds of a network with these names; see `read_weights`.
+
+    Args:
+        names: of the whole network's arrays, ours; without, all arrays of the file are read.
+        own_name: a published name as the network's own.
+    """
+    file = regular_file(path)
+    kind, known = kind_of(file), None if names is None else functools.cache(lambda name: own_name(name) in names)
+    with _open_safetensors(file) if kind == "safetensors" else open_torch(file, kind) as (tensors, metadata):
+        chosen = choose(tensors, known, len(names or ()), repr(str(path)))
+        translated = is_torch_format(list(chosen.tensors))
+        arrays = {}
+        for name, stored in chosen.tensors.items():
+            ours = our_name(name, len(stored.shape)) if translated else name
+            if stored.floating is None or not (stored.floating or (known is not None and not known(ours))):
+                raise ValueError(f"weights: {quoted(name)} in {str(path)!r} is {stored.dtype}, which is not read; convert it to float16 or float32" + (
+                    "" if stored.floating is None else " (a quantised checkpoint has to be expanded by its own scales)"))
+            array = stored.read()
+            if stored.floating and not np.isfinite(array).all():
+                raise ValueError(f"weights: {quoted(name)} in {str(path)!r} holds NaN or infinity; the checkpoint is damaged")
+            arrays[ours] = our_layout(name, array) if translated else array
+    return Checkpoint(arrays, _record(metadata, path), chosen.note)
+
+
+@contextmanager
+def _open_safetensors(file: Path) -> Iterator[tuple[dict[str, Stored], dict[str, str]]]:
+    """Its tensors by name, and its metadata."""
+    with ExitStack() as stack:
+        with _explained(file):
+            opened = stack.enter_context(safetensors.safe_open(str(file), framework="numpy"))
+            slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 (no mapping: it has keys() only)
+            dtypes = {name: each.get_dtype() for name, each in slices.items()}
+            shapes = {name: tuple(each.get_shape()) for name, each in slices.items()}
+
+        def read(name: str) -> np.ndarray:
+            with _explained(file):
+                return opened.get_tensor(name)
+
+        yield ({name: Stored(shapes[name], dtype, _FLOATING.get(dtype), functools.partial(read, name)) for name, dtype in dtypes.items()}, opened.metadata() or {})
+
+
+# Types that are read, and whether they are floating-point numbers; others are float8 and smaller, which belong to scales.
+_FLOATING = {"F64": True, "F32": True, "F16": True, "BF16": True, "C64": False, "BOOL": False, **{f"{sign}{bits}": False for sign in "IU" for bits in (8, 16, 32, 64)}}
+
+
+@contextmanager
+def _explained(file: Path) -> Iterator[None]:
     try:
-        with safetensors.safe_open(str(file), framework="numpy") as opened:
-            return {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata() or {}  # noqa: SIM118 (no mapping: it has keys() only)
-    except (safetensors.SafetensorError, OSError) as error:
-        raise ValueError(f"weights: {str(file)!r} is not a readable safetensors file ({error}); download or convert it again") from error
+        yield
+    except Exception as error:  # the library's own errors, and any of a system that takes the file away
+        raise ValueError(f"weights: {str(file)!r} is not a readable safetensors file ({reason(error)}); download or convert it again") from error
 
 
-def _record(metadata: dict[str, str]) -> dict[str, Any]:
+def _record(metadata: dict[str, str], path: str | Path) -> dict[str, Any]:
     """What `save_weights` stored; empty where another program wrote the file."""
     try:
         record = json.loads(metadata.get("record", "{}"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
-    return record if isinstance(record, dict) else {}
+    if not isinstance(record, dict):
+        return {}
+    size = record.get("image_size", 1)
+    triples = [record[name] for name in ("mean", "std") if name in record]
+    if not (type(size) is int and 1 <= size <= _LARGEST_IMAGE) or not all(
+            isinstance(each, list) and len(each) == 3 and all(isinstance(value, float | int) and abs(value) < 1e6 for value in each) for each in triples):
+        raise ValueError(f"weights: the record in {str(path)!r} has an image_size, mean or std that is none; write the file again")
+    return record
 
 
 def fit_weights(template: PyTree, arrays: dict[str, np.ndarray], *, source: str, fresh: tuple[str, ...] = ()) -> PyTree:
@@ -86,7 +153,16 @@ def fit_weights(template: PyTree, arrays: dict[str, np.ndarray], *, source: str,
     if unused:
         raise ValueError(f"weights: {source} holds {unused[0]!r} {arrays[unused[0]].shape}, which the network does not have; is it the checkpoint of another network?")
     return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: leaf if path_name(path) in kept else jnp.asarray(arrays[path_name(path)].astype(leaf.dtype)), template)  # cast by NumPy: no compilation
+        lambda path, leaf: leaf if path_name(path) in kept else jnp.asarray(_cast(path_name(path), arrays[path_name(path)], leaf.dtype, source)), template)
+
+
+def _cast(name: str, array: np.ndarray, dtype: Any, source: str) -> np.ndarray:
+    """The array in the network's type, by NumPy: no compilation."""
+    with np.errstate(over="ignore"):
+        cast = array.astype(dtype)
+    if array.dtype.itemsize > cast.dtype.itemsize and not np.isfinite(cast).all():
+        raise ValueError(f"weights: {name!r} in {source} holds numbers too large for {np.dtype(dtype)}; the checkpoint is damaged")
+    return cast
 
 
 def _as_matrix(array: np.ndarray) -> np.ndarray:
