@@ -144,7 +144,7 @@ def _cost(cost: dict[str, Any]) -> str:
     return text
 
 
-def _row(steps: float | None, bounds: tuple, real: tuple, seconds_per_step: float, interval: dict[str, Any] | None = None) -> list[str]:
+def _row(steps: int | float | None, bounds: tuple, real: tuple, seconds_per_step: float, interval: dict[str, Any] | None = None) -> list[str]:
     low, high = bounds
     text = _steps(steps) if low == high else f"{_steps(steps)} ({_steps(low)}…{_steps(high)})"
     if interval is not None:
@@ -157,7 +157,7 @@ def _row(steps: float | None, bounds: tuple, real: tuple, seconds_per_step: floa
     return [*cells, "" if steps is None else f"{steps * seconds_per_step:.1f}"]
 
 
-def _steps(steps: float | None) -> str:
+def _steps(steps: int | float | None) -> str:
     return "not reached" if steps is None else str(steps)
 
 
