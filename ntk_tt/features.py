@@ -246,6 +246,8 @@ def _sketch(projection: AbstractSketch, params: PyTree, found: list[Layer]) -> F
     total = projection.start(num_samples * num_outputs, jnp.promote_types(jnp.result_type(*leaves), jnp.float32))
     for layer in found:
         name, shape = names[layer.source.leaf], leaves[layer.source.leaf].shape
+        if 0 in shape:
+            continue
         if isinstance(layer, Product) and isinstance(projection, SignFold) and layer.is_leaf_matrix and projection.folds_products(shape):
             total = projection.add_product(total, name, shape, layer.activations, layer.signals)
         else:
@@ -254,7 +256,7 @@ def _sketch(projection: AbstractSketch, params: PyTree, found: list[Layer]) -> F
 
 
 def _flat_rows(gradient: Float[Array, "n c ..."]) -> Float[Array, "rows ..."]:
-    return gradient.reshape(-1, *gradient.shape[2:])
+    return gradient.reshape(gradient.shape[0] * gradient.shape[1], *gradient.shape[2:])  # no -1: a parameter may have no numbers
 
 
 def _block_samples(apply: Apply, path: JacobianPath, projection: AbstractProjection, params: PyTree, one_sample, num_outputs: int, free: int) -> int:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.core import Tracer
 from jax.extend import core as jex_core
 
@@ -74,8 +75,12 @@ def inner_jaxpr(equation: Any) -> Any | None:
 
 
 def rearranges(equation: Any) -> bool:
-    """Whether the equation only moves, repeats or casts its one operand."""
-    return len(equation.invars) == 1 and equation.primitive.name in _MOVING | _REPEATING_OR_ROUNDING
+    """Whether the equation only moves, repeats or rounds its one operand, for its gradients too.
+
+    A cast to whole numbers has no gradient, and that of a cast to complex numbers takes the real part: neither is one.
+    """
+    return (len(equation.invars) == len(equation.outvars) == 1 and equation.primitive.name in _MOVING | _REPEATING_OR_ROUNDING
+            and all(jnp.issubdtype(atom.aval.dtype, jnp.floating) for atom in (*equation.invars, *equation.outvars)))
 
 
 def keeps_inner_products(equation: Any) -> bool:

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 from ntk_tt import cost
 from ntk_tt import jaxpr as jaxprs
-from ntk_tt.taps import Source, Tap, leaf_itself
+from ntk_tt.taps import Source, Tap, has_gradients, leaf_itself
 
 _EXACT = jax.lax.Precision.HIGHEST
 
@@ -61,13 +61,13 @@ class Product(NamedTuple):
 
     def gradient(self, leaves: list[Array]) -> Float[Array, "n c ..."]:
         """(n, C, *leaf): 2·C·P·K·O flops a sample."""
-        matrix = jnp.einsum("npk,ncpo->ncko", self.activations, self.signals, precision=_EXACT, preferred_element_type=_wide(self.signals))
+        matrix = jnp.einsum("npk,ncpo->ncko", self.activations, self.signals, precision=_EXACT, preferred_element_type=_wide(self.activations, self.signals))
         kernel = jnp.moveaxis(matrix.reshape(*matrix.shape[:2], *self.shape), range(2, 2 + len(self.axes)), [2 + axis for axis in self.axes])
         return _to_leaf(self.source, kernel, leaves)
 
     def transposed_matrix(self) -> Float[Array, "n c o k"]:
         """The gradients in the order that XLA writes without a transposed copy: for inner products, which do not see the order."""
-        return jnp.einsum("npk,ncpo->ncok", self.activations, self.signals, precision=_EXACT, preferred_element_type=_wide(self.signals))
+        return jnp.einsum("npk,ncpo->ncok", self.activations, self.signals, precision=_EXACT, preferred_element_type=_wide(self.activations, self.signals))
 
 
 class Formed(NamedTuple):
@@ -92,11 +92,15 @@ Layer = Product | Formed
 def layers_of(tap: Tap, leaves: list[Array]) -> list[Layer]:
     """What a tap says of each parameter it has; a parameter used in several taps has the sum of its gradients."""
     present = [source for source in tap.sources if source is not None]
-    if tap.equation is not None and len(present) == 1:
+    if tap.equation is not None and len(present) == 1 and leaves[present[0].leaf].size and _is_real(tap):
         layer = _convolution(tap) or _dense(tap)
         if layer is not None:
             return [layer]
     return _transposed(tap, present, leaves)
+
+
+def _is_real(tap: Tap) -> bool:
+    return all(jnp.issubdtype(value.dtype, jnp.floating) for value in (*tap.operands, *tap.signals) if value is not None)
 
 
 def _dense(tap: Tap) -> Product | None:
@@ -136,7 +140,7 @@ def _convolution(tap: Tap) -> Layer | None:
         return Product(source, rows, signal.reshape(*signal.shape[:2], -1, shape[-1]), shape, order)
     patches = patches.reshape(len(patches), -1, math.prod(window), found.feature_groups, shape[-2])
     signal = signal.reshape(*signal.shape[:2], -1, found.feature_groups, shape[-1] // found.feature_groups)
-    matrix = jnp.einsum("npwgi,ncpgo->ncwigo", patches, signal, precision=_EXACT, preferred_element_type=_wide(signal))
+    matrix = jnp.einsum("npwgi,ncpgo->ncwigo", patches, signal, precision=_EXACT, preferred_element_type=_wide(patches, signal))
     gradient = jnp.moveaxis(matrix.reshape(*matrix.shape[:2], *shape), range(2, 2 + len(order)), [2 + axis for axis in order])
     return Formed(source, gradient)
 
@@ -161,7 +165,7 @@ def _transposed(tap: Tap, present: list[Source], leaves: list[Array]) -> list[La
             given = iter(values)
             filled = [operand if source is None else source.rearrange(next(given)) for source, operand in zip(tap.sources, operands, strict=True)]
             results = filled if tap.equation is None else jaxprs.bind(tap.equation, filled)
-            return [result for result in results if jnp.issubdtype(result.dtype, jnp.floating)]
+            return [result for result in results if has_gradients(result)]
 
         _, pullback = jax.vjp(local, [leaves[source.leaf] for source in present])
         return jax.vmap(pullback)(signals)[0]
@@ -179,6 +183,6 @@ def _to_leaf(source: Source, gradient: Float[Array, "n c ..."], leaves: list[Arr
     return jax.vmap(jax.vmap(lambda signal: pullback(signal.astype(value.dtype))[0]))(gradient)
 
 
-def _wide(signals: Array) -> Any:
+def _wide(*factors: Array) -> Any:
     """Sums are taken in float32 at least."""
-    return jnp.promote_types(signals.dtype, jnp.float32)
+    return jnp.result_type(*factors, jnp.float32)

@@ -71,6 +71,8 @@ def check_network(apply: Apply, params: PyTree, inputs: Float[Array | np.ndarray
     leaves = named_leaves(params)
     if not leaves:
         raise ValueError("params: the tree has no arrays, so there is nothing to train")
+    if not any(leaf.size for leaf in leaves.values()):
+        raise ValueError("params: the arrays hold no numbers (a dimension of each is zero), so there is nothing to train")
     for name, leaf in leaves.items():
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             raise ValueError(f"params: {name!r} has dtype {leaf.dtype}; trainable parameters must be floating point")

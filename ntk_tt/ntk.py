@@ -1,5 +1,6 @@
 """The empirical neural tangent kernel Θ = J Jᵀ: exact in blocks, or from features."""
 
+import math
 from collections import Counter
 from functools import partial
 from typing import Any
@@ -137,7 +138,7 @@ def _merged(gradients: list[Float[Array, "n c _"]]) -> list[Float[Array, "n c _"
 
 
 def _flat(gradient: Float[Array, "n c ..."]) -> Float[Array, "n c s"]:
-    return gradient.reshape(*gradient.shape[:2], -1)
+    return gradient.reshape(*gradient.shape[:2], math.prod(gradient.shape[2:]))  # no -1: a parameter may have no numbers
 
 
 def _tile_samples(shapes, num_outputs: int) -> int:

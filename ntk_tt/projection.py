@@ -72,7 +72,7 @@ class AbstractSketch(AbstractProjection):
         leaves = named_leaves(gradients)
         total = self.start(next(iter(leaves.values())).shape[0], jnp.result_type(*leaves.values()))
         for name, leaf in leaves.items():
-            total = self.add(total, name, leaf)
+            total = self.add(total, name, leaf) if leaf.size else total
         return self.finish(total)
 
 
@@ -352,4 +352,4 @@ def path_key(key: Key[Array, ""], name: str) -> Key[Array, ""]:
 
 
 def _rows(leaf: Float[Array, "rows ..."]) -> Float[Array, "rows size"]:
-    return leaf.reshape(leaf.shape[0], -1)
+    return leaf.reshape(leaf.shape[0], math.prod(leaf.shape[1:]))  # no -1: a parameter may have no numbers

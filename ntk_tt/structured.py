@@ -4,14 +4,19 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from ntk_tt.layers import Layer, layers_of
-from ntk_tt.taps import Apply, backpropagate
+from ntk_tt.layers import Formed, Layer, layers_of
+from ntk_tt.taps import Apply, backpropagate, leaf_itself
 
 
 def layers(apply: Apply, params: PyTree, inputs: Float[Array, "n ..."]) -> list[Layer]:
-    """All that the gradients of a block of samples are made of; a leaf's gradient is the sum over its layers."""
+    """All that the gradients of a block of samples are made of, at least one; a leaf's gradient is the sum over its layers."""
     leaves = jax.tree.leaves(params)
-    return [layer for tap in backpropagate(apply, params, inputs) for layer in layers_of(tap, leaves)]
+    found = [layer for tap in backpropagate(apply, params, inputs) for layer in layers_of(tap, leaves)]
+    if found:
+        return found
+    num_outputs = jax.eval_shape(apply, params, inputs[:1]).size  # a function of none of its parameters
+    index = min(range(len(leaves)), key=lambda index: leaves[index].size)
+    return [Formed(leaf_itself(index), jnp.zeros((len(inputs), num_outputs, *leaves[index].shape), leaves[index].dtype))]
 
 
 def structured_jacobian(apply: Apply, params: PyTree, inputs: Float[Array, "n ..."]) -> PyTree[Float[Array, "n c ..."]]:
@@ -22,14 +27,11 @@ def structured_jacobian(apply: Apply, params: PyTree, inputs: Float[Array, "n ..
     """
     leaves, tree = jax.tree.flatten(params)
     gradients: list[Array | None] = [None] * len(leaves)
-    num_outputs = 0
-    for layer in layers(apply, params, inputs):
+    found = layers(apply, params, inputs)
+    for layer in found:
         gradient, index = layer.gradient(leaves), layer.source.leaf
         so_far = gradients[index]
         gradients[index] = gradient if so_far is None else so_far + gradient
-        num_outputs = gradient.shape[1]
-    if not num_outputs:
-        num_outputs = jax.eval_shape(apply, params, inputs).shape[1]
     return jax.tree.unflatten(tree, [
-        jnp.zeros((len(inputs), num_outputs, *leaf.shape), leaf.dtype) if gradient is None else gradient.astype(leaf.dtype)
+        jnp.zeros((*found[0].rows, *leaf.shape), leaf.dtype) if gradient is None else gradient.astype(leaf.dtype)
         for leaf, gradient in zip(leaves, gradients, strict=True)])

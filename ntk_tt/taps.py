@@ -6,7 +6,7 @@ pullback for each output, mapped together, gives the signals δ = ∂f/∂tap: b
 weight gradient is formed. The gradient of a parameter is the sum over its taps of the equation's own transpose applied
 to δ (`ntk_tt.layers`).
 
-That is the chain rule and nothing else, so shared parameters, `custom_jvp`, `scan`, `remat` (taps of a whole equation) and
+That is the chain rule and nothing else, so shared parameters, complex numbers, `custom_jvp`, `scan`, `remat` (taps of a whole equation) and
 primitives unknown to this package come out right.
 """
 
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Inexact, PyTree
 
 from ntk_tt import jaxpr as jaxprs
 
@@ -50,13 +50,18 @@ class Tap(NamedTuple):
         equation: of the jaxpr of one sample, or None where a parameter is itself an output.
         sources: for each operand the parameter it is, or None.
         operands: the values of the others (n, ...), None for parameters.
-        signals: ∂f/∂result (n, C, ...), one for each floating result.
+        signals: ∂f/∂result (n, C, ...), one for each result that has gradients.
     """
 
     equation: Any
     sources: tuple[Source | None, ...]
     operands: tuple[Any, ...]
-    signals: list[Float[Array, "n c ..."]]
+    signals: list[Inexact[Array, "n c ..."]]
+
+
+def has_gradients(value: Any) -> bool:
+    """Whether numbers of this type have gradients: real or complex ones."""
+    return jnp.issubdtype(value.dtype, jnp.inexact)
 
 
 def backpropagate(apply: Apply, params: PyTree, inputs: Float[Array, "n ..."]) -> list[Tap]:
@@ -65,7 +70,7 @@ def backpropagate(apply: Apply, params: PyTree, inputs: Float[Array, "n ..."]) -
     Costs one forward pass and C backward passes through activations; holds the block's activations and signals.
     """
     leaves, tree = jax.tree.flatten(params)
-    closed = jaxprs.trace(lambda leaves, x: apply(jax.tree.unflatten(tree, leaves), x[None])[0], leaves, inputs[0])
+    closed = jaxprs.trace(lambda leaves, x: apply(jax.tree.unflatten(tree, leaves), x[None]).reshape(-1), leaves, inputs[0])
     shapes = _result_shapes(closed, leaves, inputs[0])
     recorded: list[Tap] = []
 
@@ -86,7 +91,7 @@ def backpropagate(apply: Apply, params: PyTree, inputs: Float[Array, "n ..."]) -
 
 
 def _result_shapes(closed, leaves, x) -> list[list[jax.ShapeDtypeStruct]]:
-    """The shapes of each tap's floating results, found by running the recorder abstractly without perturbations."""
+    """The shapes of each tap's results that have gradients, found by running the recorder abstractly without perturbations."""
     found = []
 
     def run(leaves, x):
@@ -132,13 +137,12 @@ class _Recorder:
         sources = tuple(operand if isinstance(operand, Source) else None for operand in operands)
         values = [source.rearrange(self.leaves[source.leaf]) if source else operand for source, operand in zip(sources, operands, strict=True)]
         results = values if equation is None else jaxprs.bind(equation, values)
-        floating = [jnp.issubdtype(result.dtype, jnp.floating) for result in results]
-        if any(floating):
+        if any(map(has_gradients, results)):
             if self.perturbations is not None:
                 perturbation = iter(self.perturbations[len(self.taps)])
-                results = [result + next(perturbation) if is_floating else result for result, is_floating in zip(results, floating, strict=True)]
+                results = [result + next(perturbation) if has_gradients(result) else result for result in results]
             rest = tuple(None if source else value for source, value in zip(sources, values, strict=True))
-            self.taps.append(Tap(equation, sources, rest, [result for result, is_floating in zip(results, floating, strict=True) if is_floating]))
+            self.taps.append(Tap(equation, sources, rest, [result for result in results if has_gradients(result)]))
         return results
 
 

@@ -86,6 +86,76 @@ def _depends_on_parameters_only(params, x):
     return jnp.broadcast_to(params["constant"] ** 2, (x.shape[0], 3)) + x[:, :3] * jnp.exp(params["log_scale"]).sum()
 
 
+@jax.custom_vjp
+def _custom_back(x, w):
+    return x * w
+
+
+_custom_back.defvjp(lambda x, w: (x * w, (x, w)), lambda kept, signal: (2 * signal * kept[1], 3 * signal * kept[0]))  # not the derivative, on purpose
+
+
+def _fourier(params, x):
+    """A layer of a Fourier neural operator: complex weights of two real parameters, times a spectrum."""
+    spectrum = jnp.einsum("nfi,fio->nfo", jnp.fft.rfft(x, axis=1), params["re"] + 1j * params["im"])
+    return jnp.einsum("nto,to->no", jnp.tanh(jnp.fft.irfft(spectrum, n=6, axis=1)), params["out"])
+
+
+def _state_space(params, x):
+    """A diagonal linear recurrence with complex eigenvalues, as a parallel scan."""
+    def combine(left, right):
+        return left[0] * right[0], right[0] * left[1] + right[1]
+
+    eigenvalues = jnp.broadcast_to(jnp.exp(-jnp.exp(params["decay"]) + 1j * params["angle"]), (len(x), 6, 8))
+    return jax.lax.associative_scan(combine, (eigenvalues, x * (1 + 0.5j)), axis=1)[1][:, -1].real @ params["head"]
+
+
+def _complex_loop(params, x):
+    def step(carry, weight):
+        state, count = carry
+        return (jnp.exp(1j * weight) * state + 1, count + 1), state.imag
+
+    (state, _), seen = jax.lax.scan(step, (x[:, :3].astype(jnp.complex64), 0), params["w"])
+    return jnp.abs(state) + seen.sum(0)
+
+
+def _complex_convolution(params, x):
+    kernel = params["re"] - 1j * params["im"]
+    y = jax.lax.conv_general_dilated(x * (1 + 0.5j), kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    return jnp.abs(y).mean((1, 2)) * params["scale"]
+
+
+def _solved(params, x):
+    matrix = params["w"].T @ params["w"] + jnp.eye(3)
+    return jnp.linalg.solve(matrix, x[:, :3, None])[..., 0] + jax.scipy.sparse.linalg.cg(lambda v: v @ matrix, x[:, :3])[0]
+
+
+COMPLEX = {
+    "complex: a Fourier layer": Case(_fourier, _random(20, re=(4, 8, 3), im=(4, 8, 3), out=(6, 3)), _sequences),
+    "complex: a state-space layer": Case(_state_space, _random(23, decay=(8,), angle=(8,), head=(8, 3)), _sequences),
+    "complex: lax.complex, real, conj": Case(
+        lambda p, x: (jnp.conj(x @ jax.lax.complex(p["a"], p["b"])) * (x @ (1j * p["c"])) * (2 + 1j)).real, _random(24, a=(5, 3), b=(5, 3), c=(5, 3)), _vectors),
+    "complex: a phase": Case(lambda p, x: ((x + 1j * x[:, ::-1]) @ jnp.exp(1j * p["phase"])).imag * p["scale"], _random(25, phase=(5, 3), scale=(3,)), _vectors),
+    "complex: a parameter cast": Case(lambda p, x: ((x * (1 + 2j)) @ p["w"].astype(jnp.complex64) * (1 - 1j)).real, _random(26, w=(5, 3)), _vectors),
+    "complex: the spectrum of a parameter": Case(
+        lambda p, x: x @ jnp.fft.irfft(jnp.fft.rfft(p["a"], axis=0) * jnp.fft.rfft(p["b"], axis=0), n=5, axis=0), _random(27, a=(5, 3), b=(5, 3)), _vectors),
+    "complex: a loop": Case(_complex_loop, _random(28, w=(4, 3)), _vectors),
+    "complex: a branch": Case(
+        lambda p, x: (jax.lax.cond(x.sum() > 0, lambda w: jnp.exp(1j * w), lambda w: w.astype(jnp.complex64) * 2j, p["w"]) * (x[:, :3] + 1j)).imag, _random(29, w=(3,)), _vectors),
+    "complex: a convolution": Case(_complex_convolution, _random(30, re=(3, 3, 4, 3), im=(3, 3, 4, 3), scale=(3,)), _images),
+}
+ODD = {
+    "casts to whole numbers": Case(lambda p, x: x @ (10 * p["w"]).astype(int).astype(jnp.float32) + (x @ p["v"]) * (p["v"][0] > 0) + p["v"][1].astype(int), _random(31, w=(5, 3), v=(5, 3)), _vectors),
+    "stopped gradients": Case(lambda p, x: x @ (p["w"] * jax.lax.stop_gradient(p["w"])) + jax.lax.stop_gradient(jnp.round(p["b"]) - p["b"]) + p["b"], _random(32, w=(5, 3), b=(3,)), _vectors),
+    "custom vjp": Case(lambda p, x: jax.vmap(_custom_back, (0, None))(x, p["w"])[:, :3] * p["v"], _random(33, w=(5,), v=(3,)), _vectors),
+    "repeated and turned": Case(lambda p, x: x[:, :4] @ jnp.tile(p["w"][::-1], (2, 1)) + x[:, :3] @ jnp.broadcast_to(p["b"], (3, 3)), _random(34, w=(2, 3), b=(3,)), _vectors),
+    "sorted, looked up and scattered": Case(
+        lambda p, x: jnp.sort(p["w"], 0)[:3, 0] * x[:, :3] + jnp.zeros((len(x), 3)).at[:, jnp.array([0, 0, 2])].add(p["b"]) * x[:, 1:4] + jnp.argsort(p["b"]), _random(35, w=(5, 3), b=(3,)), _vectors),
+    "linear solves": Case(_solved, _random(36, w=(4, 3)), _vectors),
+    "random numbers that depend on a parameter": Case(
+        lambda p, x: x @ p["w"] * jax.random.normal(jax.random.fold_in(jax.random.key(0), (p["w"][0, 0] > 0).astype(int)), (3,)), _random(37, w=(5, 3)), _vectors),
+    "an empty parameter": Case(lambda p, x: x @ p["w"] + x[:, :0] @ p["empty"], _random(38, w=(5, 3), empty=(0, 3)), _vectors),
+    "an empty parameter that is unused": Case(lambda p, x: x @ p["w"], _random(39, w=(5, 3), empty=(3, 0)), _vectors),
+}
 CASES = {
     "convolution, stride and padding": _convolution((3, 3, 4, 5), window_strides=(2, 1), padding=((1, 0), (2, 1))),
     "convolution, dilated": _convolution((3, 2, 4, 5), rhs_dilation=(2, 1), padding="VALID"),
@@ -111,7 +181,7 @@ CASES = {
     "a parameter as the output": Case(lambda p, x: jnp.broadcast_to(p["bias"], (x.shape[0], 3)), _random(10, bias=(3,)), _vectors),
     "an unused parameter": Case(lambda p, x: x @ p["w"], _random(11, w=(5, 3), unused=(4,)), _vectors),
     "cond and while": Case(lambda p, x: jax.lax.cond(x.sum() > 0, lambda w: x @ w, lambda w: x @ (2 * w), p["w"]), _random(12, w=(5, 3)), _vectors),
-}
+} | COMPLEX | ODD
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -138,6 +208,59 @@ def test_kernel_and_features_equal_the_plain_path(name):
     assert np.linalg.norm(ntk - gradients @ gradients.T) <= 1e-5 * np.linalg.norm(gradients @ gradients.T)
     structured, plain = (np.asarray(jacobian_features(case.apply, case.params, x, num_projections=10, path=path)) for path in ("structured", "plain"))
     assert np.linalg.norm(structured - plain) <= 1e-5 * np.linalg.norm(plain)
+
+
+@pytest.mark.parametrize("path", ["structured", "plain"])
+@pytest.mark.parametrize("num_projections", ["auto", "exact", 8])
+def test_a_function_of_none_of_its_parameters_has_a_kernel_of_zeros(path, num_projections):
+    params, x = _random(1, w=(5, 3), b=(3,)), _vectors(4, 0)
+    features = jacobian_features(lambda p, x: x[:, :3], params, x, num_projections=num_projections, path=path)
+    assert features.shape == (4, 3, 8 if num_projections == 8 else 18)
+    assert not features.any()
+    np.testing.assert_array_equal(empirical_ntk(lambda p, x: x[:, :3], params, x, path=path), np.zeros((4, 3, 4, 3)))
+
+
+@pytest.mark.parametrize("projection", ["fold", "achlioptas", "gaussian"])
+@pytest.mark.parametrize("path", ["structured", "plain"])
+def test_parameters_without_numbers_change_nothing(path, projection):
+    """An axis of length zero, with and without a projection."""
+    case, x = CASES["an empty parameter"], _vectors(3, 0)
+    alone = Case(lambda p, x: x @ p["w"], {"w": case.params["w"]}, _vectors)
+    for num_projections in ("exact", 8):
+        with_empty, without = (jacobian_features(each.apply, each.params, x, num_projections=num_projections, projection=projection, path=path) for each in (case, alone))
+        np.testing.assert_allclose(with_empty, without, rtol=1e-6, atol=1e-6)
+    with pytest.raises(ValueError, match="params: the arrays hold no numbers"):
+        jacobian_features(lambda p, x: x[:, :3], {"w": jnp.zeros((0, 3))}, x, path=path)
+
+
+def _cast_through_single_precision(params, x):
+    return (x.astype(jnp.float32) @ params["w"].astype(jnp.float32)).astype(x.dtype) * params["scale"]
+
+
+def _grouped_query_attention(params, x):
+    queries, keys = (x[:, :, None, None] * params[name] for name in ("queries", "keys"))  # (n, 6, heads, 2)
+    return jax.nn.dot_product_attention(queries, keys, jnp.sin(keys))[:, 0].reshape(len(x), 8) @ params["head"]
+
+
+def _in_double(number: int, seed: int) -> jax.Array:
+    return jax.random.normal(jax.random.key(seed), (number, 6), jnp.float64)
+
+
+@pytest.mark.parametrize(("apply", "shapes"), [
+    (_cast_through_single_precision, {"w": (6, 3), "scale": (3,)}),
+    (_grouped_query_attention, {"queries": (4, 2), "keys": (2, 2), "head": (8, 3)}),
+])
+def test_single_precision_inside_double_is_rounding_and_no_more(apply, shapes):
+    """A network of double precision that computes a part in single (as JAX's attention does its softmax) has gradients
+    good to single precision, and not better by the plain path."""
+    with jax.enable_x64(True):
+        params, x = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), _random(40, **shapes)), _in_double(3, 0)
+        assert "f32" in str(jax.make_jaxpr(apply)(params, x))
+        truth = dense_jacobian(Case(apply, params, _in_double), x)
+        found = jacobian_features(apply, params, x, num_projections="exact")
+        assert found.dtype == jnp.float64
+        for gradients in (found, jacobian_features(apply, params, x, num_projections="exact", path="plain")):
+            assert np.linalg.norm(gradients - truth) < 1e-6 * np.linalg.norm(truth)
 
 
 def test_the_ways_to_an_inner_product_are_chosen_by_their_cost():
