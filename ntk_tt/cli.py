@@ -1,7 +1,12 @@
 """The command line: flags in, tables, JSON and a figure out. The contract of the JSON is docs/json.md."""
 
+import contextlib
 import dataclasses
+import os
 import sys
+import traceback
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -9,15 +14,18 @@ import jax
 import numpy as np
 import tyro
 
+from ntk_tt import interruption, terminal
 from ntk_tt import report as reports
 from ntk_tt.by_method import CommandLineMethod, Predicted, Reading, as_slow_as, first_real_steps, intervals, observed, predict_by
 from ntk_tt.compilation import keep_compiled
 from ntk_tt.data import describe_data, list_data
+from ntk_tt.files import check_writable
 from ntk_tt.finetune import TrainingRun, finetune
 from ntk_tt.head import HeadProblem
+from ntk_tt.limits import MAX_PER_CLASS, MAX_SEEDS, MAX_STEPS, check_range
 from ntk_tt.memory import format_bytes
 from ntk_tt.models import list_models
-from ntk_tt.optimizer import OptimizerConfig, ScheduleName, check_num_steps, named_schedule
+from ntk_tt.optimizer import OptimizerConfig, ScheduleName, named_schedule
 from ntk_tt.plot import plot_report
 from ntk_tt.predict import Outputs, plateau_window
 from ntk_tt.progress import progress_bar
@@ -26,7 +34,11 @@ from ntk_tt.stopwatch import Stopwatch
 from ntk_tt.store import FeatureStore, default_folder
 from ntk_tt.training_time import DEFAULT_THRESHOLDS, check_thresholds, training_times
 from ntk_tt.verdict import assess
-from ntk_tt.watch import LossLog, Watcher, follow, predictor_of
+from ntk_tt.watch import LossLog, Status, Watcher, follow, predictor_of
+
+_MAX_RECORDS, _MAX_RECORDS_OF_SEEDS = 10**6, 2 * 10**7  # of a report, which is read as a whole, and in memory
+_MAX_DRAWS = 2**29  # samples of all steps of one order of the data, four bytes each
+_MAX_POLL = 86400.0  # a day between two looks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,36 +137,110 @@ class Verify(Predict):
     """Predict, then really train, and print both side by side."""
 
 
+class CannotSave(Exception):
+    """The work is done and printed, but a file that was asked for could not be written."""
+
+
 def main(arguments: list[str] | None = None) -> None:
-    """The entry point; exits with 2 and one line where an argument is wrong, 130 where interrupted."""
+    """The entry point. Whatever happens is one line; exit codes are in docs/json.md, and NTK_TT_TRACEBACK=1 lets unforeseen exceptions through."""
+    if arguments is None:
+        interruption.answer()
+        warnings.formatwarning = _one_line
+    with terminal.safe_output() as output:
+        status = _status(arguments)
+    if output.error is not None:
+        if terminal.is_closed_by_reader(output.error):
+            sys.exit(128 + 13)  # as a shell says of what SIGPIPE ended
+        terminal.say(f"cannot write to standard output: {output.error.strerror}; files that were asked for are written")
+        sys.exit(status or 1)
+    if status:
+        sys.exit(status)
+
+
+def _status(arguments: list[str] | None) -> int:
+    """The exit status of a command; what went wrong has been said."""
     commands = (
         Annotated[Predict, tyro.conf.subcommand("predict")] | Annotated[Verify, tyro.conf.subcommand("verify")]
         | Annotated[Features, tyro.conf.subcommand("features")] | Annotated[Watch, tyro.conf.subcommand("watch")]
         | Annotated[Models, tyro.conf.subcommand("models")] | Annotated[Data, tyro.conf.subcommand("data")])
-    options: Any = tyro.cli(commands, prog="ntk-tt", description="How long fine-tuning will take, before you start it.", args=arguments)  # pyright: ignore[reportArgumentType,reportCallIssue]
-    if isinstance(options, Features | Predict):
-        keep_compiled(default_folder() / "compiled")
+    options: Any = None
     try:
-        match options:
-            case Features():
-                features(options)
-            case Watch():
-                watch(options)
-            case Models():
-                reports.print_rows(list_models())
-            case Data():
-                reports.print_rows(list_data() if options.source is None else [describe_data(options.source, split=options.split)])
-            case _:
-                run(options)
+        options = tyro.cli(commands, prog="ntk-tt", description="How long fine-tuning will take, before you start it.", args=arguments)  # pyright: ignore[reportArgumentType,reportCallIssue]
+        _execute(options)
+    except CannotSave as error:
+        terminal.say(str(error))
+        return 1
     except ValueError as error:
-        print(f"ntk-tt: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+        place = _place_in_users_file(error, options)
+        terminal.say((f"model: {place}: " if place else "") + str(error) + ("" if _is_ours(error) else "; NTK_TT_TRACEBACK=1 shows where"))
+        return 2
     except OSError as error:
-        print(f"ntk-tt: cannot read or write {error.filename or 'a file'}: {error.strerror or error}; check its permissions, free space or choose another path", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt as interruption:
-        print(f"ntk-tt: interrupted{interruption}", file=sys.stderr)
-        sys.exit(130)
+        if error is not getattr(sys.stdout, "error", None):
+            terminal.say(f"cannot read or write {error.filename or 'a file'}: {error.strerror or error}; check its permissions, free space or choose another path")
+        return 1
+    except KeyboardInterrupt as stopped:
+        line, status = interruption.describe(stopped)
+        terminal.say(f"{line}{stopped}")
+        return status
+    except Exception as error:
+        return _fault(error, options)
+    return 0
+
+
+def _execute(options: Any) -> None:
+    if isinstance(options, Features | Predict):
+        with contextlib.suppress(ValueError):  # no home folder: nothing is kept
+            keep_compiled(default_folder() / "compiled")
+    match options:
+        case Features():
+            features(options)
+        case Watch():
+            watch(options)
+        case Models():
+            reports.print_rows(list_models())
+        case Data():
+            reports.print_rows(list_data() if options.source is None else [describe_data(options.source, split=options.split)])
+        case _:
+            run(options)
+
+
+def _fault(error: Exception, options: Any) -> int:
+    """Says what nobody foresaw in one line, and whose fault it is; returns the exit status."""
+    if os.environ.get("NTK_TT_TRACEBACK"):
+        raise error
+    text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    text = text if len(text) <= 500 else f"{text[:500]}…"
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:
+        terminal.say(f"out of memory ({text[:200]}); take a smaller --memory, --projections, --per-class, --classes, --image-size or --batch-size")
+        return 1
+    if isinstance(error, RecursionError):
+        terminal.say("something in the input or the network is nested too deeply for Python; NTK_TT_TRACEBACK=1 shows where")
+        return 1
+    if place := _place_in_users_file(error, options):
+        terminal.say(f"model: {place}: {text}; correct it (NTK_TT_TRACEBACK=1 shows the whole way there)")
+        return 2
+    terminal.say(f"this is a fault of ntk-tt, not of yours: {text}; please report it with what NTK_TT_TRACEBACK=1 ntk-tt … prints")
+    return 70
+
+
+def _is_ours(error: Exception) -> bool:
+    """Whether the package itself raised it, so that its text is meant for the user."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return not frames or Path(__file__).parent in Path(frames[-1].filename).parents
+
+
+def _place_in_users_file(error: Exception, options: Any) -> str:
+    """`FILE.py, line 12, in apply` where a network of the user's own was at work; empty otherwise."""
+    file, _, name = str(getattr(options, "model", "")).rpartition(":")
+    if not name or not file.endswith(".py"):
+        return ""
+    found = [frame for frame in traceback.extract_tb(error.__traceback__) if os.path.realpath(frame.filename) == os.path.realpath(file)]
+    return f"{file}, line {found[-1].lineno}, in {found[-1].name}" if found else ""
+
+
+def _one_line(message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None) -> str:
+    """A warning as a user wants it: without the line of code that gave it."""
+    return f"ntk-tt: {' '.join(str(message).split())}\n"
 
 
 def features(options: Features) -> FeatureStore:
@@ -173,14 +259,19 @@ def features(options: Features) -> FeatureStore:
 
 def watch(options: Watch) -> None:
     """Everything behind `ntk-tt watch`."""
-    for name, value in (("poll", options.poll), ("seconds-per-step", options.seconds_per_step)):
-        if value is not None and not value > 0:
-            raise ValueError(f"{name}: must be positive, got {value}")
+    for name, value, most in (("poll", options.poll, _MAX_POLL), ("seconds-per-step", options.seconds_per_step, sys.float_info.max)):
+        if value is not None and not 0 < value <= most:
+            raise ValueError(f"{name}: must be positive and at most {most:g}, got {value}")
     predictor, pace = (None, None) if options.prediction is None else predictor_of(options.prediction)
     pace = options.seconds_per_step or (pace if options.once else None)
     watcher = Watcher(target=options.target, predictor=predictor, seconds_per_step=pace)
-    follow(LossLog(options.log, step=options.step_column, loss=options.loss_column), watcher, lambda status: print(status, flush=True),
+    follow(LossLog(options.log, step=options.step_column, loss=options.loss_column), watcher, _show,
            poll_seconds=options.poll, once=options.once)
+
+
+def _show(status: Status) -> None:
+    print(status, flush=True)
+    terminal.check_output()
 
 
 def run(options: Predict) -> dict[str, Any]:
@@ -194,7 +285,7 @@ def run(options: Predict) -> dict[str, Any]:
         weight_decay=options.weight_decay, batch_size=None if options.batch_size == "full" else options.batch_size, sampling=options.sampling)
     optimizer.checked_batch_size(len(task.labels))
     full = optimizer.is_full_batch(len(task.labels))
-    record_every = options.record_every or (1 if full else max(1, options.steps // 50))
+    record_every = _record_every(options, full)
     smoothing = options.smoothing or (1 if full else 3)
 
     reading = Reading(options.steps, record_every, options.thresholds, options.loss_thresholds, smoothing)
@@ -220,39 +311,73 @@ def run(options: Predict) -> dict[str, Any]:
         "cost": _cost(options, watches, estimate, None),
         "verdict": verdict._asdict(), "environment": reports.environment(options.seed),
     }
-    if options.json:
-        reports.write_json(options.json, report)
     if isinstance(options, Verify):
+        saved = bool(options.json)
+        for failure in _failures(options.json, lambda path: reports.write_json(path, report)):
+            saved = False
+            terminal.say(f"{failure}; training goes on, and it is tried again after that")
         try:
             with progress_bar("real training") as progress:
                 truth = finetune(
                     model.apply, model.params, images, task.labels, optimizer, options.steps, loss=options.loss, seed=options.seed + 2, record_every=record_every,
                     statistics=model.batch_statistics if options.batch_norm == "train" else None, progress=progress)
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"; the prediction is in {options.json}" if options.json else "") from None
+        except BaseException as error:
+            reports.print_report(report)  # what is known is not lost
+            if isinstance(error, KeyboardInterrupt):
+                error.args = (f"; the prediction is in {options.json}",) if saved else ()
+            raise
         times = training_times(truth.steps, truth.loss, truth.error, thresholds=options.thresholds, loss_thresholds=options.loss_thresholds,
                                smoothing=smoothing, plateau_window=plateau_window(optimizer, len(task.labels)))
         report["truth"] = reports.curve(truth, times, diverged_at=truth.diverged_at)
         report["cost"] = _cost(options, watches, truth.seconds * options.steps / (truth.diverged_at or options.steps), truth)
-        if options.json:
-            reports.write_json(options.json, report)
-    reports.print_report(report)
-    if options.plot:
-        plot_report(report, [{"loss": each.loss, "error": each.error} for each in prediction.runs], options.plot)
-        print(f"figure: {options.plot}")
-    if options.json:
-        print(f"report: {options.json}")
+    curves = [{"loss": each.loss, "error": each.error} for each in prediction.runs]
+    try:
+        reports.print_report(report)
+    finally:
+        failures = [*_failures(options.json, lambda path: reports.write_json(path, report), "report"),
+                    *_failures(options.plot, lambda path: plot_report(report, curves, path), "figure")]
+    if failures:
+        raise CannotSave("; ".join(failures) + "; the result is printed above, make room or choose another path")
     return report
+
+
+def _failures(path: Path | None, write: Callable[[Path], None], what: str = "") -> list[str]:
+    """Writes a file where one is asked for, and says so; why it could not be, instead of an exception: the others are still to be written."""
+    if path is None:
+        return []
+    try:
+        write(path)
+    except Exception as error:  # of a file system, or of a library that draws
+        if os.environ.get("NTK_TT_TRACEBACK") and not isinstance(error, OSError):
+            raise
+        return [f"cannot write {str(path)!r} ({(isinstance(error, OSError) and error.strerror) or f'{type(error).__name__}: {error}'})"]
+    if what:
+        print(f"{what}: {path}")
+    return []
+
+
+def _record_every(options: Predict, full: bool) -> int:
+    return options.record_every or (1 if full else max(1, options.steps // 50))
 
 
 def _check(options: Predict) -> None:
     """What can be said to be wrong before any data is read or work done."""
-    check_num_steps(options.steps)
+    check_range("steps", options.steps, 1, MAX_STEPS)
     check_thresholds(options.thresholds, options.loss_thresholds)
     options.check()
-    for name, value in (("record-every", options.record_every), ("smoothing", options.smoothing), ("seeds", options.seeds)):
-        if isinstance(value, int) and value < 1:
-            raise ValueError(f"{name}: must be at least 1, got {value}")
+    for name, value, most in (("record-every", options.record_every, MAX_STEPS), ("smoothing", options.smoothing, MAX_STEPS), ("seeds", options.seeds, MAX_SEEDS)):
+        if value is not None:
+            check_range(name, value, 1, most)
+    full = options.batch_size == "full"
+    records = options.steps // _record_every(options, full)
+    if records > _MAX_RECORDS or records * (1 if full else options.seeds) > _MAX_RECORDS_OF_SEEDS:
+        raise ValueError(f"record-every: {options.steps} steps make {records} records each of {1 if full else options.seeds} orders of the data, and {_MAX_RECORDS} ({_MAX_RECORDS_OF_SEEDS} "
+                         f"of all orders) are possible; take a larger number, fewer steps or fewer seeds")
+    size = 0 if options.batch_size == "full" else options.batch_size
+    if size <= MAX_PER_CLASS and options.steps * size > _MAX_DRAWS:  # larger ones are refused by the data, by its size
+        raise ValueError(f"steps: {options.steps} steps of batches of {size} draw {options.steps * size} samples, and {_MAX_DRAWS} are possible; take fewer steps or a smaller batch-size")
+    if options.steps == 1 and (options.method == "one-shot" or options.observe is not None):
+        raise ValueError("steps: real steps come before what is predicted, so it takes at least 2, got 1")
     for name, value in (("first-steps", options.first_steps), ("observe", options.observe)):
         if value is not None and not 1 <= value < options.steps:
             raise ValueError(f"{name}: must lie in 1 … {options.steps - 1}, before the last of the {options.steps} steps, got {value}")
@@ -263,17 +388,14 @@ def _check(options: Predict) -> None:
     OptimizerConfig(options.learning_rate, options.momentum, options.nesterov, options.weight_decay, None if options.batch_size == "full" else options.batch_size)
     if options.plot and options.plot.suffix.lower() not in (".png", ".pdf", ".svg"):
         raise ValueError(f"plot: cannot write {str(options.plot)!r}; give a name that ends in .png, .pdf or .svg")
+    if options.json and options.plot and os.path.realpath(options.json) == os.path.realpath(options.plot):
+        raise ValueError(f"plot: {str(options.plot)!r} is where --json goes too; give another name")
     for name, path in (("json", options.json), ("plot", options.plot)):
         if path is not None:
             try:
-                existed = path.exists()
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with path.open("ab"):
-                    pass
-                if not existed:
-                    path.unlink()
-            except OSError as error:
-                raise ValueError(f"{name}: cannot write {str(path)!r} ({error.strerror}); choose another path") from error
+                check_writable(path)
+            except (OSError, ValueError) as error:
+                raise ValueError(f"{name}: cannot write {str(path)!r} ({getattr(error, 'strerror', None) or error}); choose another path") from error
 
 
 def _task(options: Predict, loaded: Loaded, predicted: Predicted) -> dict[str, Any]:

@@ -1,9 +1,12 @@
 """The figure of a report: loss, error, and predicted against real times."""
 
+import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from ntk_tt.files import write_whole
 
 _PREDICTED, _REAL = "#c1440e", "#1f5673"
 
@@ -14,7 +17,7 @@ def plot_report(report: dict[str, Any], runs: list[dict[str, Any]], path: Path) 
     Args:
         report: the JSON document, with or without truth.
         runs: the curve of each predicted seed, `{"loss", "error"}`, for the band.
-        path: where to; its folder is made.
+        path: where to; its folder is made. Replaced as a whole.
     """
     import matplotlib
 
@@ -37,10 +40,16 @@ def plot_report(report: dict[str, Any], runs: list[dict[str, Any]], path: Path) 
     if truth is not None:
         _times_panel(axes[2], prediction["times"], truth["times"], prediction["steps"][-1])
     batch = "full batch" if optimizer["batch_size"] is None else f"batch {optimizer['batch_size']}"
-    figure.suptitle(f"{task['model']} on {task['data']}: learning rate {optimizer['learning_rate']:g}, momentum {optimizer['momentum']:g}, {batch}", fontsize=10)
+    title = f"{task['model']} on {task['data']}: learning rate {optimizer['learning_rate']:g}, momentum {optimizer['momentum']:g}, {batch}"
+    # Names of files are no formulas, whatever dollar signs they have, and may hold bytes that are no text.
+    figure.suptitle(title.encode(errors="replace").decode(), fontsize=10, parse_math=False)
+    drawn = io.BytesIO()
+    try:
+        figure.savefig(drawn, dpi=150, format=path.suffix[1:].lower())
+    finally:
+        plt.close(figure)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    write_whole(path, drawn.getbuffer())
 
 
 def _times_panel(axis: Any, predicted: dict, real: dict, num_steps: int) -> None:

@@ -14,7 +14,7 @@ def silent(done: int, total: int) -> None:
 @contextlib.contextmanager
 def progress_bar(description: str) -> Iterator[Progress]:
     """A bar on standard error with the time left; silent where that is not a terminal or `rich` is not installed."""
-    if not sys.stderr.isatty():
+    if sys.stderr is None or not sys.stderr.isatty():
         yield silent
         return
     try:

@@ -12,6 +12,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from ntk_tt.files import write_whole
+from ntk_tt.terminal import print_table
+
 _FAMILIES = {
     "epsilon_relative": "loss within {} of its fall",
     "epsilon_absolute": "loss within {} of the last",
@@ -42,10 +45,9 @@ def curve(run: Any, times: dict, **more: Any) -> dict[str, Any]:
 
 def write_json(path: Path, report: dict[str, Any]) -> None:
     """Replace the file as a whole, so an interruption leaves the old one; non-finite numbers become null."""
+    text = json.dumps(_finite(report), indent=1, allow_nan=False) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".partial")
-    temporary.write_text(json.dumps(_finite(report), indent=1, allow_nan=False) + "\n")
-    os.replace(temporary, path)
+    write_whole(path, text.encode())
 
 
 def _finite(value: Any) -> Any:
@@ -84,7 +86,7 @@ def print_report(report: dict[str, Any]) -> None:
     real = () if truth is None else (truth["times"]["plateau"],)
     bounds = prediction["times_low"]["plateau"], prediction["times_high"]["plateau"]
     table.add_row("error on a plateau", *_row(prediction["times"]["plateau"], bounds, real, cost["seconds_per_step"]))
-    console.print(table)
+    print_table(console, table)
     if prediction.get("intervals"):
         console.print("in brackets: 90 % intervals, and the chance that the level is reached within the steps, both from runs of other tasks; without a chance, the range over orders of the data",
                       highlight=False)

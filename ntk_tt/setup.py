@@ -1,6 +1,7 @@
 """What every command begins with: the task, the network, its trainable part, and where its features come from."""
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ from ntk_tt.adapters import load_factory
 from ntk_tt.bfloat16 import relative_error
 from ntk_tt.data import Task, UpTo, load_task
 from ntk_tt.features import Precision, feature_manifest, jacobian_features, plan_features, write_features
+from ntk_tt.limits import MAX_CLASSES, MAX_IMAGE_SIZE, MAX_PER_CLASS, MAX_PROJECTIONS, MAX_SEED, check_range
 from ntk_tt.losses import LossName
 from ntk_tt.memory import parse_bytes
 from ntk_tt.models import MODELS, Model, fit_linear_head, load_model
@@ -28,7 +30,7 @@ class Setup:
     """A network, a task and the features of one on the other."""
 
     model: str = "resnet8"
-    """Name of the network (`ntk-tt models` lists them), or `path/to/file.py:factory` for your own."""
+    """Name of the network (`ntk-tt models` lists them), or `path/to/file.py:factory` for your own: that file is run as any Python program is, so give only one that you trust."""
     weights: str | None = None
     """A .safetensors or .pth file, `hf:owner/name`, `bundled` or `random`; by default the bundled ones where there are some."""
     head: Literal["pytorch", "lecun", "zero", "probe"] = "pytorch"
@@ -64,10 +66,14 @@ class Setup:
 
     def check(self) -> None:
         """What can be said to be wrong before any data is read."""
-        if isinstance(self.projections, int) and self.projections < 1:
-            raise ValueError(f"projections: must be at least 1, got {self.projections}")
-        if not 0 <= self.seed < 2**31:
-            raise ValueError(f"seed: must lie in 0 … {2**31 - 1}, got {self.seed}")
+        if isinstance(self.projections, int):
+            check_range("projections", self.projections, 1, MAX_PROJECTIONS)
+        check_range("image-size", self.image_size, 1, MAX_IMAGE_SIZE)
+        check_range("classes", self.classes, 2, MAX_CLASSES)
+        if isinstance(self.per_class, int):
+            check_range("per-class", self.per_class, 1, MAX_PER_CLASS)
+        if not 0 <= self.seed <= MAX_SEED:
+            raise ValueError(f"seed: must lie in 0 … {MAX_SEED}, got {self.seed}")
         if self.memory is not None:
             parse_bytes(self.memory)
         if self.weights is None and self.model in MODELS and MODELS[self.model].bundled is None:
@@ -94,7 +100,12 @@ class Loaded:
 
 
 def load(setup: Setup) -> Loaded:
-    """The task and the network with its new head, restricted to what trains."""
+    """The task and the network with its new head, restricted to what trains.
+
+    Raises:
+        ValueError: there is no device to compute on, or anything wrong with the task or the network.
+    """
+    _check_devices()
     per_class = UpTo(150) if setup.per_class is None else None if setup.per_class == "all" else setup.per_class
     task = load_task(setup.data, num_classes=setup.classes, per_class=per_class, image_size=setup.image_size, seed=setup.seed,
                      split=setup.split, on_corrupt=setup.on_corrupt)
@@ -112,10 +123,22 @@ def load(setup: Setup) -> Loaded:
     return Loaded(task, restrict(model, setup.trainable, key=key), images, model.num_params)
 
 
+def _check_devices() -> None:
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # the latter where a plugin is missing altogether
+        reason = " ".join(str(error).split()) or "there is no such device"
+        raise ValueError(f"JAX_PLATFORMS: JAX cannot compute on {os.environ.get('JAX_PLATFORMS') or 'any device'!r} here ({reason[:200]}); "
+                         "unset it or set it to cpu, or install JAX for that device (pip install 'ntk-tt[cuda]' for NVIDIA's)") from error
+
+
 def find_features(setup: Setup, loaded: Loaded, outputs: Outputs) -> FeatureStore | None:
     """Features that an earlier `ntk-tt features` wrote for exactly this, or None."""
-    root = setup.store or stores.default_folder()
-    if not root.is_dir():
+    try:
+        root = setup.store or stores.default_folder()
+    except ValueError:  # no home folder
+        return None
+    if not os.path.isdir(root):
         return None
     apply, params = stored_outputs(loaded.model.apply, loaded.task.num_classes, outputs), loaded.model.params
     settings = _settings(setup)

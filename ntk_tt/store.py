@@ -24,7 +24,6 @@ import os
 import shutil
 import sys
 import time
-import uuid
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -34,7 +33,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from ntk_tt.manifest import describe, digest, identity, new_hash
+from ntk_tt.files import flush_folder, open_plain, replace
+from ntk_tt.manifest import DTYPES, describe, digest, identity, new_hash
 
 __all__ = ["FeatureStore", "default_folder", "describe", "find", "folder_of", "identity"]
 
@@ -42,18 +42,29 @@ _MANIFEST = "manifest.json"
 _TENSOR = "features"
 _CODES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}  # safetensors' names
 _LEFTOVER_SECONDS = 3600.0  # a partial file this old belongs to a writer that was killed
+_MAX_MANIFEST_BYTES = 64 << 20  # of a network with 500,000 parameter arrays
+_MAX_NUMBER = 2**40  # of samples, outputs or coordinates: beyond is damage
+_MAX_WARNINGS = 3  # of blocks, one each, before the rest is counted
 
 
 def default_folder() -> Path:
-    """Where feature sets are kept: $NTK_TT_CACHE, else `ntk-tt` in the user's cache folder."""
-    if folder := os.environ.get("NTK_TT_CACHE"):
-        return Path(folder)
-    match sys.platform:
-        case "win32":
-            return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "ntk-tt"
-        case "darwin":
-            return Path.home() / "Library" / "Caches" / "ntk-tt"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ntk-tt"
+    """Where feature sets are kept: $NTK_TT_CACHE (from the working folder where it is relative, `~` for the home folder), else `ntk-tt` in the user's cache folder.
+
+    Raises:
+        ValueError: the user has no home folder, and no variable names another.
+    """
+    try:
+        if (folder := os.environ.get("NTK_TT_CACHE", "")).strip():
+            return Path(folder).expanduser().absolute()
+        match sys.platform:
+            case "win32":
+                return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "ntk-tt"
+            case "darwin":
+                return Path.home() / "Library" / "Caches" / "ntk-tt"
+        given = Path(os.environ.get("XDG_CACHE_HOME", ""))
+        return (given if given.is_absolute() else Path.home() / ".cache") / "ntk-tt"  # a relative one counts as none, as its specification says
+    except RuntimeError as error:
+        raise ValueError("NTK_TT_CACHE: there is no home folder to keep files in; set NTK_TT_CACHE to a folder, or give --store") from error
 
 
 def folder_of(manifest: Mapping[str, Any], root: Path | None = None) -> Path:
@@ -64,13 +75,18 @@ def folder_of(manifest: Mapping[str, Any], root: Path | None = None) -> Path:
 def find(manifest: Mapping[str, Any], root: Path | None = None) -> "FeatureStore | None":
     """The store of exactly these features in `root`, or None where it is absent or not complete.
 
-    Every block's checksum is verified: one pass over the data.
+    Every block's checksum is verified: one pass over the data. The folder is only read, and a damaged manifest in it
+    does no harm: each block says itself what it is of.
     """
     folder = folder_of(manifest, root)
-    if not (folder / _MANIFEST).is_file():
+    if not os.path.isdir(folder):
         return None
-    store = FeatureStore.open(folder, manifest)
-    return store if store.complete else None
+    store = FeatureStore(folder, dict(manifest), folder.name)
+    if not store.complete:
+        return None
+    if fault := _fault_of_manifest(folder / _MANIFEST, manifest):
+        warnings.warn(f"store: {fault}; the blocks beside it are whole and of these features, so they are used", stacklevel=2)
+    return store
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,19 +119,26 @@ class FeatureStore:
 
         Raises:
             ValueError: the folder holds another feature set (the first entry that differs is named), its manifest is
-                damaged, or it has none and none is given.
+                damaged, or it has none and none is given. In a folder that is named by the identity of `manifest` (see
+                `folder_of`) a damaged one is written anew, with a warning.
             OSError: the folder cannot be made or written.
         """
         folder = Path(folder)
-        held = _read_manifest(folder / _MANIFEST)
+        if manifest is not None and folder.name == identity(manifest):
+            fault = _fault_of_manifest(folder / _MANIFEST, manifest)
+            held = None if fault else _read_manifest(folder / _MANIFEST)
+            if fault:
+                warnings.warn(f"store: {fault}; it is written anew, and each block beside it is judged by itself", stacklevel=2)
+        else:
+            held = _read_manifest(folder / _MANIFEST)
         if held is None and manifest is None:
             raise ValueError(f"store: {folder} holds no features (it has no {_MANIFEST}); give the manifest to make a new set there")
         if held is None:
             held = dict(manifest or {})
             with _explained(f"cannot make a store in {folder}", folder):
                 folder.mkdir(parents=True, exist_ok=True)
-                _flush_folder(folder.parent)
-                _write_atomically(folder / _MANIFEST, (json.dumps(held, indent=1) + "\n").encode())
+                flush_folder(folder.parent)
+                replace(folder / _MANIFEST, (json.dumps(held, indent=1) + "\n").encode())
         elif manifest is not None and (difference := _first_difference(held, manifest)):
             raise ValueError(f"store: {folder} holds other features: {difference}; give another folder, or delete this one")
         _remove_leftovers(folder)
@@ -153,13 +176,16 @@ class FeatureStore:
 
         Cost: reads every block once, a piece at a time.
         """
-        missing = []
+        missing, faulty = [], 0
         for index in range(len(self)):
             if (fault := self._fault(index, whole=True)) is None:
                 continue
             missing.append(index)
-            if fault:
+            faulty += bool(fault)
+            if fault and faulty <= _MAX_WARNINGS:
                 warnings.warn(f"store: block {index} in {self._file(index)} {fault}; it counts as missing", stacklevel=2)
+        if faulty > _MAX_WARNINGS:
+            warnings.warn(f"store: {faulty - _MAX_WARNINGS} further blocks in {self.folder} cannot be used either; they count as missing", stacklevel=2)
         return missing
 
     def write(self, index: int, features: Float[Array | np.ndarray, "b c d"]) -> None:
@@ -176,7 +202,7 @@ class FeatureStore:
         data = array.reshape(-1).view(np.uint8)
         header = self._header(index, digest(data))
         with _explained(f"cannot write block {index} ({_megabytes(len(header) + len(data))})", self.folder):
-            _write_atomically(self._file(index), header, data)
+            replace(self._file(index), header, data)
 
     def block(self, index: int) -> Float[np.ndarray, "b c d"]:
         """A block's features, memory-mapped and read-only: what is not looked at is not read.
@@ -230,7 +256,7 @@ class FeatureStore:
         """Why the block must not be used: empty where it is absent, None where it is good. `whole` reads the data too."""
         length = len(self._header(index, ""))
         try:
-            with self._file(index).open("rb") as file:
+            with open_plain(self._file(index)) as file:
                 header, size = file.read(length), os.fstat(file.fileno()).st_size
                 record = _metadata(header)
                 if record is None:
@@ -252,51 +278,50 @@ class FeatureStore:
 
 
 def _read_manifest(file: Path) -> dict[str, Any] | None:
+    """The manifest, or None where there is no such file.
+
+    Raises:
+        ValueError: it is damaged: no manifest of features that can be.
+    """
     try:
-        manifest = json.loads(file.read_text())
+        with open_plain(file) as opened:
+            data = opened.read(_MAX_MANIFEST_BYTES + 1)
+        if len(data) > _MAX_MANIFEST_BYTES:
+            raise ValueError(f"it is larger than {_megabytes(_MAX_MANIFEST_BYTES)}")
+        manifest = json.loads(data)
         if not isinstance(manifest, dict):
             raise ValueError("it is not a JSON object")
+        for name in ("num_samples", "num_outputs", "num_projections", "block_size"):
+            if type(manifest.get(name)) is not int or not 1 <= manifest[name] < _MAX_NUMBER:
+                raise ValueError(f"its {name!r} is {_shortened(manifest.get(name))}")
+        if manifest.get("dtype") not in DTYPES:
+            raise ValueError(f"its 'dtype' is {_shortened(manifest.get('dtype'))}")
+        identity(manifest)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except ValueError as error:
-        raise ValueError(f"store: {file} is damaged ({error}); delete its folder or give another") from error
+    except (ValueError, OSError, RecursionError) as error:
+        reason = "its JSON is nested too deeply" if isinstance(error, RecursionError) else (isinstance(error, OSError) and error.strerror) or error
+        raise ValueError(f"store: {file} is damaged ({reason}); delete its folder or give another") from error
     return manifest
+
+
+def _fault_of_manifest(file: Path, wanted: Mapping[str, Any]) -> str:
+    """Why the file is not the manifest it must be; empty where it is, or where there is none."""
+    try:
+        held = _read_manifest(file)
+    except ValueError as error:
+        return str(error).removeprefix("store: ").partition("; ")[0]
+    difference = "" if held is None else _first_difference(held, wanted)
+    return difference and f"{file} is damaged ({difference})"
 
 
 def _metadata(header: bytes) -> dict[str, Any] | None:
     """A safetensors header's own record, or None where it is not whole."""
     try:
         record = json.loads(header[8 : 8 + int.from_bytes(header[:8], "little")])["__metadata__"]
-    except (ValueError, KeyError, TypeError, OverflowError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
     return record if isinstance(record, dict) else None
-
-
-def _write_atomically(target: Path, *parts: Any) -> None:
-    """The file is there whole, and stays after a crash, or it is not there."""
-    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial")
-    try:
-        with partial.open("xb") as file:
-            for part in parts:
-                file.write(part)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, target)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    _flush_folder(target.parent)
-
-
-def _flush_folder(folder: Path) -> None:
-    """Brings new names in a folder to the disk."""
-    if os.name == "nt":  # Windows cannot open a folder
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextlib.contextmanager
@@ -307,7 +332,7 @@ def _explained(what: str, folder: Path) -> Iterator[None]:
     except OSError as error:
         remedy = "check the folder and its permissions"
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+            existing = next(path for path in (folder, *folder.absolute().parents) if os.path.exists(path))
             remedy = f"the disk is full ({_megabytes(shutil.disk_usage(existing).free)} free): make room and run again, what was written stays"
         raise OSError(error.errno, f"store: {what}: {error.strerror}; {remedy}", str(folder)) from error
 
@@ -325,11 +350,16 @@ def _remove_leftovers(folder: Path) -> None:
 def _first_difference(held: Any, wanted: Any, name: str = "") -> str:
     """`'name' is … there and … here` for the first entry that differs; empty where none does."""
     if not (isinstance(held, Mapping) and isinstance(wanted, Mapping)):
-        return "" if held == wanted else f"{name!r} is {held} there and {wanted} here"
+        return "" if held == wanted else f"{name!r} is {_shortened(held)} there and {_shortened(wanted)} here"
     for key in [*held, *(key for key in wanted if key not in held)]:
         if difference := _first_difference(held.get(key, "absent"), wanted.get(key, "absent"), f"{name}/{key}" if name else str(key)):
             return difference
     return ""
+
+
+def _shortened(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 100 else f"{text[:100]}…"
 
 
 def _megabytes(count: int) -> str:

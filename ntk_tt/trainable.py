@@ -20,6 +20,7 @@ from ntk_tt.paths import named_leaves, path_name
 
 HEAD_NAMES = ("head", "fc", "classifier", "linear")
 _KEYWORDS = ("all", "head", "bias", "norm", "last", "glob", "regex", "lora")
+_SMALL_RANK = 64  # that is taken of any kernel, of however few rows
 _HOW = "give all, head, bias, norm, last:2, glob:PATTERN, regex:PATTERN or lora:8, several joined by +"
 
 
@@ -47,8 +48,8 @@ class LoRA:
     def __post_init__(self):
         if self.rank < 1:
             raise ValueError(f"rank: must be at least 1, got {self.rank}")
-        if self.alpha is not None and not self.alpha > 0:
-            raise ValueError(f"alpha: must be positive, got {self.alpha}")
+        if self.alpha is not None and not 0 < self.alpha < float("inf"):
+            raise ValueError(f"alpha: must be positive and finite, got {self.alpha}")
 
     @property
     def scale(self) -> float:
@@ -285,6 +286,10 @@ def _adapters(loras: list[LoRA], leaves: dict[str, Array], chosen: set[str]) -> 
             raise ValueError(
                 f"trainable: low-rank adapters need kernels of two axes or more, and {lora.pattern or 'kernel or weight'!r} matches none that is not trained in full; "
                 f"give LoRA(rank, pattern=...) for some of: {_listed(wide) or 'none'}")
+        ranks = {name: min(outputs := leaves[name].shape[_output_axis(name, leaves[name], lora)], leaves[name].size // max(1, outputs)) for name in kernels}
+        most = max(_SMALL_RANK, *ranks.values())
+        if lora.rank > most:
+            raise ValueError(f"trainable: adapters of rank {lora.rank} are larger than any kernel they would adapt; take a rank of at most {most}")
         found |= {name: lora for name in kernels if name not in found}
     return found
 
