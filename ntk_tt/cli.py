@@ -260,8 +260,10 @@ def features(options: Features) -> FeatureStore:
 def watch(options: Watch) -> None:
     """Everything behind `ntk-tt watch`."""
     for name, value, most in (("poll", options.poll, _MAX_POLL), ("seconds-per-step", options.seconds_per_step, sys.float_info.max)):
-        if value is not None and not 0 < value <= most:
-            raise ValueError(f"{name}: must be positive and at most {most:g}, got {value}")
+        if value is not None and not value > 0:
+            raise ValueError(f"{name}: must be positive, got {value}")
+        if value is not None and value > most:
+            raise ValueError(f"{name}: must be at most {most:g}, got {value}")
     predictor, pace = (None, None) if options.prediction is None else predictor_of(options.prediction)
     pace = options.seconds_per_step or (pace if options.once else None)
     watcher = Watcher(target=options.target, predictor=predictor, seconds_per_step=pace)

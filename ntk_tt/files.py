@@ -1,11 +1,12 @@
 """Files that are written whole or not at all, and read only where they are plain files."""
 
 import errno
+import io
 import os
 import stat
 import uuid
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 _NO_PARTIAL = (errno.EACCES, errno.EPERM, errno.EROFS)
 
@@ -69,7 +70,7 @@ def check_writable(target: Path) -> None:
         target.unlink()
 
 
-def open_plain(path: Path) -> BinaryIO:
+def open_plain(path: Path) -> io.BufferedReader:
     """Open a file to read bytes, and only a plain one: a pipe would keep its reader waiting and a device never ends.
 
     Raises:

@@ -48,8 +48,10 @@ class LoRA:
     def __post_init__(self):
         if self.rank < 1:
             raise ValueError(f"rank: must be at least 1, got {self.rank}")
-        if self.alpha is not None and not 0 < self.alpha < float("inf"):
-            raise ValueError(f"alpha: must be positive and finite, got {self.alpha}")
+        if self.alpha is not None and not self.alpha > 0:
+            raise ValueError(f"alpha: must be positive, got {self.alpha}")
+        if self.alpha == float("inf"):
+            raise ValueError(f"alpha: must be finite, got {self.alpha}")
 
     @property
     def scale(self) -> float:

@@ -11,6 +11,7 @@ install_import_hook("ntk_tt", "beartype.beartype")  # before anything imports nt
 
 from ntk_tt.compilation import keep_compiled  # noqa: E402
 
+os.environ["NTK_TT_TRACEBACK"] = "1"  # of what nobody foresaw, tests want all
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 

@@ -1,7 +1,10 @@
 """The command line: what it refuses, the JSON it writes, what an interruption leaves."""
 
+import io
 import json
 import math
+import os
+import resource
 from collections.abc import Callable
 from pathlib import Path
 
@@ -103,6 +106,24 @@ BAD_INPUT = {
     "first steps 0": (["--first-steps", "0", "--method", "one-shot"], "first-steps", "got 0", "1 … 149"),
     "smoothing 0": (["--smoothing", "0"], "smoothing", "got 0", "at least 1"),
     "price negative": (["--price-per-hour", "-2"], "price-per-hour", "got -2.0", "must be 0 or more"),
+    "steps without end": (["--steps", "10000000000"], "steps", "got 10000000000", "at most 10000000"),
+    "seeds without end": (["--seeds", "1000000000"], "seeds", "got 1000000000", "at most 10000"),
+    "a record a step of too many": (["--steps", "10000000"], "record-every", "10000000 steps make 10000000 records", "take a larger number"),
+    "records of too many orders": (["--steps", "1000000", "--record-every", "10", "--batch-size", "4", "--seeds", "1000"], "record-every", "100000 records each of 1000 orders", "fewer seeds"),
+    "more draws than memory": (["--steps", "5000000", "--record-every", "1000", "--batch-size", "500"], "steps", "draw 2500000000 samples", "a smaller batch-size"),
+    "batch of a number beyond numbers": (["--batch-size", str(10**30), *TINY_TASK], "batch-size", f"{10**30} is larger than the 8", "take at most that"),
+    "records beyond numbers": (["--record-every", str(10**30)], "record-every", f"got {10**30}", "at most"),
+    "smoothing beyond numbers": (["--smoothing", str(10**30)], "smoothing", f"got {10**30}", "at most"),
+    "large images": (["--image-size", "20000"], "image-size", "got 20000", "at most 4096"),
+    "images of no size": (["--image-size", "0"], "image-size", "got 0", "at least 1"),
+    "classes beyond numbers": (["--classes", str(10**30)], "classes", f"got {10**30}", "at most"),
+    "images of a class beyond numbers": (["--per-class", str(10**30)], "per-class", f"got {10**30}", "at most"),
+    "projections beyond numbers": (["--projections", str(10**12)], "projections", f"got {10**12}", f"at most {2**31 - 1}"),
+    "adapters of an absurd rank": (["--trainable", "lora:1000000", *TINY_TASK], "trainable", "rank 1000000", "take a rank of at most 96"),
+    "adapters scaled without end": (["--trainable", "lora:4:inf", *TINY_TASK], "alpha", "got inf", "must be finite"),
+    "one step, real ones first": (["--steps", "1", "--method", "one-shot"], "steps", "got 1", "at least 2"),
+    "one step, observed": (["--steps", "1", "--observe", "1"], "steps", "got 1", "at least 2"),
+    "report and figure in one file": (["--json", "both.png", "--plot", "./both.png"], "plot", "'both.png'", "another name"),
     "plot of unknown kind": (["--plot", "figure.bmp"], "plot", "'figure.bmp'", "ends in .png, .pdf or .svg"),
     "json below a file": (["--json", below_a_file], "json", "report.json", "choose another path"),
     "json into a folder": (["--json", str], "json", "Is a directory", "choose another path"),
@@ -117,7 +138,7 @@ def test_bad_input_is_one_line_before_any_work(case, tmp_path, monkeypatch, caps
         monkeypatch.setattr(cli, work, lambda *_, work=work, **__: pytest.fail(f"{work} was reached"))
     given, argument, value, remedy = BAD_INPUT[case]
     with pytest.raises(SystemExit) as exit_:
-        cli.main(["predict", *(text(tmp_path) if callable(text) else text for text in given)])
+        cli.main(["predict", *(str(text(tmp_path)) if callable(text) else text for text in given)])
     out, err = capsys.readouterr()
     assert exit_.value.code == EXIT_CODES.get(case, 2)
     assert out == ""
@@ -148,6 +169,92 @@ def test_bad_input_leaves_no_files_and_no_older_report_is_lost(tmp_path, capsys)
     assert "mnist" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["old.json"]
     assert old.read_text() == "{}"
+
+
+WATCH_INPUT = [("--poll", "inf"), ("--poll", "nan"), ("--poll", "0"), ("--poll", "1e9"), ("--seconds-per-step", "nan"), ("--seconds-per-step", "inf"), ("--seconds-per-step", "-1")]
+
+
+@pytest.mark.parametrize("given", WATCH_INPUT)
+def test_bad_flags_of_watch(given, tmp_path, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(["watch", str(tmp_path / "log.csv"), *given])
+    assert exit_.value.code == 2
+    assert f"ntk-tt: {given[0][2:]}: must be " in capsys.readouterr().err
+
+
+def test_a_device_that_is_not_there_is_one_line(monkeypatch, capsys):
+    for error in (RuntimeError("Unable to initialize backend 'cuda':\nno plugin"), AssertionError()):
+        monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+        monkeypatch.setattr(jax, "devices", lambda error=error: (_ for _ in ()).throw(error))
+        with pytest.raises(SystemExit) as exit_:
+            cli.main(["predict"])
+        assert exit_.value.code == 2
+        err = capsys.readouterr().err
+        assert err.startswith("ntk-tt: JAX_PLATFORMS: JAX cannot compute on 'cuda' here (")
+        assert "unset it or set it to cpu" in err
+        assert err.count("\n") == 1
+
+
+FAULTS = [
+    (TypeError("odd\nthing"), 70, "this is a fault of ntk-tt, not of yours: TypeError: odd thing; please report it"),
+    (AssertionError(), 70, "this is a fault of ntk-tt, not of yours: AssertionError:"),
+    (KeyError("x" * 10_000), 70, "xxx…"),
+    (MemoryError(), 1, "out of memory (MemoryError: ); take a smaller --memory, --projections"),
+    (np._core._exceptions._ArrayMemoryError((2**40,), np.dtype("float32")), 1, "out of memory ("),  # pyright: ignore[reportAttributeAccessIssue]
+    (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 2 bytes"), 1, "out of memory (JaxRuntimeError: RESOURCE_EXHAUSTED"),
+    (jax.errors.JaxRuntimeError("INTERNAL: odd"), 70, "JaxRuntimeError: INTERNAL: odd"),
+    (RecursionError("maximum recursion depth exceeded"), 1, "nested too deeply"),
+    (ValueError("loss: what, where\n  what to do"), 2, "loss: what, where what to do"),
+    (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"), 2, "invalid start byte"),
+]
+
+
+@pytest.mark.parametrize(("error", "code", "part"), FAULTS)
+def test_whatever_nobody_foresaw_is_one_line_and_a_traceback_on_request(error, code, part, monkeypatch, capsys):
+    def fail(_):
+        raise error
+
+    monkeypatch.setattr(cli, "run", fail)
+    monkeypatch.setenv("NTK_TT_TRACEBACK", "")
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(["predict"])
+    out, err = capsys.readouterr()
+    assert (exit_.value.code, out, err.count("\n")) == (code, "", 1)
+    assert err.startswith("ntk-tt: ")
+    assert part in err
+    assert len(err) < 1000
+    if not isinstance(error, ValueError):
+        monkeypatch.setenv("NTK_TT_TRACEBACK", "1")
+        with pytest.raises(type(error)):
+            cli.main(["predict"])
+
+
+def test_a_failure_in_the_users_own_file_names_its_line(tmp_path, monkeypatch, capsys):
+    """It runs on the images that are tried, and no longer on a batch."""
+    (tmp_path / "mine.py").write_text("""
+import jax.numpy as jnp
+
+def factory(num_classes):
+    def apply(params, images):
+        if len(images) == 8:
+            raise KeyError("no such layer")
+        return jnp.tanh(images.reshape(len(images), -1)[:, :num_classes] * params["w"])
+    return apply, {"w": jnp.ones(num_classes)}
+""")
+    monkeypatch.setenv("NTK_TT_TRACEBACK", "")
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(["predict", "--model", f"{tmp_path / 'mine.py'}:factory", *TINY_TASK])
+    assert exit_.value.code == 2
+    err = capsys.readouterr().err
+    assert err.startswith("ntk-tt: model: ")
+    assert "mine.py, line 7" in err
+    assert err.count("\n") == 1
+
+
+def test_that_a_file_of_the_users_own_is_run_is_said(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["predict", "--help"])
+    assert "that file is run as any Python program" in " ".join(capsys.readouterr().out.replace("│", " ").split())
 
 
 def test_a_full_disk_is_one_line(monkeypatch, capsys):
@@ -392,6 +499,103 @@ def test_a_rate_past_the_stability_bound_has_no_trust(learning_rate, loss, diver
     assert "trust: none" in capsys.readouterr().out
 
 
+# results that cannot be saved
+
+
+class FullDisk:
+    """After so many bytes the kernel refuses, as `ulimit -f` or a full disk does."""
+
+    def __init__(self, size):
+        self.size = size
+
+    def __enter__(self):
+        self.limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (self.size, self.limits[1]))
+
+    def __exit__(self, *_):
+        resource.setrlimit(resource.RLIMIT_FSIZE, self.limits)
+
+
+@pytest.mark.parametrize("command", ["predict", "verify"])
+def test_what_cannot_be_saved_is_printed_named_and_cleaned_up(command, tiny_run, tmp_path, capsys):
+    """Both files fail, an older report stays, and the training that follows is not lost either."""
+    report, figure = tmp_path / "report.json", tmp_path / "figure.png"
+    with FullDisk(2048), pytest.raises(SystemExit) as exit_:
+        tiny_run(command, *BATCHES, "--plot", str(figure), report=report)
+    assert exit_.value.code == 1
+    out, err = capsys.readouterr()
+    assert "trust: " in out
+    assert ("off by" in out) == (command == "verify")
+    last = err.splitlines()[-1]
+    assert last.startswith(f"ntk-tt: cannot write '{report}' (File too large); cannot write '{figure}' (File too large); the result is printed above")
+    assert err.count("\n") == (2 if command == "verify" else 1)  # a training that takes days should know before
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["a folder by now", "gone", "a pipe without a reader", "full"])
+def test_a_path_that_became_bad_meanwhile(kind, tiny_run, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "results"
+    report = Path("/dev/full") if kind == "full" else folder / "report.json"
+    figure = folder / "figure.png"
+    real = cli.assess
+
+    def meanwhile(*arguments, **more):
+        if kind == "a folder by now":
+            report.mkdir()
+        elif kind == "gone":
+            folder.rmdir()
+            folder.write_text("")
+        elif kind == "a pipe without a reader":
+            os.mkfifo(report)
+        return real(*arguments, **more)
+
+    monkeypatch.setattr(cli, "assess", meanwhile)
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(["predict", "--model", "tiny", "--weights", "random", *TINY_TASK, "--json", str(report), "--plot", str(figure)])
+    assert exit_.value.code == 1
+    out, err = capsys.readouterr()
+    assert "trust: " in out
+    assert f"cannot write '{report}'" in err
+    assert err.count("\n") == 1
+    assert figure.exists() == (kind != "gone")  # one failure does not keep the other from being written
+    assert not [path for path in tmp_path.rglob("*") if "partial" in path.name]
+
+
+def test_a_figure_that_cannot_be_drawn_loses_nothing(tiny_run, tmp_path, monkeypatch, capsys):
+    def fail(*_):
+        raise RuntimeError("no font")
+
+    monkeypatch.setattr(cli, "plot_report", fail)
+    monkeypatch.setenv("NTK_TT_TRACEBACK", "")
+    with pytest.raises(SystemExit) as exit_:
+        tiny_run("predict", "--plot", str(tmp_path / "figure.png"), report=tmp_path / "report.json")
+    assert exit_.value.code == 1
+    assert "figure.png' (RuntimeError: no font); the result is printed above" in capsys.readouterr().err
+    check_report(strict(tmp_path / "report.json"), num_steps=4, with_truth=False)
+
+
+@pytest.mark.parametrize(("error", "code"), [(BrokenPipeError(32, "Broken pipe"), 141), (OSError(28, "No space left on device"), 1)])
+def test_a_closed_or_full_output_does_not_keep_the_report_from_being_written(error, code, tiny_run, tmp_path, monkeypatch, capsys):
+    class Broken(io.StringIO):
+        def write(self, text):
+            raise error
+
+    monkeypatch.setattr("sys.stdout", Broken())
+    with pytest.raises(SystemExit) as exit_:
+        tiny_run("predict", "--plot", str(tmp_path / "figure.png"), report=tmp_path / "report.json")
+    assert exit_.value.code == code
+    check_report(strict(tmp_path / "report.json"), num_steps=4, with_truth=False)
+    assert (tmp_path / "figure.png").exists()
+    assert capsys.readouterr().err == ("" if code == 141 else "ntk-tt: cannot write to standard output: No space left on device; files that were asked for are written\n")
+
+
+def test_names_with_dollar_signs_can_be_drawn(tiny_run, tmp_path):
+    """They are no formulas."""
+    source = write_folder(tmp_path / r"a$\frac{$_^b", {"x": 4, "y": 4})
+    tiny_run("predict", "--data", source, "--plot", str(tmp_path / "figure.svg"))
+    assert (tmp_path / "figure.svg").stat().st_size > 1000
+
+
 # interruptions
 
 
@@ -406,7 +610,10 @@ def test_an_interrupted_training_leaves_the_prediction(tiny_run, tmp_path, monke
     assert exit_.value.code == 130
     report = strict(tmp_path / "report.json")
     check_report(report, num_steps=4, with_truth=False)
-    assert capsys.readouterr().err == f"ntk-tt: interrupted; the prediction is in {tmp_path / 'report.json'}\n"
+    out, err = capsys.readouterr()
+    assert "trust: " in out  # the prediction is printed too
+    assert "off by" not in out
+    assert err == f"ntk-tt: interrupted; the prediction is in {tmp_path / 'report.json'}\n"
 
 
 def test_an_earlier_interruption_keeps_the_older_report_and_says_nothing_of_it(tmp_path, monkeypatch, capsys):
