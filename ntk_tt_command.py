@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import sys
+import warnings
 from types import FrameType
 
 
@@ -17,6 +18,7 @@ def main() -> None:
     handler = signal.getsignal(signal.SIGINT)
     if handler is signal.default_int_handler:
         signal.signal(signal.SIGINT, _end)
+    warnings.formatwarning = _one_line
     try:
         from ntk_tt import cli
     except Exception as error:  # a broken installation, or a variable that JAX cannot read
@@ -32,6 +34,11 @@ def _end(number: int, frame: FrameType | None) -> None:
     """At once: an exception in the midst of an import is turned into others, by C code above all."""
     _say("interrupted")
     os._exit(128 + number)
+
+
+def _one_line(message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None) -> str:
+    """A warning as a user wants it: without the line of code that gave it."""
+    return f"ntk-tt: {' '.join(str(message).split()).removeprefix('ntk_tt: ')}\n"
 
 
 def _say(line: str) -> None:

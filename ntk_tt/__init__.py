@@ -24,9 +24,6 @@ from ntk_tt.store import FeatureStore
 from ntk_tt.trainable import LoRA, restrict
 from ntk_tt.training_time import training_times
 from ntk_tt.verdict import Verdict, assess, judge, linearization_residual, stability
-from ntk_tt.versions import warn_of_untested_jax
-
-warn_of_untested_jax(jax.__version__)
 
 try:
     __version__ = version("ntk-tt")

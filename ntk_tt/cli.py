@@ -5,7 +5,6 @@ import dataclasses
 import os
 import sys
 import traceback
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -22,10 +21,10 @@ from ntk_tt.data import describe_data, list_data
 from ntk_tt.files import check_writable
 from ntk_tt.finetune import TrainingRun, finetune
 from ntk_tt.head import HeadProblem
-from ntk_tt.limits import MAX_PER_CLASS, MAX_SEEDS, MAX_STEPS, check_range
+from ntk_tt.limits import MAX_PER_CLASS, check_range
 from ntk_tt.memory import format_bytes
 from ntk_tt.models import list_models
-from ntk_tt.optimizer import OptimizerConfig, ScheduleName, named_schedule
+from ntk_tt.optimizer import MAX_SEEDS, MAX_STEPS, OptimizerConfig, ScheduleName, named_schedule
 from ntk_tt.plot import plot_report
 from ntk_tt.predict import Outputs, plateau_window
 from ntk_tt.progress import progress_bar
@@ -145,7 +144,6 @@ def main(arguments: list[str] | None = None) -> None:
     """The entry point. Whatever happens is one line; exit codes are in docs/json.md, and NTK_TT_TRACEBACK=1 lets unforeseen exceptions through."""
     if arguments is None:
         interruption.answer()
-        warnings.formatwarning = _one_line
     with terminal.safe_output() as output:
         status = _status(arguments)
     if output.error is not None:
@@ -236,11 +234,6 @@ def _place_in_users_file(error: Exception, options: Any) -> str:
         return ""
     found = [frame for frame in traceback.extract_tb(error.__traceback__) if os.path.realpath(frame.filename) == os.path.realpath(file)]
     return f"{file}, line {found[-1].lineno}, in {found[-1].name}" if found else ""
-
-
-def _one_line(message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None) -> str:
-    """A warning as a user wants it: without the line of code that gave it."""
-    return f"ntk-tt: {' '.join(str(message).split())}\n"
 
 
 def features(options: Features) -> FeatureStore:

@@ -1,7 +1,5 @@
 """Numbers beyond which no answer would come, or none that fits anywhere: they are refused before any work."""
 
-MAX_STEPS = 10**7  # a replay keeps a rate, and perhaps the samples, of each step
-MAX_SEEDS = 10**4
 MAX_IMAGE_SIZE = 4096  # an image of that is 200 MB to a network
 MAX_CLASSES = MAX_PER_CLASS = 10**6  # images of a class
 MAX_PROJECTIONS = 2**31 - 1
