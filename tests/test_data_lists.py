@@ -71,6 +71,16 @@ def test_absolute_paths_below_root_are_as_good_as_others(rooms, monkeypatch):
     assert load_task("list:list.txt@set", num_classes=None, image_size=4).class_names == ("g", "l")
 
 
+def test_file_and_root_may_have_the_sign_between_them(rooms):
+    os.rename(rooms / "set", rooms / "s@t")
+    (rooms / "me@home").mkdir()
+    (rooms / "me@home" / "list@1.txt").write_text("\n".join(ROOMS))
+    source = f"list:{rooms}/me@home/list@1.txt@{rooms}/s@t"
+    assert load_task(source, num_classes=None, image_size=4).class_names == ("gym", "living room")
+    (rooms / "s@t" / "list@1.txt").write_text("\n".join(ROOMS))
+    assert describe_data(f"list:{rooms}/s@t/list@1.txt").num_images == 6
+
+
 def test_headings_and_remarks_are_passed_over(rooms):
     for heading in ("filename,label", "image\tclass", "Path;Category", "image_id label", "# an image, its class"):
         separator = next(char for char in "\t;, " if char in heading)

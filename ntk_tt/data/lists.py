@@ -45,7 +45,7 @@ def read_list(rest: str, split: str) -> Source:
         ValueError: a line that is no UTF-8, leads nowhere, or out of ROOT by an absolute path or `..` (links inside ROOT are followed
             wherever they lead); lines with and without class, or an image with two.
     """
-    file, _, folder = rest.partition("@")
+    file, folder = _file_and_root(rest)
     if split != "train":
         raise ValueError(f"split: 'list:' has no split {split!r}; take 'train' and one file for each split")
     require_source_file(file, _REMEDY)
@@ -66,6 +66,13 @@ def read_list(rest: str, split: str) -> Source:
     notes = [f"passed over {len(lines)} line(s) of {file!r} {why}, the first is line {lines[0]}"
              for lines, why in ((again, "that name an image again"), (passed_over, "with headings or remarks")) if lines]
     return Source({name: items[name] for name in sorted(items)}, lambda path, size: read_square(path, size, str(path)), tuple(notes))
+
+
+def _file_and_root(rest: str) -> tuple[str, str]:
+    """FILE and ROOT, either of which may have an @ in it: the first that parts a file from the rest."""
+    places = [index for index, char in enumerate(rest) if char == "@"]
+    parts = [*((rest[:index], rest[index + 1 :]) for index in places), (rest, "")]
+    return next((part for part in parts if os.path.isfile(part[0])), parts[0])
 
 
 def _lines(file: str) -> Iterator[tuple[int, str]]:

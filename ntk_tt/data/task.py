@@ -74,7 +74,7 @@ class UnreadableImage(ValueError):
     """An image that cannot be decoded; `name` says which."""
 
     def __init__(self, name: str, reason: object):
-        super().__init__(f"data: the image {name!r} cannot be read ({reason}); remove or replace it, or leave such images out with on_corrupt='skip'")
+        super().__init__(f"data: the image {name!r} cannot be read ({reason}); remove or replace it, or leave such images out with on_corrupt='skip' (--on-corrupt skip)")
         self.name = name
 
 
