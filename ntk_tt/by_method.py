@@ -153,7 +153,7 @@ def intervals(method: CommandLineMethod, predicted: Predicted, num_steps: int, s
         if time <= predicted.real_steps:
             return {"low": round(time), "high": round(time), "probability": 1.0}
         low, high = (max(float(predicted.real_steps), time * factor) for factor in (spread.low, spread.high))
-        return {"low": round(low) if low <= num_steps else None, "high": round(high) if high <= num_steps else None, "probability": spread.probability(num_steps / time)}
+        return {"low": round(low) if low <= num_steps else None, "high": round(high) if high <= num_steps else None, "probability": spread.reached_within(num_steps, time)}
 
     return {family: {name: of(curve, float(name), step) for name, step in prediction.times[family].items()}
             for family, curve in (("loss_below", prediction.loss), ("error_below", prediction.error))}

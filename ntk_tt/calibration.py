@@ -50,6 +50,18 @@ class Interval(NamedTuple):
         """That real/predicted is at most this."""
         return float(np.interp(math.log(max(factor, 1e-9)), self.ratios, self.cumulative, left=0.0))
 
+    def reached_within(self, horizon: float | int, time: float | int | None) -> float:
+        """The probability that what is predicted at `time` comes within `horizon` steps.
+
+        At most one half where it is predicted later, so that no table says "not reached" beside a chance of more; 0 where it is predicted never (None).
+        """
+        if time is None:
+            return 0.0
+        if time <= 0:
+            return 1.0
+        chance = self.probability(horizon / time)
+        return chance if time <= horizon else min(chance, 0.5)
+
 
 def kaplan_meier(ratios: Float[np.ndarray, " n"], censored: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The distribution of values some of which are known only to be larger: (values, share at or below), product-limit estimate.

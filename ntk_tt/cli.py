@@ -65,7 +65,7 @@ class Data:
 
 @dataclasses.dataclass(frozen=True)
 class Watch:
-    """Remaining steps and time of a run, from its loss log (CSV with a header, or JSON lines) as it grows."""
+    """Remaining steps and time of a run, from its loss log as it grows: CSV with a header, JSON lines, Python dicts, or trainer_state.json."""
 
     log: Annotated[Path, tyro.conf.Positional]
     """With a column or key for the step and one for the loss."""
@@ -74,11 +74,11 @@ class Watch:
     target: float | None = None
     """Loss to wait for; by default a tenth of the first one."""
     step_column: str | None = None
-    """By default step, global_step, iteration or steps."""
+    """By default step, global_step, iteration, steps, … (docs/json.md), and epoch where there are no steps."""
     loss_column: str | None = None
-    """By default loss, train_loss, train/loss or training_loss."""
+    """By default loss, train_loss, train/loss, training_loss, … (docs/json.md)."""
     seconds_per_step: float | None = None
-    """By default measured while watching."""
+    """By default by the log's own clock, or measured while watching."""
     poll: float = 1.0
     """Seconds between two looks at the log."""
     once: bool = False
@@ -258,10 +258,9 @@ def watch(options: Watch) -> None:
         if value is not None and value > most:
             raise ValueError(f"{name}: must be at most {most:g}, got {value}")
     predictor, pace = (None, None) if options.prediction is None else predictor_of(options.prediction)
-    pace = options.seconds_per_step or (pace if options.once else None)
-    watcher = Watcher(target=options.target, predictor=predictor, seconds_per_step=pace)
+    watcher = Watcher(target=options.target, predictor=predictor, seconds_per_step=options.seconds_per_step, expected_seconds_per_step=pace if options.once else None)
     follow(LossLog(options.log, step=options.step_column, loss=options.loss_column), watcher, _show,
-           poll_seconds=options.poll, once=options.once)
+           poll_seconds=options.poll, once=options.once, note=lambda text: terminal.say(f"note: {text}"))
 
 
 def _show(status: Status) -> None:

@@ -6,14 +6,15 @@ well each, fitted to the first two thirds, would have told the last.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from ntk_tt.calibration import Interval, interval
 from ntk_tt.extrapolation import MIN_POINTS, fit_power_law
-from ntk_tt.training_time import crossing_time, late_slope, smooth
+from ntk_tt.observations import MAX_STEP, Observations
+from ntk_tt.training_time import continued_time, late_slope, smooth
 
 # Set beforehand, but for DISTRUST (first 0.1), which `python -m experiments.calibrate --tune` chose among others on the tuning data.
 TIME_SPREAD, LEVEL_SPREAD = 0.3, 0.1  # of α and β, before anything was seen
@@ -37,74 +38,83 @@ class Forecast(NamedTuple):
     error: Float[np.ndarray, " s"] | None
     time_scale: float
     weight: float
-    observed: int
+    observed: float | int
 
 
 class Remaining(NamedTuple):
     """Steps from the last observation until a loss is reached.
 
     Attributes:
-        steps: expected; None is not within the prediction's steps.
+        steps: expected; None is not within the prediction's steps. 0 where what was observed fell below it before.
         low, high: of the 90 % interval; None as above.
-        probability: that it is reached within the prediction's steps.
+        probability: that it is reached within the horizon. Where the curve does not get there within the prediction's steps, from the time at which it would if it went on as
+            it ends (an exponential), and never above one half; 0 where it does not fall at its end, or where the horizon has passed; None without `chances`.
     """
 
     steps: float | None
     low: float | None
     high: float | None
-    probability: float
+    probability: float | None
 
 
 class Predictor:
     """Corrects a predicted curve by the run it predicted; for any training loop.
 
-    `update` after any steps, in order, with the loss of the training set or of a batch; `forecast` and `remaining` any time.
+    `update` after any steps with the loss of the training set or of a batch; `forecast` and `remaining` any time. A step that is repeated, or to which the steps go back
+    (a run that was resumed, or begun anew), and a loss that is not finite are no errors: `Observations` says what counts.
 
     Args:
-        steps: (S,) of the predicted records, from 0.
+        steps: (S,) of the predicted records, from 0, rising.
         loss: (S,) predicted.
         error: (S,) predicted error rate, where it is wanted corrected too.
         method: that predicted, for the width of the intervals.
         margin: stability margin of the run (`Verdict.stability_margin`), on which the width depends too.
         horizon: T, the step that `Remaining.probability` is for; None is the last predicted one.
+        chances: whether `remaining` gives intervals and probabilities; not for a prediction that its verdict refuses.
 
     Raises:
-        ValueError: a curve that is empty, not finite or does not begin at step 0.
+        ValueError: a curve that is empty, not finite or does not begin at step 0, or steps that do not rise.
     """
 
     def __init__(self, steps: Int[np.ndarray, " s"] | Float[np.ndarray, " s"], loss: Float[np.ndarray, " s"], *, error: Float[np.ndarray, " s"] | None = None,
-                 method: str = "curvature", margin: float | None = None, horizon: int | None = None):
+                 method: str = "curvature", margin: float | None = None, horizon: int | None = None, chances: bool = True):
         self.steps, self.loss, self.error, self.method = np.asarray(steps, float), np.asarray(loss, float), error, method
-        if len(self.steps) != len(self.loss) or len(self.steps) < 2 or self.steps[0] != 0 or not (np.isfinite(self.loss) & (self.loss >= 0)).all():
+        if self.loss.ndim != 1 or self.steps.shape != self.loss.shape or len(self.steps) < 2 or self.steps[0] != 0 or not (np.isfinite(self.loss) & (self.loss >= 0)).all():
             raise ValueError("prediction: needs a finite curve of two records or more that begins at step 0; an unstable one cannot be corrected")
+        if not ((np.diff(self.steps) > 0).all() and self.steps[-1] <= MAX_STEP):
+            raise ValueError("prediction: its steps must rise from record to record, up to 2^53")
+        if horizon is not None and not 1 <= horizon <= MAX_STEP:
+            raise ValueError(f"horizon: must be a step from 1 to 2^53, got {horizon}")
         self.horizon = int(self.steps[-1]) if horizon is None else horizon
-        self.margin = margin
-        self.seen: dict[int, float] = {}
+        self.margin, self.chances = margin, chances
+        self.observations = Observations()
 
-    def update(self, step: int, loss: float, error: float | None = None) -> Forecast:
+    def update(self, step: Any, loss: Any, error: Any = None) -> Forecast:
         """Take an observation in.
 
         Args:
-            step: optimiser steps taken; later than those before.
-            loss: mean loss there. `error` is accepted, so that loops can pass what they have; the loss tells more.
+            step: optimiser steps taken, a number of any library.
+            loss: mean loss there, alike. `error` is accepted, so that loops can pass what they have; the loss tells more.
 
         Raises:
-            ValueError: a step that is not later than the last one, or a loss that is not finite.
+            ValueError: a step that is negative or not finite, or the second loss in a row that is not finite: the run has diverged.
         """
         del error
         self.observe(step, loss)
         return self.forecast()
 
-    def observe(self, step: int, loss: float) -> None:
-        """`update` without the forecast: for several observations at once."""
-        if step < 0 or (self.seen and step <= max(self.seen)):
-            raise ValueError(f"step: {step} does not come after {max(self.seen, default=-1)}; observations must be in order, from step 0 on")
-        if not np.isfinite(loss):
-            raise ValueError(f"loss: {loss} at step {step}; the run has diverged, there is nothing left to predict. Take a smaller learning rate")
-        self.seen[int(step)] = max(float(loss), 1e-12)
+    def observe(self, step: Any, loss: Any) -> None:
+        """`update` without the forecast: for several observations at once. A run that has diverged is no error here."""
+        self.observations.add(float(step), float(loss))
 
     def forecast(self) -> Forecast:
-        """The corrected curve."""
+        """The corrected curve.
+
+        Raises:
+            ValueError: the last observations, two or more, are not finite.
+        """
+        if self.observations.diverged:
+            raise ValueError(f"loss: not finite since step {self.observations.bad_since:.6g}; the run has diverged, there is nothing left to predict. Take a smaller learning rate")
         steps, losses = self._observed()
         if len(steps) == 0 or steps[-1] == 0:
             return Forecast(self.steps, self.loss, self.error, 1.0, 1.0, 0)
@@ -119,20 +129,19 @@ class Predictor:
         before = self.steps <= steps[-1]
         combined = np.where(before, np.interp(self.steps, steps, losses), combined)
         error = None if self.error is None else np.interp(self.steps * scale, self.steps, self.error)
-        return Forecast(self.steps, combined, error, scale, weight, int(steps[-1]))
+        return Forecast(self.steps, combined, error, scale, weight, _whole(steps[-1]))
 
-    def remaining(self, loss: float) -> Remaining:
+    def remaining(self, loss: float | int) -> Remaining:
         """Steps until the loss falls below a value."""
         forecast = self.forecast()
-        time = crossing_time(forecast.steps, forecast.loss, loss)
+        time = continued_time(forecast.steps, forecast.loss, loss)
         spread: Interval = interval(self.method, forecast.observed / self.horizon, self.margin)
-        return remaining(time, forecast.observed, self.horizon, float(self.steps[-1]), spread)
+        found = remaining(time, forecast.observed, self.horizon, float(self.steps[-1]), spread)
+        return found if self.chances else Remaining(found.steps, None, None, None)
 
     def _observed(self) -> tuple[np.ndarray, np.ndarray]:
-        steps = np.asarray(sorted(self.seen))
-        losses = np.asarray([self.seen[step] for step in steps])
-        window = max(1, len(steps) // 10)
-        return steps, np.exp(smooth(np.log(losses), window)) if len(steps) else losses
+        steps, logs = self.observations.points()
+        return steps, np.exp(smooth(logs, max(1, len(steps) // 10))) if len(steps) else logs
 
     def _corrected(self, steps: np.ndarray, losses: np.ndarray) -> tuple[float, np.ndarray]:
         """e^α, and the prediction moved onto the observations."""
@@ -164,24 +173,41 @@ class Predictor:
         return ours + 0.01, theirs + 0.01 + DISTRUST
 
 
-def remaining(time: float | None, observed: int, horizon: int, last: float, spread: Interval) -> Remaining:
-    """A time with its interval, from an expected time (None: later than `last`)."""
-    at = last if time is None else max(time, observed + 1e-9)
-    low, high = max(0.0, at * spread.low - observed), at * spread.high - observed
-    within = last - observed
-    return Remaining(None if time is None else at - observed, low if low <= within else None, high if time is not None and high <= within else None,
-                     1.0 if at <= observed else spread.probability(horizon / at))
+def remaining(time: float | None, observed: float | int, horizon: float | int, last: float, spread: Interval) -> Remaining:
+    """A time with its interval and probability.
+
+    Args:
+        time: at which the level is expected, `last` being no bound; None: never.
+        observed: last step that was seen.
+        horizon: T, that the probability is for.
+        last: step of the prediction; what is expected later is not within it.
+        spread: distribution of real/predicted times.
+    """
+    if time is None:
+        return Remaining(None, None, None, 0.0)
+    if time <= observed:  # it was reached; but what is continued past the prediction's end was not seen there
+        return Remaining(0.0, 0.0, 0.0, 1.0) if time <= last else Remaining(None, None, None, 0.0)
+    low, high, within = max(0.0, time * spread.low - observed), time * spread.high - observed, last - observed
+    probability = 0.0 if observed >= horizon else spread.reached_within(horizon, time)
+    return Remaining(time - observed if time <= last else None, low if low <= within else None, high if high <= within else None, probability)
 
 
-def loss_callback(predictor: Predictor, report: Callable[[Forecast], None], *, every: int = 1) -> Callable[[int, float], None]:
+def loss_callback(predictor: Predictor, report: Callable[[Forecast], None], *, every: int = 1) -> Callable[[Any, Any], None]:
     """`callback(step, loss)` for a training loop: feeds the predictor and reports a forecast every so many steps.
 
-    In an optax loop call it with `optax.tree_utils.tree_get(opt_state, "count")` or the loop's own counter after each update.
+    In an optax loop call it with `optax.tree_utils.tree_get(opt_state, "count")` or the loop's own counter after each update. It does not end the loop for a loss
+    that is not finite: such a step is not reported.
     """
+    if every < 1:
+        raise ValueError(f"every: must be at least 1, got {every}")
 
-    def callback(step: int, loss: float) -> None:
-        forecast = predictor.update(int(step), float(loss))
-        if int(step) % every == 0:
-            report(forecast)
+    def callback(step: Any, loss: Any) -> None:
+        predictor.observe(step, loss)
+        if step % every == 0 and np.isfinite(loss):
+            report(predictor.forecast())
 
     return callback
+
+
+def _whole(step: float) -> float | int:
+    return int(step) if step == int(step) else float(step)

@@ -40,7 +40,7 @@ def fit_power_law(steps: Float[np.ndarray, " t"] | Int[np.ndarray, " t"], loss: 
         raise ValueError(f"steps: need at least {MIN_POINTS} records with a loss each, got {len(steps)} and {len(loss)}")
     if not (np.isfinite(loss) & (loss > 0)).all():
         raise ValueError("loss: must be positive and finite to be continued; leave out what is not")
-    logs, span, top = np.log(loss), max(steps[-1], 1.0), loss.max()
+    logs, span, top = np.log(loss), steps[-1] if steps[-1] > 0 else 1.0, loss.max()  # fractions of an epoch are steps too
 
     def residuals(parameters):
         return np.log(PowerLaw(*np.exp(parameters))(steps)) - logs

@@ -18,7 +18,7 @@ def curve(steps, speed=1.0):
 def watched(speed, until, noise=0.0):
     predictor, rng = Predictor(STEPS, curve(STEPS), margin=4.0, horizon=150), np.random.default_rng(0)
     for step in range(0, until + 1, 3):
-        predictor.update(step, curve(step, speed) * np.exp(noise * rng.standard_normal()))
+        predictor.observe(step, curve(step, speed) * np.exp(noise * rng.standard_normal()))
     return predictor
 
 
@@ -53,21 +53,45 @@ def test_noise_of_batches_does_not_throw_it_off():
 def test_power_law_takes_over_where_the_prediction_is_nonsense():
     wrong = Predictor(STEPS, np.full(len(STEPS), 1.5) - 1e-4 * STEPS)
     for step in range(0, 91, 3):
-        wrong.update(step, curve(step))
+        wrong.observe(step, curve(step))
     forecast = wrong.forecast()
     assert forecast.weight < 0.3
     np.testing.assert_allclose(forecast.loss[STEPS == 150], curve(150), rtol=0.25)
 
 
-def test_observations_must_be_in_order_and_finite():
-    predictor = Predictor(STEPS, curve(STEPS))
-    predictor.update(3, 1.2)
-    with pytest.raises(ValueError, match=r"step: 3 does not come after 3"):
-        predictor.update(3, 1.1)
-    with pytest.raises(ValueError, match=r"diverged"):
-        predictor.update(4, float("nan"))
-    with pytest.raises(ValueError, match=r"unstable"):
-        Predictor(STEPS, np.full(len(STEPS), np.nan))
+def test_steps_that_repeat_or_go_back_are_those_of_a_resumed_run():
+    resumed, plain = Predictor(STEPS, curve(STEPS)), Predictor(STEPS, curve(STEPS))
+    for step in [*range(0, 60, 3), 57, *range(39, 61, 3)]:
+        resumed.observe(step, curve(step))
+    for step in range(0, 61, 3):
+        plain.observe(step, curve(step))
+    np.testing.assert_array_equal(resumed.forecast().loss, plain.forecast().loss)
+
+
+def test_a_loss_that_is_not_finite_is_left_out_until_it_is_the_second_in_a_row():
+    predictor, plain = Predictor(STEPS, curve(STEPS)), Predictor(STEPS, curve(STEPS))
+    for step in range(0, 31, 3):
+        predictor.observe(step, curve(step) if step != 15 else np.nan)
+        if step != 15:
+            plain.observe(step, curve(step))
+    np.testing.assert_array_equal(predictor.update(33, np.inf).loss, plain.forecast().loss)
+    with pytest.raises(ValueError, match=r"not finite since step 33; the run has diverged"):
+        predictor.update(36, np.nan)
+    assert predictor.update(39, curve(39)).observed == 39
+
+
+@pytest.mark.parametrize("step", [-1, np.nan, np.inf])
+def test_a_step_that_is_none_is_an_error(step):
+    with pytest.raises(ValueError, match=r"step: must be a number"):
+        Predictor(STEPS, curve(STEPS)).observe(step, 1.0)
+
+
+@pytest.mark.parametrize(("steps", "loss", "message"), [
+    (STEPS, np.full(len(STEPS), np.nan), "unstable"), (STEPS[:1], curve(STEPS[:1]), "two records"), (STEPS[::-1], curve(STEPS), "begins at step 0"),
+    (np.zeros(3), np.ones(3), "must rise"), (np.asarray([0, 5, 3]), np.ones(3), "must rise"), (np.asarray([0, np.nan]), np.ones(2), "must rise")])
+def test_a_curve_that_is_none_is_refused(steps, loss, message):
+    with pytest.raises(ValueError, match=message):
+        Predictor(steps, loss)
 
 
 def test_remaining_steps_shrink_and_the_interval_does_not_widen():
@@ -92,6 +116,63 @@ def test_callback_reports_as_often_as_asked():
     for step in range(1, 31):
         callback(step, curve(step))
     assert [forecast.observed for forecast in seen] == [10, 20, 30]
+
+
+def test_the_callback_does_not_end_a_loop_for_a_loss_that_is_not_finite_and_forecasts_only_what_it_reports(monkeypatch):
+    predictor, seen, calls = Predictor(STEPS, curve(STEPS)), [], []
+    forecast = predictor.forecast
+    monkeypatch.setattr(predictor, "forecast", lambda: calls.append(1) or forecast())
+    callback = loss_callback(predictor, seen.append, every=10)
+    for step in range(1, 41):
+        callback(np.int32(step), np.float32(np.nan if 15 <= step <= 30 else curve(step)))
+    for step in (20, 30, 30, 40):
+        callback(step, float(curve(step)))
+    assert [each.observed for each in seen] == [10, 40, 20, 30, 30, 40]
+    assert len(calls) == 6
+    with pytest.raises(ValueError, match=r"every: must be at least 1"):
+        loss_callback(predictor, seen.append, every=0)
+
+
+SPREAD = from_quantiles([-0.4, -0.1, 0.0, 0.2], [0.2, 0.5, 0.7, 0.9], 0.5)
+
+
+@pytest.mark.parametrize(("time", "observed", "steps", "probability"), [
+    (100.0, 0, 100.0, 0.9),  # long before T
+    (300.0, 0, 300.0, 0.7),  # at T: what the tuning tasks say
+    (301.0, 0, None, 0.5),  # later than T: never more than one half
+    (600.0, 0, None, 0.0),  # much later
+    (None, 0, None, 0.0),  # never
+    (50.0, 60, 0.0, 1.0),  # seen
+    (None, 300, None, 0.0), (400.0, 300, None, 0.0), (400.0, 500, None, 0.0)])  # T has passed without it
+def test_the_probability_of_what_is_not_reached(time, observed, steps, probability):
+    found = remaining(time, observed, 300, 300.0, SPREAD)
+    assert found.steps == steps
+    assert found.probability == pytest.approx(probability)
+    if steps is None:
+        assert found.high is None
+        assert found.low is None or found.low <= 300 - observed
+    assert SPREAD.reached_within(300, time) == pytest.approx(found.probability) or observed
+
+
+@pytest.mark.parametrize("target", [1e-6, 1e-3, 0.02, 0.05, 0.2])
+@pytest.mark.parametrize("until", [0, 30, 150, 300, 330])
+@pytest.mark.parametrize("method", ["replay", "curvature", "one-shot"])
+def test_no_level_that_is_not_reached_is_called_likely(target, until, method):
+    predictor = Predictor(STEPS, curve(STEPS), method=method)
+    for step in range(0, until + 1, 10):
+        predictor.observe(step, curve(step))
+    found = predictor.remaining(target)
+    assert 0 <= found.probability <= (0.5 if found.steps is None else 1)
+    if target <= 1e-3 or (until >= 300 and found.steps is None):
+        assert found.probability <= 0.02
+    if found.steps is not None and found.low is not None and found.high is not None:
+        assert found.low <= found.steps <= found.high
+
+
+def test_a_prediction_that_is_refused_has_no_chances():
+    found = Predictor(STEPS, curve(STEPS), chances=False).remaining(0.2)
+    assert found.steps is not None
+    assert (found.low, found.high, found.probability) == (None, None, None)
 
 
 def test_kaplan_meier_without_censoring_is_the_empirical_distribution():
