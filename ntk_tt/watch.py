@@ -225,7 +225,7 @@ def predictor_of(report: Path) -> tuple[Predictor, float | None]:
     def one(value: Any, name: str) -> float | None:
         found = None if isinstance(value, str) else number(value)
         if value is not None and (found is None or not 0 <= found < math.inf):
-            raise no(f"{name} is {str(type(value) if found is None else found)}, it must be a number from 0 on")
+            raise no(f"{name} is {type(value) if found is None else found!s}, it must be a number from 0 on")
         return found
 
     steps, loss, method = numbers("steps"), numbers("loss"), part(document, "prediction", "method")
