@@ -1,6 +1,7 @@
 """One prediction by any method that the command line names: which passes it takes, which real steps, and what they cost."""
 
 import dataclasses
+import math
 from typing import Any, Literal
 
 import jax
@@ -22,6 +23,7 @@ from ntk_tt.sharding import sample_mesh
 from ntk_tt.stopwatch import Stopwatch
 from ntk_tt.store import FeatureStore
 from ntk_tt.training_time import continued_time, smooth
+from ntk_tt.verdict import Verdict
 
 CommandLineMethod = Literal["curvature", "head", "one-shot", "replay", "ode", "sde", "sde-diagonal", "sde-diagonal-constant"]
 
@@ -138,22 +140,28 @@ def first_real_steps(setup: Setup, loaded: Loaded, optimizer: OptimizerConfig, n
     return run
 
 
-def intervals(method: CommandLineMethod, predicted: Predicted, num_steps: int, smoothing: int, margin: float) -> dict[str, dict[str, dict[str, Any]]] | None:
-    """90 % intervals of the threshold times and the probability that they are reached within T; None for a method without calibration."""
-    if not has_interval(method):
+def intervals(method: CommandLineMethod, predicted: Predicted, num_steps: int, smoothing: int, verdict: Verdict) -> dict[str, dict[str, dict[str, Any]]] | None:
+    """90 % intervals of the threshold times and the probability that they are reached within T; None for a method without calibration, and for a prediction that is refused.
+
+    A level that is not reached within T has the probability of the time at which the curve, continued as it ends, reaches it: at most one half.
+    """
+    if not has_interval(method) or verdict.trust == "none":
         return None
-    spread: Interval = interval(method, predicted.real_steps / num_steps if method != "one-shot" else 0.0, margin)
+    spread: Interval = interval(method, predicted.real_steps / num_steps if method != "one-shot" else 0.0, verdict.stability_margin)
 
     prediction = predicted.prediction
 
-    def of(curve: np.ndarray, level: float, step: int | None) -> dict[str, Any]:
-        time = continued_time(prediction.steps, smooth(curve, smoothing), level) if step is None else step
+    def of(curve: np.ndarray, level: float, step: float | int | None) -> dict[str, Any]:
+        time = step
+        if step is None and (continued := continued_time(prediction.steps, smooth(curve, smoothing), level)) is not None:
+            time = max(continued, math.nextafter(num_steps, math.inf))  # the mean curve may get there although the median run does not
         if time is None:
             return {"low": None, "high": None, "probability": 0.0}
         if time <= predicted.real_steps:
             return {"low": round(time), "high": round(time), "probability": 1.0}
         low, high = (max(float(predicted.real_steps), time * factor) for factor in (spread.low, spread.high))
-        return {"low": round(low) if low <= num_steps else None, "high": round(high) if high <= num_steps else None, "probability": spread.reached_within(num_steps, time)}
+        return {"low": round(low) if low <= num_steps else None, "high": round(high) if step is not None and high <= num_steps else None,
+                "probability": spread.reached_within(num_steps, time)}
 
     return {family: {name: of(curve, float(name), step) for name, step in prediction.times[family].items()}
             for family, curve in (("loss_below", prediction.loss), ("error_below", prediction.error))}

@@ -300,7 +300,7 @@ def run(options: Predict) -> dict[str, Any]:
         "task": _task(options, loaded, predicted), "optimizer": _optimizer(options),
         "prediction": reports.curve(prediction, prediction.times, times_low=prediction.times_low, times_high=prediction.times_high,
                                     method=options.method, num_seeds=len(prediction.runs), real_steps=predicted.real_steps, slowdown=predicted.slowdown,
-                                    intervals=intervals(options.method, predicted, options.steps, smoothing, verdict.stability_margin)),
+                                    intervals=intervals(options.method, predicted, options.steps, smoothing, verdict)),
         "truth": None,
         "cost": _cost(options, watches, estimate, None),
         "verdict": verdict._asdict(), "environment": reports.environment(options.seed),
