@@ -4,6 +4,7 @@ import io
 import os
 import struct
 import subprocess
+import zlib
 
 import numpy as np
 import pytest
@@ -230,6 +231,22 @@ def test_a_large_jpeg_is_decoded_at_a_part_of_its_size(monkeypatch):
             read_square(refused, 8, "x")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)  # the user's own wish
     assert read_square(encoded(image, "PNG"), 8, "x").shape == (8, 8, 3)
+
+
+def tiled_tiff(side: int, tile_side: int) -> bytes:
+    """A grey square in one deflated tile; Pillow writes none."""
+    data = zlib.compress(bytes(tile_side**2))
+    tags = [(256, side), (257, side), (258, 8), (259, 8), (262, 1), (277, 1), (322, tile_side), (323, tile_side), (324, 8), (325, len(data))]
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    return b"II*\0" + struct.pack("<I", 8 + len(data)) + data + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
+def test_tiles_larger_than_any_picture_are_refused():
+    assert read_square(tiled_tiff(64, 128), 8, "x").shape == (8, 8, 3)
+    bomb = tiled_tiff(64, 9600)
+    assert len(bomb) < 10**6
+    with pytest.raises(UnreadableImage, match="its tiles exceed the limit of 89478485 pixels"):
+        read_square(bomb, 8, "x")
 
 
 def test_an_image_that_does_not_fit_is_refused_before_it_is_decoded(monkeypatch):

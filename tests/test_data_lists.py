@@ -1,6 +1,7 @@
 """Lists of images as people and data sets write them, and what is refused with the line's number."""
 
 import os
+import unicodedata
 
 import pytest
 from PIL import Image
@@ -81,6 +82,13 @@ def test_file_and_root_may_have_the_sign_between_them(rooms):
     assert describe_data(f"list:{rooms}/s@t/list@1.txt").num_images == 6
 
 
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_accents_may_be_written_in_either_form(forms, rooms):
+    on_disk, listed = (unicodedata.normalize(form, "Küche") for form in forms)
+    os.rename(rooms / "set" / "gym", rooms / "set" / on_disk)
+    assert load(rooms, "\n".join(path.replace("gym", listed) for path in ROOMS)).per_class == (3, 3)
+
+
 def test_headings_and_remarks_are_passed_over(rooms):
     for heading in ("filename,label", "image\tclass", "Path;Category", "image_id label", "# an image, its class"):
         separator = next(char for char in "\t;, " if char in heading)
@@ -158,6 +166,8 @@ def test_a_list_is_a_regular_file(rooms):
                           ("round", r"cannot be read \(Too many levels of symbolic links\)"), ("none", "there is no file")):
         with pytest.raises(ValueError, match=rf"data: .*{message}.*; give list:FILE@ROOT"):
             load_task(f"list:{rooms}/{name}@{rooms}/set")
+    with pytest.raises(ValueError, match=r"data: there is no folder '.*elsewhere'; give list:FILE@ROOT"):
+        load_task(write(rooms, ROOMS[0]).removesuffix("set") + "elsewhere")
     with pytest.raises(ValueError, match=r"data: '/dev/zero' cannot be read \(it is a device, not a file\)"):
         load_task(f"list:/dev/zero@{rooms}/set")
     with pytest.raises(ValueError, match=r"no image '.*pipe\.jpg' \(it is a pipe, not a file\)"):

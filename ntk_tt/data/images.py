@@ -24,6 +24,7 @@ IMAGE_SUFFIXES = frozenset((
 
 _MOST_BYTES = 2**30  # of a file: a picture of `Image.MAX_IMAGE_PIXELS` pixels of 16-bit RGBA takes 0.7 GB uncompressed
 _MOST_RESIZED = 2**24  # pixels of a whole resized image, most of which may be cropped; larger ones are cropped first
+_TILE_WIDTH, _TILE_LENGTH = 322, 323  # tags of TIFF
 _DECODED_BYTES = 8  # of a pixel at most, as decoded and once more as RGB; Pillow keeps four bytes for each
 
 
@@ -161,5 +162,8 @@ def _check_pixels(image: Image.Image, size: int) -> None:
     pixels = image.width * image.height
     if pixels > most:
         raise ValueError(f"Image size ({width} × {height} pixels) exceeds the limit of {most} pixels; shrink it")
+    tags = getattr(image, "tag_v2", {})  # of TIFF, which decodes tile by tile
+    if int(tags.get(_TILE_WIDTH, 0)) * int(tags.get(_TILE_LENGTH, 0)) > most:
+        raise ValueError(f"its tiles exceed the limit of {most} pixels")
     if pixels > _MOST_RESIZED and pixels * _DECODED_BYTES > host_bytes():
         raise ValueError(f"decoding its {width} × {height} pixels takes {format_bytes(pixels * _DECODED_BYTES)}, {format_bytes(host_bytes())} may be used; shrink it")

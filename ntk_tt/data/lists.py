@@ -3,6 +3,7 @@
 import csv
 import os
 import re
+import unicodedata
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -50,6 +51,8 @@ def read_list(rest: str, split: str) -> Source:
         raise ValueError(f"split: 'list:' has no split {split!r}; take 'train' and one file for each split")
     require_source_file(file, _REMEDY)
     root = Path(folder) if folder else Path(file).parent
+    if not root.is_dir():
+        raise ValueError(f"data: there is no folder {folder!r}; {_REMEDY}")
     items: dict[str, list[Path]] = {}
     seen: dict[str, _Listed] = {}
     again, passed_over = [], []
@@ -128,10 +131,12 @@ def _class(file: str, listed: _Listed, first: _Listed) -> str:
 
 def _readings(line: str) -> Iterator[tuple[str, str | None]]:
     """The paths and classes that a line may mean, the likeliest first."""
-    for path, label in chain([(line, None)], _with_class(line), ((path, None) for path in _with_suffix(line))):
-        yield path, label
-        if "\\" in path:  # a list from Windows
-            yield path.replace("\\", "/"), label
+    forms = [unicodedata.normalize(form, line) for form in ("NFC", "NFD")]  # é in one character or two: file systems and archives change it
+    for text in dict.fromkeys([line, *forms]):
+        for path, label in chain([(text, None)], _with_class(text), ((path, None) for path in _with_suffix(text))):
+            yield path, label
+            if "\\" in path:  # a list from Windows
+                yield path.replace("\\", "/"), label
 
 
 def _with_class(line: str) -> Iterator[tuple[str, str | None]]:
