@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 from jax.extend import core as jex_core
+from jax.interpreters import partial_eval
 
 NEWEST_TESTED = (0, 12)  # of JAX
 
@@ -157,3 +158,15 @@ def constants(value: Any) -> Iterator[Any]:
 def is_traced(value: Any) -> bool:
     """Whether a value is not known yet, because JAX is tracing the function that it is in."""
     return isinstance(value, Tracer)
+
+
+def arguments_used(closed: Any) -> list[bool]:
+    """Of each argument of a closed jaxpr, whether a result depends on it."""
+    jaxpr = closed.jaxpr
+    return list(partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[1])
+
+
+def returned_unchanged(closed: Any, positions: list[int]) -> list[bool]:
+    """Of each result of a closed jaxpr, whether it is nothing but the argument at its position."""
+    jaxpr = closed.jaxpr
+    return [result is jaxpr.invars[position] for result, position in zip(jaxpr.outvars, positions, strict=True)]

@@ -15,7 +15,7 @@ from ntk_tt.features import Precision, feature_manifest, jacobian_features, plan
 from ntk_tt.limits import MAX_CLASSES, MAX_IMAGE_SIZE, MAX_PER_CLASS, MAX_PROJECTIONS, MAX_SEED, check_range
 from ntk_tt.losses import LossName
 from ntk_tt.memory import parse_bytes
-from ntk_tt.models import MODELS, Model, fit_linear_head, load_model
+from ntk_tt.models import MODELS, Model, fit_linear_head, load_model, with_new_head
 from ntk_tt.predict import Outputs, stored_outputs
 from ntk_tt.progress import Progress
 from ntk_tt.projection import ProjectionName
@@ -34,7 +34,7 @@ class Setup:
     weights: str | None = None
     """A .safetensors or .pth file, `hf:owner/name`, `bundled` or `random`; by default the bundled ones where there are some."""
     head: Literal["pytorch", "lecun", "zero", "probe"] = "pytorch"
-    """How the new head starts; `probe` fits it to the frozen features first."""
+    """How the new head starts; `probe` fits it to the frozen features first. A network of your own keeps its head unless `lecun`, `zero` or `probe` is given."""
     trainable: str = "all"
     """What trains: `all`, `head`, `last:2`, `bias`, `norm`, `glob:PATTERN`, `regex:PATTERN`, `lora:8`, or several joined by `+`."""
     data: str = "digits"
@@ -114,6 +114,8 @@ def load(setup: Setup) -> Loaded:
         if setup.weights is not None:
             raise ValueError(f"weights: the factory {setup.model!r} loads its own; leave --weights out, got {setup.weights!r}")
         model = load_factory(setup.model, num_classes=task.num_classes, image_size=setup.image_size, key=key)
+        if setup.head in ("lecun", "zero"):  # pytorch is the default, and means the factory's own
+            model = with_new_head(model, setup.head, key)
     else:
         rule = "pytorch" if setup.head == "probe" else setup.head
         model = load_model(setup.model, weights=setup.weights, num_classes=task.num_classes, image_size=setup.image_size, key=key, head=rule)

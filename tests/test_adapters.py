@@ -1,5 +1,6 @@
 """Networks of Linen, Equinox and plain functions give what their own library gives; the examples run to the end; factories are checked."""
 
+import dataclasses
 from pathlib import Path
 
 import equinox as eqx
@@ -13,6 +14,7 @@ import ntk_tt
 from ntk_tt.adapters import from_equinox, from_function, from_linen, load_factory
 from ntk_tt.models import Model
 from ntk_tt.paths import named_leaves
+from ntk_tt.setup import Setup, load
 from ntk_tt.trainable import LoRA, restrict
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
@@ -267,6 +269,38 @@ def test_a_factory_may_return_any_network(text, tmp_path, images):
     np.testing.assert_allclose(model.apply(model.params, images), np.repeat(images.mean((1, 2)).sum(-1, keepdims=True), 2, axis=1), atol=1e-5)
 
 
+def test_what_a_factory_does_not_say_is_said(tmp_path):
+    plain = load_factory(write(tmp_path, PLAIN + "def factory(num_classes): return apply, jnp.ones((3, num_classes))"), num_classes=2, image_size=8)
+    assert plain.note == "images are normalised by ImageNet's mean and standard deviation, since 'factory' does not say otherwise; return ntk_tt.from_nnx(…, mean=…, std=…) or its like"
+    said = load_factory(write(tmp_path, PLAIN + "from ntk_tt.adapters import from_function\ndef factory(num_classes): return from_function(apply, jnp.ones((3, num_classes)), mean=(0.0, 0.0, 0.0))"),
+                        num_classes=2, image_size=8)
+    assert said.note == ""
+
+
+HEADED = """from ntk_tt import from_nnx
+class Net(nnx.Module):
+  def __init__(self, num_classes): self.layers = nnx.List([nnx.Linear(3, num_classes, rngs=nnx.Rngs(0))])
+  def __call__(self, x): return self.layers[0](x.mean((1, 2)))
+"""
+
+
+@pytest.mark.parametrize(("factory", "message"), [
+    ("from_nnx(Net(num_classes), head='layers.0')", None), ("Net(num_classes)", "factory does not say where its linear head is, so 'zero' cannot be applied; leave --head out"),
+    ("from_nnx(Net(num_classes), head='layers.3')", "Net does not say where its linear head is"), ("from_nnx(Net(num_classes), head='no.such')", "does not say where its linear head is"),
+])
+def test_a_rule_for_the_head_is_applied_to_a_network_of_ones_own_or_refused(factory, message, tmp_path):
+    reference = write(tmp_path, HEADED + f"def factory(num_classes): return {factory}")
+    setup = Setup(model=reference, head="zero", classes=2, per_class=2, image_size=8)
+    if message is None:
+        model = load(setup).model
+        assert not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(model.params))
+        assert np.asarray(load(dataclasses.replace(setup, head="lecun")).model.params["layers"][0]["kernel"]).any()
+        assert np.asarray(load(dataclasses.replace(setup, head="pytorch")).model.params["layers"][0]["kernel"]).any()
+    else:
+        with pytest.raises(ValueError, match=f"head: {message}" if message.startswith(("factory", "Net")) else message):
+            load(setup)
+
+
 def test_a_factory_gets_the_key(tmp_path):
     reference = write(tmp_path, PLAIN + "def factory(num_classes, key): return apply, jax.random.normal(key, (3, num_classes))")
     one, two, default = (load_factory(reference, num_classes=2, image_size=8, **more).params for more in ({"key": KEY}, {"key": jax.random.key(4)}, {}))
@@ -281,6 +315,10 @@ def test_a_factory_gets_the_key(tmp_path):
     ("import no_such_package", r"cannot be imported: it failed with ModuleNotFoundError: No module named 'no_such_package' \(line 3\)"),
     ("def factory(depth): pass", r"model: 'factory' in '.*mine\.py' needs 'depth', which is not offered; take only num_classes, image_size and key"),
     ("def factory(num_classes):\n  return 1 / 0", r"model: 'factory' failed with ZeroDivisionError: division by zero \(line 4\); correct it"),
+    ("def factory():\n  raise SystemExit(0)", r"model: 'factory' failed with SystemExit: 0 \(line 4\); correct it"),
+    ("raise SystemExit", r"cannot be imported: it failed with SystemExit \(line 3\)"),
+    ("class Net(linen.Module):\n  @linen.compact\n  def __call__(self, x): return linen.Dense(2)(linen.BatchNorm(use_running_average=False)(x.mean((1, 2))))\n"
+     "def factory(): return Net(), Net().init(jax.random.key(0), jnp.ones((1, 8, 8, 3)))", "model: of '.*:factory': module: the network runs in training mode: give its call train"),
     ("def factory(): return 3", "model: '.*:factory' returned something of type int; return a Model, an nnx or Equinox module"),
     ("def factory(): return 1, 2", r"model: '.*:factory' returned \(something of type int, something of type int\); return a Model"),
     ("def factory(): return linen.Dense(2)", r"model: '.*:factory' returned something of type Dense; return \(module, variables\), with its weights"),

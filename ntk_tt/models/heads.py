@@ -40,6 +40,23 @@ def head_values(rule: HeadRule, inputs: int, outputs: int, key: Key[Array, ""]) 
             "bias": jax.random.uniform(bias_key, (outputs,), minval=-bound, maxval=bound)}
 
 
+def with_new_head(model: Model, rule: HeadRule, key: Key[Array, ""]) -> Model:
+    """The model with its head started anew by a rule, see `head_values`.
+
+    Raises:
+        ValueError: it does not say where its head is, or that is no linear layer.
+    """
+    try:
+        found = part(model.params, model.head) if model.head else None
+    except (KeyError, ValueError, IndexError, TypeError, AttributeError):
+        found = None
+    if not (isinstance(found, Mapping) and "kernel" in found and set(found) <= {"kernel", "bias"} and found["kernel"].ndim == 2):
+        raise ValueError(f"head: {model.name} does not say where its linear head is, so {rule!r} cannot be applied; leave --head out, or return ntk_tt.from_nnx(…, head='NAME') or its like")
+    inputs, outputs = found["kernel"].shape
+    values = head_values(rule, inputs, outputs, key)
+    return eqx.tree_at(lambda model: model.params, model, replaced(model.params, model.head, {name: values[name].astype(leaf.dtype) for name, leaf in found.items()}))
+
+
 def fit_linear_head(model: Model, images: Float[Array, "n h w c"], labels: Int[Array | np.ndarray, " n"], *,
                     regularization: float = 1e-3, block_size: int = 64) -> Model:
     """The model with its head fitted to its frozen features by multinomial logistic regression (a linear probe).

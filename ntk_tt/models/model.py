@@ -6,8 +6,12 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, PyTree, UInt8
+
+from ntk_tt.models.switches import Call, check_unchanged, depends_on, evaluated, evaluation_value, read_call, training_mode
+from ntk_tt.paths import named_leaves, path_name
 
 Apply = Callable[[PyTree, Array], Array]
 
@@ -83,39 +87,83 @@ def from_nnx(module: nnx.Module, *, name: str = "", num_classes: int = 0, image_
     """A Flax NNX module as a `Model`: `module(images) -> logits`, parameters are its `nnx.Param`s.
 
     The module itself is not changed. `apply` runs batch norm and dropout in evaluation mode with the module's
-    statistics, `batch_statistics.apply_train` in training mode; a `features(images)` method, where there is one,
-    becomes `Model.features`. Parameters appear as a nested dict by attribute name, so a leaf's path is its name in a
-    checkpoint.
+    statistics, `batch_statistics.apply_train` in training mode: attributes and arguments of the call that switch between
+    them (`deterministic`, `train`, …, see `ntk_tt.models.switches`) are given their values, and a key where the call needs
+    one. A `features(images)` method, where there is one, becomes `Model.features`. Parameters appear as a nested dict by
+    attribute name, so a leaf's path is its name in a checkpoint.
+
+    Raises:
+        ValueError: no callable module, or its call needs what is not offered. `apply` raises one where the network trains
+            all the same: where it changes its statistics, or its logits depend on a random key.
     """
-    frozen_module, training_module = nnx.clone(module), nnx.clone(module)
-    frozen_module.eval()
-    training_module.train()
-    frozen_graph, param_state, rest = nnx.split(frozen_module, nnx.Param, ...)
-    training_graph = nnx.graphdef(training_module)
-    statistics = _values(rest)
+    label = name or type(module).__name__
+    if not isinstance(module, nnx.Module) or not callable(module):
+        raise ValueError(f"module: must be a callable flax.nnx.Module, got something of type {type(module).__name__}")
+    call = read_call(type(module).__call__, 2, label)
+    has_features = callable(getattr(type(module), "features", None))
+    features_call = read_call(type(module).features, 2, label) if has_features else call  # pyright: ignore[reportAttributeAccessIssue]
+    frozen_graph, param_state, rest = nnx.split(_switched(module, training=False), nnx.Param, ...)
+    training_graph = nnx.graphdef(_switched(module, training=True))
+    randoms, statistics = named_leaves(_values(nnx.state(module, nnx.RngState))), _values(rest)
+    keyed = bool(call.key)
 
     def merge(graph, params, state):
         return nnx.merge(graph, _with_values(param_state, params), _with_values(rest, state))
 
-    def apply(params, images):
-        return merge(frozen_graph, params, statistics)(images)
+    def evaluate(call: Call, method: str, params, state, images):
+        def run(state, arguments, named):
+            live = merge(frozen_graph, params, state)
+            result = getattr(type(live), method)(live, images, *arguments, **_streams(named))
+            after = named_leaves(_values(nnx.state(live, nnx.Not(nnx.Any(nnx.Param, nnx.Intermediate)))))
+            return result, {each: leaf for each, leaf in after.items() if each not in randoms}, {each: leaf for each, leaf in after.items() if each in randoms}
 
-    def apply_features(params, images):
-        return merge(frozen_graph, params, statistics).features(images)  # pyright: ignore[reportAttributeAccessIssue]
+        def checked(arguments, named):
+            result, kept, drawn = run(state, arguments, named)
+            before = named_leaves(state)
+            check_unchanged({each: before[each] for each in kept if each in before}, kept, lambda values: run(_renamed(state, values), arguments, named)[1], label)
+            if any(before[each] is not leaf for each, leaf in drawn.items()) and depends_on(
+                    lambda values: run(_renamed(state, values), arguments, named)[0], {each: before[each] for each in randoms}):
+                raise training_mode(label, "its logits depend on a random key of its own")
+            return result
 
-    def apply_eval(params, state, images):
-        return merge(frozen_graph, params, state)(images)
+        return evaluated(call, checked, jax.random.key(0), label)
 
     def apply_train(params, state, images):
-        live = merge(training_graph, params, state)
-        logits = live(images)
-        return logits, _values(nnx.state(live, nnx.Not(nnx.Param)))
+        live = merge(training_graph, params, state["values"] if keyed else state)
+        keys = {call.key: jax.random.fold_in(jax.random.key(0), state["step"])} if keyed else {}
+        arguments, named = call.arguments(training=True, **keys)
+        logits = live(images, *arguments, **_streams(named))
+        new = _values(nnx.state(live, nnx.Not(nnx.Param)))
+        return logits, {"values": new, "step": state["step"] + 1} if keyed else new
 
     return Model(
-        params=_values(param_state), apply=apply,
-        batch_statistics=BatchStatistics(statistics, apply_train, apply_eval) if jax.tree.leaves(statistics) else None,
-        apply_features=apply_features if hasattr(module, "features") else None,
-        name=name or type(module).__name__, num_classes=num_classes, image_size=image_size, mean=mean, std=std, head=head, note=note)
+        params=_values(param_state), apply=lambda params, images: evaluate(call, "__call__", params, statistics, images),
+        batch_statistics=BatchStatistics(
+            {"values": statistics, "step": np.zeros((), np.int32)} if keyed else statistics, apply_train,
+            lambda params, state, images: evaluate(call, "__call__", params, state["values"] if keyed else state, images)) if jax.tree.leaves(statistics) else None,
+        apply_features=(lambda params, images: evaluate(features_call, "features", params, statistics, images)) if has_features else None,
+        name=label, num_classes=num_classes, image_size=image_size, mean=mean, std=std, head=head, note=note)
+
+
+def _switched(module: nnx.Module, *, training: bool) -> nnx.Module:
+    """A copy whose attributes that switch training have their value, in every module within."""
+    copy = nnx.clone(module)
+    copy.train() if training else copy.eval()
+    for _, each in nnx.iter_modules(copy):
+        for name, value in list(vars(each).items()):
+            if isinstance(value, bool) and (evaluating := evaluation_value(name, attribute=True)) is not None:
+                setattr(each, name, evaluating != training)
+    return copy
+
+
+def _streams(named: dict[str, Any]) -> dict[str, Any]:
+    """Keys as NNX takes them: under the name `rngs` it wants streams of them."""
+    return {name: nnx.Rngs(value) if name == "rngs" and value is not None else value for name, value in named.items()}
+
+
+def _renamed(tree: dict, values: dict[str, Any]) -> dict:
+    """The tree with other leaves under these dotted names."""
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: values.get(path_name(path), leaf), tree)
 
 
 def set_values(module: nnx.Module, values: dict) -> None:
