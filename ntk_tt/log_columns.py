@@ -12,18 +12,20 @@ LOSS_NAMES = ("loss", "train_loss", "train/loss", "training_loss", "train.loss",
               "training/loss", "losses/train", "loss_step", "train_loss_epoch", "train/loss_epoch", "loss_epoch")
 CLOCK_NAMES = ("wall_time", "_timestamp", "timestamp", "walltime", "_runtime", "relative_time", "elapsed_time", "elapsed")
 EPOCH_NAMES = ("epoch", "epochs", "train/epoch")
+PHASE_NAMES = ("split", "phase", "mode", "stage", "subset", "dataset_split")
 MISSING = frozenset(("", "na", "n/a", "#n/a", "<na>", "null", "none", "-", "--", "—", "?"))
 _OTHERS = re.compile(r"(^|[^a-z])(val|valid|validation|eval|evaluation|test|dev)([^a-z]|$)")
 _SHOWN = 40  # names in a message
 
 
 class Columns(NamedTuple):
-    """Names of a log's columns; clock and epoch are None where there is none."""
+    """Names of a log's columns; None where there is none. The phase says of a line whether it is of training or of validation."""
 
     step: str
     loss: str
     clock: str | None
     epoch: str | None
+    phase: str | None
 
 
 def number(value: Any, comma: bool = False) -> float | None:
@@ -96,7 +98,13 @@ def choose(rows: Sequence[dict[str, Any]], path: str, *, step: str | None, loss:
     clocks = [row for row in with_loss if numeric(row.get(steps))]
     clock = _first(clocks, CLOCK_NAMES, lambda value: seconds(value) is not None)
     epoch = _first(clocks, EPOCH_NAMES, numeric)
-    return Columns(steps, lossy, clock if clock not in (steps, lossy) else None, epoch if epoch != steps else None)
+    return Columns(steps, lossy, clock if clock not in (steps, lossy) else None, epoch if epoch != steps else None,
+                   _first(with_loss, PHASE_NAMES, lambda value: isinstance(value, str) and not is_validation(value)))
+
+
+def is_validation(phase: Any) -> bool:
+    """Whether a line's phase is another than training."""
+    return isinstance(phase, str) and _OTHERS.search(phase.lower()) is not None
 
 
 def fitting(names: Iterable[str], kind: Literal["step", "loss"], given: str | None) -> list[str]:

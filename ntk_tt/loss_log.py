@@ -18,7 +18,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
-from ntk_tt.log_columns import LOSS_NAMES, STEP_NAMES, Columns, choose, fitting, flat, has_columns, is_missing, number, seconds, visible
+from ntk_tt.log_columns import (
+    LOSS_NAMES,
+    STEP_NAMES,
+    Columns,
+    choose,
+    fitting,
+    flat,
+    has_columns,
+    is_missing,
+    is_validation,
+    number,
+    seconds,
+    visible,
+)
 from ntk_tt.observations import MAX_STEP
 
 Record = tuple[float, float, float | None]  # step, loss, seconds on the log's own clock
@@ -94,6 +107,9 @@ class LossLog:
         try:
             file = _open(self.path)
         except FileNotFoundError:
+            if str(self.path) == "-":
+                raise ValueError("log: '-' is no file; standard input cannot be read again and again, write the log to a file and watch that") from None
+            self._note(f"{str(self.path)!r} is not there yet")
             return
         with file:
             _check_text(file, self.path)
@@ -370,7 +386,7 @@ class _Reader:
         assert self._header is not None
         assert self.columns is not None
         delimiter, comma = self._delimiter, self._delimiter != ","
-        step_at, loss_at, clock_at, epoch_at = self._places()
+        step_at, loss_at, clock_at, epoch_at, phase_at = self._places()
         count_on = self._counter.count_on
         for at in range(start, len(lines)):
             line = lines[at]
@@ -393,6 +409,8 @@ class _Reader:
                     continue
             if len(cells) != self._width and not self._has_new_width(cells, line):
                 continue
+            if phase_at is not None and phase_at < len(cells) and is_validation(cells[phase_at]):
+                continue
             if not 0 <= step <= MAX_STEP:
                 self._notice(None, loss, cells[step_at], cells[loss_at], line)
                 continue
@@ -403,16 +421,16 @@ class _Reader:
             self.odd = self.odd_step = None
         return len(lines)
 
-    def _places(self) -> tuple[int, int, int | None, int | None]:
+    def _places(self) -> tuple[int, int, int | None, int | None, int | None]:
         assert self._header is not None
         assert self.columns is not None
-        step, loss, clock, epoch = (None if name is None else self._header.index(name) for name in self.columns)
+        step, loss, clock, epoch, phase = (None if name is None else self._header.index(name) for name in self.columns)
         assert step is not None
         assert loss is not None
         for kind, name in (("step", self.columns.step), ("loss", self.columns.loss)):
             if self._header.count(name) > 1:
                 raise ValueError(f"log: {self.path!r} has {self._header.count(name)} columns {name!r}; give them names of their own, or name another with --{kind}-column")
-        return step, loss, clock, epoch
+        return step, loss, clock, epoch, phase
 
     def _has_new_width(self, cells: list[str], line: str) -> bool:
         """Whether a row that is longer or shorter than others is one: only empty cells more, or the second such in a row."""
@@ -435,7 +453,7 @@ class _Reader:
         columns = self.columns
         assert columns is not None
         raw_step, raw_loss = fields.get(columns.step), fields.get(columns.loss)
-        if raw_loss is None:  # a line of something else, such as validation
+        if raw_loss is None or (columns.phase is not None and is_validation(fields.get(columns.phase))):  # a line of something else, such as validation
             return
         step, loss = number(raw_step), number(raw_loss)
         if step is None or loss is None or not 0 <= step <= MAX_STEP:

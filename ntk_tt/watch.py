@@ -271,6 +271,8 @@ def follow(log: LossLog, watcher: Watcher, show: Callable[[Status], None], *, po
             log.check()
             if log.odd_step is not None:
                 raise ValueError(log.odd_step)
+            if not new:
+                raise ValueError(f"log: {str(log.path)!r} has no records yet; write lines with a step and a loss, or leave --once out to wait for them")
         for text in log.new_notes():
             note(text)
         if watcher.observations.turns and watcher.observations.note != turns:
@@ -283,8 +285,6 @@ def follow(log: LossLog, watcher: Watcher, show: Callable[[Status], None], *, po
             waiting = problem
             note(f"{problem}. Waiting for such lines")
         status = watcher.status(time.monotonic()) if new else None
-        if once and status is None:
-            raise ValueError(f"log: {str(log.path)!r} has no records yet; write lines with a step and a loss, or leave --once out to wait for them")
         if once and status is not None and status.diverged:
             raise ValueError(f"loss: not finite since step {_step(status.bad_since or 0)} in {str(log.path)!r}; the run has diverged, there is nothing left to predict. Take a smaller learning rate")
         if status is not None:

@@ -246,6 +246,13 @@ def test_the_clock_of_a_log(tmp_path):
         assert seconds(value) is None
 
 
+@pytest.mark.parametrize("name", ["split", "phase"])
+def test_lines_of_validation_with_the_same_keys_are_passed_over(tmp_path, name):
+    assert read(tmp_path, "".join(f'{{"step": {step}, "{name}": "{each}", "loss": {loss + (each != "train")}}}\n' for step, loss in ROWS for each in ("train", "val"))) == ROWS
+    assert read(tmp_path, f"{name},step,loss\n" + "".join(f"{each},{step},{loss + (each != 'train')}\n" for step, loss in ROWS for each in ("test", "train", "valid_1"))) == ROWS
+    assert read(tmp_path, f"{name},step,loss\n" + "".join(f"val,{step},{loss}\n" for step, loss in ROWS)) == ROWS
+
+
 @pytest.mark.parametrize(("value", "expected"), [("12", 12.0), (" 1e-3 ", 0.001), (True, None), ("", None), ("x", None), ([1], None), ({}, None), (None, None), (10**400, float("inf")),
                                                  (-10**400, -float("inf")), ("1,5", None)])
 def test_numbers_of_cells(value, expected):
@@ -261,6 +268,8 @@ def test_only_plain_files_are_logs(tmp_path):
             LossLog(path).read()
     with pytest.raises(ValueError, match=r"'/dev/zero' is no plain file"):
         LossLog(Path("/dev/zero")).read()
+    with pytest.raises(ValueError, match=r"standard input cannot be read"):
+        LossLog(Path("-")).read()
     assert LossLog(tmp_path / "none").read() == []
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     with pytest.raises(OSError, match=r"loop"):

@@ -282,8 +282,9 @@ def test_a_log_in_which_nothing_is_found_yet_is_waited_for(tmp_path, monkeypatch
     monkeypatch.setattr("ntk_tt.watch.time.sleep", lambda seconds: log.write_text(next(contents)))
     follow(LossLog(log), Watcher(), seen.append, note=notes.append)
     assert [status.step for status in seen] == [1, 2]
-    assert len(notes) == 1
-    assert "there are config/lr" in notes[0]
+    assert len(notes) == 2
+    assert "is not there yet" in notes[0]
+    assert "there are config/lr" in notes[1]
 
 
 def test_a_watch_goes_on_whatever_becomes_of_the_file(tmp_path, monkeypatch):
