@@ -22,7 +22,7 @@ from flax import nnx
 from jaxtyping import Array, Key, PyTree
 
 from ntk_tt.models.model import Apply, BatchStatistics, Model, from_nnx
-from ntk_tt.models.switches import TrainingMode, check_unchanged, depends_on, evaluated, evaluation_value, read_call, takes_key_second, training_mode
+from ntk_tt.models.switches import check_unchanged, depends_on, evaluated, evaluation_value, is_training_mode, read_call, takes_key_second, training_mode
 from ntk_tt.paths import named_leaves
 
 
@@ -267,9 +267,9 @@ def load_factory(reference: str, *, num_classes: int, image_size: int, key: Key[
         model = dataclasses.replace(model, note=f"images are normalised by ImageNet's mean and standard deviation, since {name!r} does not say otherwise; return ntk_tt.from_nnx(…, mean=…, std=…) or its like")
     try:
         shape = jax.eval_shape(model.apply, model.params, jax.ShapeDtypeStruct((2, image_size, image_size, 3), jnp.float32)).shape
-    except TrainingMode as error:
-        raise ValueError(f"model: of {reference!r}: {error}") from error
     except Exception as error:
+        if is_training_mode(error):
+            raise ValueError(f"model: of {reference!r}: {error}") from error
         raise ValueError(f"model: the network of {reference!r} does not run on images of shape (N, {image_size}, {image_size}, 3): it failed {_where(error, path)}; correct it") from error
     if shape != (2, num_classes):
         raise ValueError(f"model: the network of {reference!r} maps 2 images to {shape}, where logits of {num_classes} classes, (2, {num_classes}), are needed; use num_classes in {name!r}")

@@ -28,6 +28,7 @@ _MODES = ("mode", "phase", "stage")
 _TRAINING_WORDS = ("train", "training", "fit")
 _EVALUATION_WORDS = ("eval", "evaluation", "evaluate", "inference", "infer", "test", "testing", "predict", "val", "valid", "validation")
 _KEYS = frozenset({"key", "rng", "rngs", "prng", "prng_key", "prngkey", "rng_key", "random_key", "dropout_key", "dropout_rng", "rng_dropout", "key_array", "random_state"})
+_TRAINS = "the network runs in training mode"
 _GIVE = "give its call train, training, is_training, is_train, deterministic, use_running_average or inference, or make it with training=False"
 
 
@@ -41,13 +42,14 @@ def evaluation_value(name: str, *, attribute: bool = False) -> bool | None:
     return _SWITCHES.get(words) if not attribute or words in _ATTRIBUTES else None
 
 
-class TrainingMode(ValueError):
-    """A network trains where it should not."""
-
-
-def training_mode(name: str, why: str) -> TrainingMode:
+def training_mode(name: str, why: str) -> ValueError:
     """The error for a network that trains where it should not."""
-    return TrainingMode(f"{name}: the network runs in training mode: {_GIVE} ({why})")
+    return ValueError(f"{name}: {_TRAINS}: {_GIVE} ({why})")
+
+
+def is_training_mode(error: Exception) -> bool:
+    """Whether it is that error."""
+    return isinstance(error, ValueError) and _TRAINS in str(error)
 
 
 class Call(NamedTuple):
