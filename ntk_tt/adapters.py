@@ -22,7 +22,16 @@ from flax import nnx
 from jaxtyping import Array, Key, PyTree
 
 from ntk_tt.models.model import Apply, BatchStatistics, Model, from_nnx
-from ntk_tt.models.switches import check_unchanged, depends_on, evaluated, evaluation_value, is_training_mode, read_call, takes_key_second, training_mode
+from ntk_tt.models.switches import (
+    check_unchanged,
+    depends_on,
+    evaluated,
+    evaluation_value,
+    is_training_mode,
+    read_call,
+    takes_key_second,
+    training_mode,
+)
 from ntk_tt.paths import named_leaves
 
 
