@@ -1,6 +1,8 @@
 """Compiled programs kept on disk, so that the next run of the same shapes starts at once."""
 
+import contextlib
 import os
+import stat
 import warnings
 from pathlib import Path
 
@@ -33,12 +35,21 @@ def keep_compiled(folder: Path) -> None:
 def remove_oldest(folder: Path, max_bytes: int) -> None:
     """Remove the files of a folder that were written first, until the rest holds no more than so many bytes.
 
+    What is no plain file (a pipe, for which JAX would wait for ever) is removed too. Others may remove files meanwhile.
     JAX's own bound (`jax_compilation_cache_max_size`) reads all files for every program that is added.
     """
-    files = [(entry.stat(), entry.path) for entry in os.scandir(folder) if entry.is_file()]
-    excess = sum(stat.st_size for stat, _ in files) - max_bytes
-    for stat, path in sorted(files, key=lambda file: file[0].st_mtime):
+    files = []
+    for entry in os.scandir(folder):
+        with contextlib.suppress(OSError):
+            found = entry.stat()
+            if stat.S_ISREG(found.st_mode):
+                files.append((found.st_mtime, found.st_size, entry.path))
+            elif not stat.S_ISDIR(found.st_mode):
+                os.unlink(entry.path)
+    excess = sum(size for _, size, _ in files) - max_bytes
+    for _, size, path in sorted(files):
         if excess <= 0:
             break
-        Path(path).unlink(missing_ok=True)
-        excess -= stat.st_size
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+        excess -= size

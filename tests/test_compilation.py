@@ -1,6 +1,7 @@
 """Compiled programs on disk: found by the next process, and never in the way."""
 
 import os
+import resource
 import subprocess
 import sys
 
@@ -18,9 +19,9 @@ print(float(jax.jit(lambda x: x + 1)(2.0)), sum(event.endswith("/cache_hits") fo
 """
 
 
-def run(folder, **environment: str) -> list[str]:
+def run(folder, before=None, **environment: str) -> list[str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
-    done = subprocess.run([sys.executable, "-W", "error", "-c", PROGRAM, str(folder)], capture_output=True, text=True, env=kept | environment)
+    done = subprocess.run([sys.executable, "-W", "error", "-c", PROGRAM, str(folder)], capture_output=True, text=True, env=kept | environment, preexec_fn=before, timeout=120)
     assert done.returncode == 0, done.stderr
     return done.stdout.split()
 
@@ -41,6 +42,33 @@ def test_a_folder_of_the_users_own_stays(tmp_path):
 def test_a_folder_that_cannot_be_written_is_left_alone(tmp_path, what):
     (tmp_path / "file").write_text("")
     assert run(tmp_path / "file" / "compiled" if what == "a file in the way" else "/proc/compiled") == ["3.0", "0", "None"]
+
+
+@pytest.mark.parametrize("damage", ["empty", "truncated", "zeros", "a bit flipped", "a folder", "a pipe"])
+def test_damaged_programs_are_compiled_anew(tmp_path, damage):
+    assert run(tmp_path) == ["3.0", "0", str(tmp_path)]
+    for file in list(tmp_path.iterdir()):
+        good = bytearray(file.read_bytes())
+        file.unlink()
+        match damage:
+            case "a folder":
+                file.mkdir()
+            case "a pipe":
+                os.mkfifo(file)
+            case "a bit flipped":
+                good[len(good) // 2] ^= 4
+                file.write_bytes(good)
+            case _:
+                file.write_bytes({"empty": b"", "truncated": good[: len(good) // 2], "zeros": bytes(len(good))}[damage])
+    assert run(tmp_path) == ["3.0", "0", str(tmp_path)]
+
+
+def test_a_full_disk_ends_nothing(tmp_path):
+    def full():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+
+    assert run(tmp_path, before=full) == ["3.0", "0", str(tmp_path)]
+    assert run(tmp_path)[0] == "3.0"
 
 
 def test_the_oldest_programs_go_first(tmp_path):

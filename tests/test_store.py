@@ -7,6 +7,7 @@ import os
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -155,6 +156,121 @@ def test_damaged_manifest_is_named(filled, content):
     (filled.folder / "manifest.json").write_text(content)
     with pytest.raises(ValueError, match=r"store: .*manifest\.json is damaged .* delete its folder"):
         FeatureStore.open(filled.folder, filled.manifest)
+
+
+FORGED = {
+    "nested too deeply": lambda good: b"[" * 100_000,
+    "too large": lambda good: b" " * (65 << 20),
+    "not text": lambda good: b"\xff\xfe" + good,
+    "a number beyond numbers": lambda good: good.replace(b'"num_samples": 5', b'"num_samples": 1' + b"0" * 5000),
+    "too many samples": lambda good: good.replace(b'"num_samples": 5', b'"num_samples": 99999999999999999999'),
+    "no samples": lambda good: good.replace(b'"num_samples": 5', b'"num_samples": 0'),
+    "a fraction of a block": lambda good: good.replace(b'"block_size": 2', b'"block_size": 0.5'),
+    "no number": lambda good: good.replace(b'"num_outputs": 2', b'"num_outputs": true'),
+    "another dtype": lambda good: good.replace(b'"float32"', b'"int32"'),
+    "a dtype that is none": lambda good: good.replace(b'"dtype": "float32"', b'"dtype": ["float32"]'),
+    "an entry missing": lambda good: good.replace(b'"num_projections"', b'"projections"'),
+    "a pipe": os.mkfifo,
+    "endless": lambda path: path.symlink_to("/dev/zero"),
+    "a folder": Path.mkdir,
+    "a circle": lambda path: path.symlink_to(path.name),
+}
+
+
+@pytest.fixture
+def named(tmp_path):
+    """A complete store where `find` looks for it."""
+    description = manifest()
+    opened = FeatureStore.open(store.folder_of(description, tmp_path), description)
+    for index in opened.missing():
+        opened.write(index, numbers(opened, index))
+    return opened
+
+
+def damage(file, kind):
+    good = file.read_bytes()
+    file.unlink()
+    if kind in ("a pipe", "endless", "a folder", "a circle"):
+        FORGED[kind](file)
+    else:
+        file.write_bytes(FORGED[kind](good))
+    return good
+
+
+@pytest.mark.parametrize("kind", FORGED)
+def test_a_damaged_manifest_ends_no_prediction_and_is_written_anew(named, kind):
+    """Alone it is refused; where the features are known, each block says itself what it is of."""
+    file = named.folder / "manifest.json"
+    good = damage(file, kind)
+    with pytest.raises(ValueError, match=r"store: .*manifest\.json is damaged .*; delete its folder or give another"):
+        FeatureStore.open(named.folder)
+    with pytest.warns(UserWarning, match=r"manifest\.json is damaged .* so they are used") as caught:
+        found = store.find(named.manifest, named.folder.parent)
+    assert len(caught) == 1
+    assert len(str(caught[0].message)) < 1000
+    assert found is not None
+    assert same_bits(found.rows(np.arange(5)), named.rows(np.arange(5)))
+    if kind == "a folder":  # which is not removed
+        with pytest.warns(UserWarning, match="written anew"), pytest.raises(OSError, match="cannot make a store"):
+            FeatureStore.open(named.folder, named.manifest)
+        return
+    with pytest.warns(UserWarning, match=r"manifest\.json is damaged .*; it is written anew"):
+        again = FeatureStore.open(named.folder, named.manifest)
+    assert again.complete
+    assert not file.is_symlink()
+    assert file.read_bytes() == good
+
+
+def test_every_flipped_bit_of_a_manifest_is_noticed(named):
+    file = named.folder / "manifest.json"
+    good = file.read_bytes()
+    for position in range(len(good)):
+        bad = bytearray(good)
+        bad[position] ^= 1 << position % 8
+        file.write_bytes(bad)
+        with pytest.warns(UserWarning, match=r"manifest\.json is damaged"):
+            assert store.find(named.manifest, named.folder.parent) is not None, f"byte {position} of {len(good)}"
+    file.unlink()
+    with warnings.catch_warnings(action="error"):
+        assert store.find(named.manifest, named.folder.parent) is not None  # the blocks are all it takes
+
+
+@pytest.mark.parametrize("kind", ["a pipe", "endless", "a circle"])
+def test_what_is_no_file_counts_as_a_missing_block_and_gives_way(named, kind):
+    file = block_file(named, 1)
+    good = damage(file, kind)
+    with pytest.warns(UserWarning, match=r"block 1 in .* cannot be read"):
+        assert named.missing() == [1]
+    with pytest.raises(ValueError, match=r"block 1 in .* cannot be read"):
+        named.block(1)
+    named.write(1, numbers(named, 1))
+    assert not file.is_symlink()
+    assert file.read_bytes() == good
+
+
+def test_a_folder_in_the_place_of_a_block_is_named_and_stays(named):
+    block_file(named, 1).unlink()
+    block_file(named, 1).mkdir()
+    with pytest.warns(UserWarning, match=r"block 1 in .* cannot be read"):
+        assert store.find(named.manifest, named.folder.parent) is None
+    with pytest.raises(OSError, match="cannot write block 1"):
+        named.write(1, numbers(named, 1))
+
+
+def test_other_files_are_left_alone_and_many_damaged_blocks_are_counted(tmp_path):
+    opened = FeatureStore.open(tmp_path, manifest(inputs=np.asarray(CASE.inputs(20, 0)), block_size=2))
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "block-999999.safetensors").write_bytes(b"?")
+    for index in range(10):
+        block_file(opened, index).write_bytes(b"?")
+    with pytest.warns(UserWarning, match="store: ") as caught:
+        assert opened.missing() == list(range(10))
+    assert len(caught) == 4
+    assert "7 further blocks" in str(caught[-1].message)
+    for index in range(10):
+        opened.write(index, numbers(opened, index))
+    assert opened.complete
+    assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
 # What the features are of
@@ -386,6 +502,31 @@ def test_full_disk_is_said_and_nothing_is_lost(filled, monkeypatch):
     assert filled.missing() == [2]
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="mounts a small disk")
+def test_a_disk_that_is_really_full(tmp_path):
+    """One of 256 kB: what fits is kept, the block that does not is named, with room made it goes on."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)], capture_output=True).returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        (disk / "ballast").write_bytes(bytes(100_000))
+        opened = FeatureStore.open(disk / "features", manifest() | {"num_projections": 4000})  # 64 kB a block
+        opened.write(0, numbers(opened, 0))
+        opened.write(1, numbers(opened, 1))
+        with pytest.raises(OSError, match=r"cannot write block 2 .*the disk is full \(0\.\d MB free\): make room and run again") as caught:
+            opened.write(2, numbers(opened, 2))
+        assert caught.value.errno == errno.ENOSPC
+        assert not list(opened.folder.glob(".*.partial"))
+        assert opened.missing() == [2]
+        (disk / "ballast").unlink()
+        opened.write(2, numbers(opened, 2))
+        assert opened.complete
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
 @pytest.fixture
 def unprivileged_folder():
     """A folder that the test may make read-only; root, whom no permission stops, becomes nobody meanwhile."""
@@ -454,6 +595,30 @@ def test_default_folder_follows_the_environment(monkeypatch, tmp_path):
     for platform, folder in (("linux", tmp_path / "cache" / "ntk-tt"), ("darwin", Path.home() / "Library" / "Caches" / "ntk-tt")):
         monkeypatch.setattr(sys, "platform", platform)
         assert store.default_folder() == folder
+
+
+@pytest.mark.parametrize(("given", "folder"), [
+    ("relative/cache", "{here}/relative/cache"), ("~/cache", "{home}/cache"), ("", "{home}/.cache/ntk-tt"), ("  ", "{home}/.cache/ntk-tt"),
+    ("/a b\n'é\udcff", "/a b\n'é\udcff"),
+])
+def test_odd_names_of_the_default_folder(monkeypatch, tmp_path, given, folder):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")  # counts as none
+    monkeypatch.setenv("NTK_TT_CACHE", given)
+    assert store.default_folder() == Path(folder.format(here=tmp_path, home=tmp_path / "home"))
+
+
+def test_no_home_folder_is_said(monkeypatch):
+    def none(*_):
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("NTK_TT_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", none)
+    with pytest.raises(ValueError, match=r"NTK_TT_CACHE: there is no home folder .*; set NTK_TT_CACHE to a folder, or give --store"):
+        store.default_folder()
 
 
 @pytest.mark.parametrize(("changes", "message"), [
