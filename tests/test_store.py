@@ -13,6 +13,7 @@ import tempfile
 import time
 import warnings
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -158,7 +159,7 @@ def test_damaged_manifest_is_named(filled, content):
         FeatureStore.open(filled.folder, filled.manifest)
 
 
-FORGED = {
+FORGED: dict[str, Any] = {
     "nested too deeply": lambda good: b"[" * 100_000,
     "too large": lambda good: b" " * (65 << 20),
     "not text": lambda good: b"\xff\xfe" + good,
