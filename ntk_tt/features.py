@@ -223,7 +223,12 @@ def _run(plan: FeaturePlan, params: PyTree, block: Array) -> Float[Array, "block
 
 def in_contrasts(apply: Apply, basis: Float[Array, "c k"]) -> Apply:
     """The network with the C−1 contrasts of its logits as outputs, all that softmax cross-entropy sees; see `ContrastKernel`."""
-    return lambda params, inputs: apply(params, inputs) @ basis
+
+    def contrasts(params, inputs):
+        logits = apply(params, inputs)
+        return logits @ basis.astype(logits.dtype)
+
+    return contrasts
 
 
 def check_path(path: str) -> None:

@@ -224,7 +224,7 @@ def _even(count: int, block_size: int) -> int:
 
 def _padded_blocks(indices: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(indices, weights 1/B) in blocks of `size`, the last filled up with samples of weight 0."""
-    weights = np.full(len(indices), 1 / len(indices), np.float32)
+    weights = np.full(len(indices), 1 / len(indices))
     for start in range(0, len(indices), size):
         part, weight = indices[start : start + size], weights[start : start + size]
         yield np.resize(part, size), np.pad(weight, (0, size - len(part)))

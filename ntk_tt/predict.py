@@ -112,7 +112,7 @@ def linearize(apply: Apply, params: PyTree, inputs: Float[Array | np.ndarray, "n
 
 def stored_outputs(apply: Apply, num_outputs: int, outputs: Outputs) -> Apply:
     """The network whose features `linearize(..., outputs=outputs, features=...)` takes."""
-    return apply if outputs == "logits" else in_contrasts(apply, contrast_basis(num_outputs))
+    return apply if outputs == "logits" else in_contrasts(apply, contrast_basis(num_outputs, float))
 
 
 def _stored_kernel(store: FeatureStore, expected: tuple[int, int], space: Space, memory: int | None) -> AbstractKernel:
