@@ -1,5 +1,7 @@
 """Gradient flow: the limit of small steps and full batches, solved with diffrax."""
 
+import contextlib
+
 import diffrax
 import equinox as eqx
 import jax
@@ -40,20 +42,27 @@ def solve_ode(problem: LinearizedProblem, optimizer: OptimizerConfig, num_steps:
 
     Raises:
         ValueError: an argument out of range, a flow too stiff for the solver, or streamed features.
+
+    Implicit solvers work in double precision, which takes twice the kernel's memory: their steps may be thousands of times what
+    the fastest mode allows, and rounding of that mode in single precision, as many times larger, would be all that the error estimate sees.
     """
     check_num_steps(num_steps)
     check_in_memory(problem, "ode")
     steps = record_steps(num_steps, record_every)
-    dtype = problem.initial_logits.dtype
-    times = clock(optimizer, num_steps)[steps].astype(dtype)
-    start = zero_state(problem)
+    times = clock(optimizer, num_steps)[steps]
     if solver is None:
-        small = sum(leaf.size for leaf in jax.tree.leaves(start)) <= _DENSE_IMPLICIT_SIZE
+        small = sum(leaf.size for leaf in jax.tree.leaves(zero_state(problem))) <= _DENSE_IMPLICIT_SIZE
         solver = diffrax.Kvaerno5() if small else diffrax.Tsit5()
+    implicit = isinstance(solver, diffrax.AbstractImplicitSolver)
     tolerances = (relative_tolerance, absolute_tolerance)
-    loss, error, saved, succeeded = _flow(problem, solver, tolerances, save_logits, float(optimizer.weight_decay), jnp.asarray(times), start)
+    with jax.enable_x64(True) if implicit else contextlib.nullcontext():
+        if implicit:
+            problem = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), problem)
+        times = jnp.asarray(times, problem.initial_logits.dtype)
+        loss, error, saved, succeeded = _flow(problem, solver, tolerances, save_logits, float(optimizer.weight_decay), times, zero_state(problem))
     if not bool(succeeded):
-        raise ValueError(f"learning_rate: the flow is too stiff for {type(solver).__name__} within {_MAX_SOLVER_STEPS} steps; give solver=diffrax.Kvaerno5(), a smaller learning rate, or use replay")
+        remedy = "" if implicit else "solver=diffrax.Kvaerno5(), "
+        raise ValueError(f"learning_rate: the flow is too stiff for {type(solver).__name__} within {_MAX_SOLVER_STEPS} steps; give {remedy}a smaller learning rate, or use replay")
     return Trajectory(steps, np.asarray(loss), np.asarray(error), np.asarray(saved) if save_logits else None)
 
 

@@ -111,7 +111,7 @@ def _integrate(problem: LinearizedProblem, noise: Noise, substeps: int, save_log
             return State(amplitude * jnp.sqrt(num_samples * 1.0) * kernel.pull((dw - dw.mean())[:, None] * g), jnp.zeros_like(state.decay))
 
         def diagonal(dw):
-            growth = 1.0 if noise == "diagonal-constant" else jnp.linalg.norm(g) / initial_norm
+            growth = 1.0 if noise == "diagonal-constant" else jnp.linalg.norm(g) / jnp.where(initial_norm > 0, initial_norm, 1)
             return State(amplitude * growth * deviation * dw, jnp.zeros_like(state.decay))
 
         structure = jax.ShapeDtypeStruct((num_samples,) if noise == "full" else kernel.zero().shape, g.dtype)
