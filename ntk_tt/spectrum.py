@@ -164,9 +164,10 @@ def extrapolate_power_law(subset: Spectrum, num_samples: int, total: float | Non
         first, last: range of the fit.
 
     Raises:
-        ValueError: N below N₀, or what `fit_power_law` and `continue_projections` raise.
+        ValueError: N below N₀, projections of zeros, or what `fit_power_law` and `continue_projections` raise.
     """
     _check_larger(subset, num_samples)
+    _check_something_to_learn(subset.projections)
     ranks_seen = len(subset.eigenvalues)
     if not 0 <= kept_eigenvalues <= ranks_seen:
         raise ValueError(f"kept_eigenvalues: must lie between 0 and the {ranks_seen} of the subset, got {kept_eigenvalues}")
@@ -217,7 +218,7 @@ def extrapolate_resolvent(subset: Spectrum, num_samples: int, total: float | Non
         multiplicity), and the time τ up to which it rests on the subset: 1/(2 z_N) at the smallest z_N that the subset reaches.
 
     Raises:
-        ValueError: N below N₀, or fewer than 2 samples.
+        ValueError: N below N₀, fewer than 2 samples, residuals or a kernel of zeros.
 
     Fails where samples are not independent (augmented copies, videos), and past that time, where nothing on the subset decides.
     """
@@ -225,9 +226,12 @@ def extrapolate_resolvent(subset: Spectrum, num_samples: int, total: float | Non
     if subset.num_samples < 2:
         raise ValueError(f"subset: needs at least 2 samples, got {subset.num_samples}")
     values, weights = subset.eigenvalues, subset.projections
+    _check_something_to_learn(weights)
     scale = float(weights.sum())
     total = scale if total is None else total
     largest = float(values.max())
+    if not largest > 0:
+        raise ValueError("subset: all eigenvalues are zero, the network's outputs do not depend on its parameters, so nothing is ever learned; check what trains")
     arguments = np.geomspace(1e-6 * largest, 1e2 * largest, 240)
     kappas = np.asarray([1 / np.mean(1 / (values + z)) for z in arguments])
     resolvents = np.asarray([np.dot(weights, 1 / (values + z)) for z in arguments]) * total / scale
@@ -256,7 +260,7 @@ def extrapolate_loss(ntk: Float[Array | np.ndarray, "rows rows"], residuals: Flo
             curve at most 2-fold, (4, 2, 1) 2.7-fold.
 
     Raises:
-        ValueError: N below N₀, parts that are not distinct positive integers with 1 among them.
+        ValueError: N below N₀, residuals of zeros, parts that are not distinct positive integers with 1 among them.
 
     Cost: `num_subsets` eigen-decompositions of N₀/part samples for each part.
     """
@@ -266,7 +270,8 @@ def extrapolate_loss(ntk: Float[Array | np.ndarray, "rows rows"], residuals: Flo
         raise ValueError(f"num_samples: must be at least the subset's {len(delta)}, got {num_samples}")
     if len(set(parts)) != len(parts) or 1 not in parts or min(parts) < 1 or len(delta) < 2 * max(parts):
         raise ValueError(f"parts: give distinct divisors with 1 among them, that leave 2 of {len(delta)} samples or more, got {tuple(parts)}")
-    curves = [np.mean([each.loss(times) / (0.5 * each.projections.sum()) for each in _subset_spectra(matrix, delta, part, num_subsets, seed)], 0) for part in parts]
+    _check_something_to_learn(delta)
+    curves = [_mean_fall(_subset_spectra(matrix, delta, part, num_subsets, seed), times) for part in parts]
     nodes, wanted = np.asarray([len(delta) / (len(delta) // part) for part in parts]), len(delta) / num_samples
     curve = np.zeros_like(curves[0])
     for index, each in enumerate(curves):
@@ -274,6 +279,14 @@ def extrapolate_loss(ntk: Float[Array | np.ndarray, "rows rows"], residuals: Flo
         curve = curve + float(np.prod((wanted - others) / (nodes[index] - others))) * each
     total = float((delta**2).sum() / len(delta)) if total is None else total
     return 0.5 * total * np.minimum.accumulate(np.clip(curve, 0, 1))
+
+
+def _mean_fall(spectra: list[Spectrum], times: Vector) -> Float[np.ndarray, " t"]:
+    """L(τ)/L(0), mean over the spectra that have something to learn."""
+    falls = [each.loss(times) / (0.5 * each.projections.sum()) for each in spectra if each.projections.sum() > 0]
+    if not falls:
+        raise ValueError("residuals: zero on all of the smaller subsets drawn, so there is no curve to continue; give more samples that the network does not fit, or num_subsets")
+    return np.mean(falls, 0)
 
 
 def _subset_spectra(matrix: np.ndarray, delta: np.ndarray, part: int, num_subsets: int, seed: int) -> list[Spectrum]:
@@ -293,6 +306,11 @@ def _check_pair(matrix: np.ndarray, delta: np.ndarray) -> None:
     for name, array in (("ntk", matrix), ("residuals", delta)):
         if not np.isfinite(array).all():
             raise ValueError(f"{name}: holds {int(np.sum(~np.isfinite(array)))} numbers that are not finite; check the network's weights and inputs")
+
+
+def _check_something_to_learn(residuals: np.ndarray) -> None:
+    if not np.any(residuals):
+        raise ValueError("residuals: all are zero, the network gives its targets exactly, so there is no curve to continue; give samples with something left to learn")
 
 
 def _check_larger(subset: Spectrum, num_samples: int) -> None:
