@@ -9,6 +9,7 @@ from tests import oracles
 from tests.cases import CASES, network
 
 TOLERANCE = 1e-11
+SINGLE = {"attention of grouped queries": 1e-6}  # `jax.nn.dot_product_attention` takes its softmax in single precision, whatever it is given
 
 
 @pytest.fixture(autouse=True)
@@ -17,8 +18,8 @@ def double():
         yield
 
 
-def close(found, truth) -> None:
-    assert np.linalg.norm(np.asarray(found) - truth) <= TOLERANCE * np.linalg.norm(truth)
+def close(name, found, truth) -> None:
+    assert np.linalg.norm(np.asarray(found) - truth) <= SINGLE.get(name, TOLERANCE) * np.linalg.norm(truth)
 
 
 QUICK = ("convolution grouped", "attention of grouped queries", "gated recurrent unit", "embedding tied to the head", "einsum with a kernel a position", "phases",
@@ -30,18 +31,18 @@ QUICK_FIRST = [each if each in QUICK else pytest.param(each, marks=pytest.mark.s
 def test_kernel_and_features_are_those_of_the_dense_jacobian(name):
     apply, params, inputs = network(name)
     jacobian = oracles.dense(apply, params, inputs).jacobian
-    close(ntk_tt.jacobian_features(apply, params, inputs, num_projections="exact"), jacobian)
-    close(ntk_tt.empirical_ntk(apply, params, inputs), np.einsum("iad,jbd->iajb", jacobian, jacobian))
+    close(name, ntk_tt.jacobian_features(apply, params, inputs, num_projections="exact"), jacobian)
+    close(name, ntk_tt.empirical_ntk(apply, params, inputs), np.einsum("iad,jbd->iajb", jacobian, jacobian))
     assert (np.linalg.norm(jacobian) > 0) == (name != "parameters without influence")
 
 
-@pytest.mark.parametrize("name", [each if each in QUICK[:3] else pytest.param(each, marks=pytest.mark.slow) for each in CASES])
+@pytest.mark.parametrize("name", [each if each in QUICK[2:4] else pytest.param(each, marks=pytest.mark.slow) for each in CASES])
 def test_one_sample_and_the_kernel_between_two_sets(name):
     apply, params, inputs = network(name, 1)
     others = network(name, 4, seed=1).inputs
     one, other = (oracles.dense(apply, params, x).jacobian for x in (inputs, others))
-    close(ntk_tt.jacobian_features(apply, params, inputs, num_projections="exact"), one)
-    close(ntk_tt.empirical_ntk(apply, params, inputs, others, block_size=3), np.einsum("iad,jbd->iajb", one, other))
+    close(name, ntk_tt.jacobian_features(apply, params, inputs, num_projections="exact"), one)
+    close(name, ntk_tt.empirical_ntk(apply, params, inputs, others, block_size=3), np.einsum("iad,jbd->iajb", one, other))
 
 
 @pytest.mark.slow
@@ -53,4 +54,4 @@ def test_replay_of_one_step_is_a_step_of_the_weights(name):
     targets = np.random.default_rng(2).normal(size=network_at_start.logits.shape)
     problem = ntk_tt.linearize(apply, params, inputs, targets, loss="mse", num_projections="exact")
     found = ntk_tt.dynamics.replay(problem, ntk_tt.OptimizerConfig(0.1, weight_decay=0.3), 1, save_logits=True).logits[-1]
-    close(found, oracles.train_linear(network_at_start, targets, "mse", [np.arange(3)], rate=0.1, weight_decay=0.3)[-1])
+    close(name, found, oracles.train_linear(network_at_start, targets, "mse", [np.arange(3)], rate=0.1, weight_decay=0.3)[-1])

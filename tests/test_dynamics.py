@@ -291,7 +291,7 @@ def test_sde_takes_enough_substeps_to_be_stable():
 
 @pytest.mark.parametrize(("call", "message"), [
     (lambda p: replay(p, OptimizerConfig(0.1, batch_size=13), 5), "batch_size: 13 is larger than the 12 samples"),
-    (lambda p: replay(p, OptimizerConfig(0.1), 0), "num_steps: must be at least 1"),
+    (lambda p: replay(p, OptimizerConfig(0.1), 0), "num_steps: must be a whole number of at least 1"),
     (lambda p: replay(p, OptimizerConfig(0.1), 5, record_every=0), "record_every"),
     (lambda p: replay(p, OptimizerConfig(0.1), 5, batches=np.zeros((4, 2), int)), "batches: must hold"),
     (lambda p: replay(p, OptimizerConfig(0.1), 5, batches=np.full((5, 2), 12)), "batches: must hold"),
