@@ -98,16 +98,20 @@ def linearize(apply: Apply, params: PyTree, inputs: Float[Array | np.ndarray, "n
     targets = encode_targets(labels, num_outputs, initial_logits.dtype, loss=loss)
     basis = contrast_basis(num_outputs, initial_logits.dtype) if outputs == "contrasts" else None
     if features is not None:
+        num_kept = features.shape[2]
         kernel = _stored_kernel(features, (len(inputs), num_outputs if basis is None else basis.shape[1]), space, memory)
     else:
         found = jacobian_features(
             apply if basis is None else in_contrasts(apply, basis), params, inputs, num_projections=num_projections, projection=projection, key=key,
             precision=precision, memory=memory, mesh=mesh, progress=progress)
+        num_kept = found.shape[2]
         kernel = _kernel(found, len(inputs), space, mesh)
     if mesh is not None:
         initial_logits, weight_logits, targets = (replicate(each, mesh) for each in (initial_logits, weight_logits, targets))
         basis = None if basis is None else replicate(basis, mesh)
-    return LinearizedProblem(kernel if basis is None else ContrastKernel(kernel, basis), initial_logits, weight_logits, targets, loss)
+    num_params = sum(leaf.size for leaf in jax.tree.leaves(params))
+    return LinearizedProblem(kernel if basis is None else ContrastKernel(kernel, basis), initial_logits, weight_logits, targets, loss,
+                             num_projections=num_kept if num_kept < num_params else None, num_params=num_params)
 
 
 def stored_outputs(apply: Apply, num_outputs: int, outputs: Outputs) -> Apply:

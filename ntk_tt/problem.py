@@ -23,6 +23,8 @@ class LinearizedProblem(eqx.Module):
         weight_logits: J w₀ (N, C), along which weight decay pulls.
         targets: (N, C), one-hot rows for classification.
         loss: `ce` or `mse`.
+        num_projections: D' of the random projection that Θ comes from; None where it is exact, or not known.
+        num_params: D, which bounds the rank of Θ; None where it is not known.
     """
 
     kernel: AbstractKernel
@@ -30,6 +32,14 @@ class LinearizedProblem(eqx.Module):
     weight_logits: Float[Array, "n c"]
     targets: Float[Array, "n c"]
     loss: LossName = eqx.field(static=True, default="ce")
+    num_projections: int | None = eqx.field(static=True, default=None)
+    num_params: int | None = eqx.field(static=True, default=None)
+
+    @property
+    def rank(self) -> int:
+        """The most eigenvalues of Θ that are not zero, as the loss sees it."""
+        rows = self.num_samples * (self.initial_logits.shape[1] - (self.loss == "ce"))
+        return rows if self.num_params is None else min(rows, self.num_params)
 
     @property
     def num_samples(self) -> int:

@@ -1,24 +1,24 @@
 """When a prediction should be believed: stability margin, linearisation residual, and what follows from them."""
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Literal, NamedTuple
+import math
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, Int, Key, PyTree
 
-from ntk_tt.dynamics import simulate
-from ntk_tt.dynamics.head_replay import PATH_SPANS, states_along
-from ntk_tt.dynamics.sde import noise_variance
+from ntk_tt.dynamics.head_replay import PATH_SPANS
 from ntk_tt.finetune import finetune
-from ntk_tt.head import HeadProblem, HeadState
-from ntk_tt.learning_rate import batch_curvature_variance, largest_curvature, largest_safe_learning_rate
+from ntk_tt.head import HeadProblem
 from ntk_tt.linearize import Apply, logits_and_tangent
 from ntk_tt.losses import LossName
-from ntk_tt.optimizer import OptimizerConfig, check_num_steps
+from ntk_tt.optimizer import OptimizerConfig
 from ntk_tt.problem import LinearizedProblem
+from ntk_tt.projection import Identity, projection_advice
+from ntk_tt.stable_rate import PredictedPath, SafeRate, margin_on_the_way, predicted_path, safe_learning_rate, stability
+from ntk_tt.targets import chance_loss
 
 Trust = Literal["high", "medium", "low", "none"]
 
@@ -31,20 +31,29 @@ CLOSE_MARGIN = 1.5
 # With a real head and a kernel that is followed on its way, the margin along that way is what tells good predictions from
 # bad: rank correlation with the error −0.7 on the tuning data, more than residual or growth (python -m experiments.calibrate).
 WIDE_MARGIN = 2.5
+LOOK_CLOSER = 4.0  # below, the margin is looked at between the points of the path too
+HOPELESS_MARGIN = 0.1  # past the bound so far, no time of a prediction means anything
+# D' over the rank of what it stands for, below which trust is at most medium and low. The second is the default's half of 2·N·(C−1), less what
+# rounding leaves: its projection is of the backbone alone, and the predictions that trust was fitted to have it.
+SKETCH_LIMITS = {"frozen": (4.0, 1.0), "head": (1.6, 0.5)}
+_RISEN = 3.0  # times the initial loss, or that of chance, which no stable run's prediction passes
 
 
 class Verdict(NamedTuple):
     """How far to trust a prediction.
 
     Attributes:
-        stability_margin: largest stable learning rate over the highest one the setting uses; above 1 is stable.
-        largest_safe_learning_rate: that rate, for the same momentum, batch size and weight decay.
+        stability_margin: largest stable learning rate along the predicted way over the highest one the setting uses; above 1 is stable,
+            0 is a way that leaves the finite numbers.
+        largest_safe_learning_rate: the largest one that is stable on its own way (`safe_learning_rate`), for the same momentum, batch
+            size, weight decay and form of the schedule; with a frozen kernel as far as that can tell.
         linearization_residual: ‖f(w) − f_lin(w)‖ / ‖f(w) − f₀‖ on a sample of the data after a few real steps; None
             where it was not measured.
         expected_residual: the same, carried on to the last predicted step; None where it was not measured.
         trust: `high`, `medium`, `low`, or `none` past the stability bound.
         reason: one sentence with the numbers.
         seconds_per_sample: of a real training step, measured on the few steps; None where there were none.
+        safe_rate_by: whether the safe rate is that of a `frozen kernel`, which does not see the kernel grow, or of the `kernel on its way`.
     """
 
     stability_margin: float
@@ -54,6 +63,7 @@ class Verdict(NamedTuple):
     trust: Trust
     reason: str
     seconds_per_sample: float | None
+    safe_rate_by: Literal["frozen kernel", "kernel on its way"] = "frozen kernel"
 
 
 class Residual(NamedTuple):
@@ -70,12 +80,9 @@ class Residual(NamedTuple):
     seconds_per_sample: float
 
 
-PredictedPath = Sequence[HeadState] | Float[np.ndarray, "s n c"]
-
-
 def assess(problem: LinearizedProblem | HeadProblem, apply: Apply, params: PyTree, inputs: Float[Array | np.ndarray, "n ..."],
            labels: Int[Array | np.ndarray, " n"] | Float[Array | np.ndarray, "n c"], optimizer: OptimizerConfig, num_steps: int, *,
-           path: PredictedPath | None = None, seed: int = 0) -> Verdict:
+           path: PredictedPath | None = None, curve: Float[np.ndarray, " s"] | None = None, key: Key[Array, ""] | None = None, seed: int = 0) -> Verdict:
     """The verdict on predictions of this setting; takes a few real steps on a sample of the data.
 
     Args:
@@ -84,57 +91,50 @@ def assess(problem: LinearizedProblem | HeadProblem, apply: Apply, params: PyTre
         optimizer: the setting.
         num_steps: T.
         path: `Trajectory.states` of this setting's prediction with a real head; without one, or with fewer than six points, it is predicted here.
+        curve: the predicted loss, where it came from other dynamics than a replay: one that is not finite, or rises, is not trusted.
+        key: of the order of the data, as the prediction has it; key 0 where none is given.
         seed: of the sample.
 
     Raises:
         ValueError: an argument out of range.
 
-    Cost: one replay where there is no `path`, a few hundred products with Θ, and about 10 steps' worth of 64 samples.
+    Cost: one replay where there is no `path`, two or three short ones for the largest safe rate, a few hundred products with Θ, and
+    about 10 steps' worth of 64 samples.
     """
     if path is None or len(path) < PATH_SPANS:
-        path = predicted_path(problem, optimizer, num_steps)
-    margin, safe = stability(problem, optimizer, num_steps, path)
+        path = predicted_path(problem, optimizer, num_steps, key=key)
+    margin, _ = stability(problem, optimizer, num_steps, path)
+    if margin < LOOK_CLOSER:
+        margin = min(margin, margin_on_the_way(problem, optimizer, num_steps, key=key))
+    safe = safe_learning_rate(problem, optimizer, num_steps, margin=margin, key=key)
     final = problem.logits(path[-1]) if isinstance(problem, HeadProblem) else np.asarray(path[-1])
     residual = linearization_residual(apply, params, inputs, labels, optimizer, final_logits=final, loss=problem.loss, seed=seed)
-    return judge(margin, safe, residual, follows_kernel=isinstance(problem, HeadProblem))
+    follows_kernel = isinstance(problem, HeadProblem)
+    return judge(margin, safe, residual, follows_kernel=follows_kernel, doubts=_doubts(problem, curve))
 
 
-def predicted_path(problem: LinearizedProblem | HeadProblem, optimizer: OptimizerConfig, num_steps: int) -> PredictedPath:
-    """A handful of predicted points between step 0 and T: logits (S, N, C), or states where the head is real."""
-    check_num_steps(num_steps)
+def _doubts(problem: LinearizedProblem | HeadProblem, curve: Float[np.ndarray, " s"] | None) -> tuple[tuple[Trust, str], ...]:
+    """What else speaks against a prediction: the most trust that it leaves, and why."""
+    found: list[tuple[Trust, str]] = []
+    if curve is not None:
+        highest = _RISEN * max(float(curve[0]), chance_loss(np.asarray(problem.targets), problem.loss))
+        if not np.isfinite(curve).all():
+            found.append(("none", "unstable: the predicted loss is not finite, so the run is predicted to diverge"))
+        elif curve.max() > highest:
+            found.append(("none", f"unstable: the predicted loss rises from {curve[0]:.3g} to {curve.max():.3g}"))
     if isinstance(problem, HeadProblem):
-        return states_along(problem, optimizer, num_steps)
-    trajectory = simulate(problem, optimizer, num_steps, record_every=-(-num_steps // PATH_SPANS), save_logits=True)
-    return np.asarray(trajectory.logits)
-
-
-def stability(problem: LinearizedProblem | HeadProblem, optimizer: OptimizerConfig, num_steps: int, path: PredictedPath | None = None) -> tuple[float, float]:
-    """(margin, largest safe learning rate): η_max over the schedule's highest rate, and η_max.
-
-    The curvature λ is that of the Gauss–Newton Hessian of the loss, (1/N) Jᵀ H J, by Lanczos iteration without forming
-    Θ: its maximum over the points of `path` (by default `predicted_path`), since cross-entropy sharpens while two
-    classes compete. With a `HeadProblem` the kernel is that of each state on the way, so growth that crosses the bound is
-    seen. Gradient descent is stable below 2(1+m)/λ; mini-batches lower that, see
-    `largest_safe_learning_rate`.
-    """
-    noise = noise_variance(problem.num_samples, optimizer)
-    safe, direction = np.inf, None
-    for point in predicted_path(problem, optimizer, num_steps) if path is None else path:
-        if isinstance(problem, HeadProblem):
-            here = problem.tangent(point)
-            logits = here.initial_logits
-        else:
-            here, logits = problem, jnp.asarray(point)
-        if not np.isfinite(logits).all():
-            break
-        curvature, direction = largest_curvature(here, logits, direction)
-        variance = noise * batch_curvature_variance(here, logits, curvature, direction) if noise else 0.0
-        safe = min(safe, largest_safe_learning_rate(
-            curvature, variance, momentum=optimizer.momentum, nesterov=optimizer.nesterov, weight_decay=optimizer.weight_decay))
-        if problem.loss == "mse" and here is problem:
-            break  # its curvature does not depend on the logits
-    highest = optimizer.learning_rates(num_steps).max()
-    return float(safe / highest) if highest > 0 else np.inf, float(safe)
+        projected = problem.projection is not None and not isinstance(problem.projection, Identity)
+        rank, dimension = problem.num_samples * (problem.targets.shape[1] - (problem.loss == "ce")), problem.jacobian.shape[-1]
+        advice = f"num_projections: {dimension} is few for a kernel of rank {rank}; take at least {2 * rank}"
+        limits = SKETCH_LIMITS["head"]
+    else:
+        projected = problem.num_projections is not None
+        rank, dimension = problem.rank, problem.num_projections or 0
+        advice = projection_advice(rank, dimension, max(rank, dimension + 1))
+        limits = SKETCH_LIMITS["frozen"]
+    if projected and dimension < limits[0] * rank:
+        found.append(("low" if dimension < limits[1] * rank else "medium", advice or f"num_projections: {dimension} is few for a kernel of rank {rank}"))
+    return tuple(found)
 
 
 def linearization_residual(apply: Apply, params: PyTree, inputs: Float[Array | np.ndarray, "n ..."], labels: Int[Array | np.ndarray, " n"] | Float[Array | np.ndarray, "n c"],
@@ -168,17 +168,31 @@ def linearization_residual(apply: Apply, params: PyTree, inputs: Float[Array | n
     return Residual(value, value * growth, seconds)
 
 
-def judge(margin: float, safe_learning_rate: float, residual: Residual | None = None, *, follows_kernel: bool = False) -> Verdict:
-    """Trust from the margin and the expected residual, the worse one; from the margin alone where it is that of a kernel followed on its way (`HeadProblem`)."""
+def judge(margin: float, safe_learning_rate: float | SafeRate, residual: Residual | None = None, *, follows_kernel: bool = False,
+          doubts: tuple[tuple[Trust, str], ...] = ()) -> Verdict:
+    """Trust from the margin and the expected residual, the worse one; from the margin alone where it is that of a kernel followed on its way (`HeadProblem`).
+
+    Args:
+        doubts: (most trust, reason) of what else speaks against the prediction.
+    """
     value, expected, seconds = residual or (None, None, None)
+    safe = safe_learning_rate if isinstance(safe_learning_rate, SafeRate) else SafeRate(safe_learning_rate, True)
 
     def verdict(trust: Trust, reason: str) -> Verdict:
-        return Verdict(margin, safe_learning_rate, value, expected, trust, reason, seconds)
+        for most, doubt in doubts:
+            if get_args(Trust).index(most) > get_args(Trust).index(trust):
+                trust, reason = most, doubt if most == "none" else f"{reason}; {doubt}"
+        return Verdict(margin, safe.rate, value, expected, trust, reason, seconds, "kernel on its way" if follows_kernel else "frozen kernel")
 
-    if margin < 1:
-        return verdict("none", f"unstable: the learning rate is {1 / margin:.2g} times the largest stable one, so real training will oscillate or diverge; "
-                               f"take at most {safe_learning_rate:.2g}")
-    stable = f"stable with a margin of {margin:.2g} (largest safe learning rate {safe_learning_rate:.2g})"
+    if value is not None and not math.isfinite(value):
+        return verdict("none", "unstable: a few real steps on a sample of the data already gave NaN or infinity; take a smaller learning rate")
+    if not margin >= 1:
+        return verdict("none", _unstable(margin, safe, follows_kernel))
+    if margin == math.inf and safe.rate == 0:
+        return verdict("high", "nothing moves: the learning rate is 0 at every step")
+    if margin == math.inf:
+        return verdict("low", "no curvature was seen on the way, so there is no bound to compare with: the network does not move, is saturated, or nothing of it that trains matters")
+    stable = f"stable with a margin of {margin:.2g} ({_safe(safe, follows_kernel)})"
     if follows_kernel:
         trust: Trust = "high" if margin >= WIDE_MARGIN else "medium" if margin >= CLOSE_MARGIN else "low"
         remark = {"high": "", "medium": "; not far from the bound, where real training is often slower",
@@ -194,3 +208,29 @@ def judge(margin: float, safe_learning_rate: float, residual: Residual | None = 
     if margin < CLOSE_MARGIN:
         return verdict("low" if expected > medium else "medium", f"{reason}; close to the stability bound, which curvature that grows in training can cross")
     return verdict("high" if expected <= high else "medium" if expected <= medium else "low", reason)
+
+
+def _unstable(margin: float, safe: SafeRate, follows_kernel: bool) -> str:
+    if margin > 0:
+        text = f"unstable: the learning rate is {1 / margin:.2g} times the largest stable one on its way, so real training will oscillate or diverge"
+    else:
+        text = "unstable: the predicted run itself leaves the finite numbers, or its loss rises to several times what it was, so real training will diverge"
+    if not safe.rate > 0:
+        return f"{text}; take a far smaller one"
+    return f"{text}; take at most {_rounded(safe.rate)}" + ("" if follows_kernel else ", and less where the kernel grows on the way: `curvature` follows it")
+
+
+def _safe(safe: SafeRate, follows_kernel: bool) -> str:
+    if not safe.is_largest:
+        return f"stable too up to a learning rate of at least {_rounded(safe.rate)}"
+    if follows_kernel:
+        return f"largest safe learning rate {_rounded(safe.rate)}"
+    return f"largest stable learning rate {_rounded(safe.rate)} with the kernel frozen; one that grows on its way, which `curvature` follows, allows less"
+
+
+def _rounded(rate: float) -> str:
+    """Three digits, never more than it is: a rate just above the bound is not safe."""
+    if not 1e-300 < rate < 1e300:
+        return f"{rate:.2g}"
+    digits = 2 - math.floor(math.log10(rate))
+    return f"{math.floor(rate * 10.0**digits) / 10.0**digits:.3g}"

@@ -88,24 +88,26 @@ def hyper(optimizer: OptimizerConfig) -> tuple[float, float]:
     return float(optimizer.momentum), float(optimizer.weight_decay)
 
 
+def gradient(problem: LinearizedProblem, state: State, weight_decay, batch: Int[Array, " b"] | None = None) -> State:
+    """∂L/∂u of the mean loss of all samples, or of a batch, and λ·(the weights)."""
+    if batch is None:
+        mean = losses.mean_residuals(problem.loss, logits(problem, state), problem.targets)
+        pulled = problem.kernel.pull(mean)
+    else:
+        mean = losses.mean_residuals(problem.loss, logits_rows(problem, state, batch), problem.targets[batch])
+        pulled = problem.kernel.pull_rows(mean, batch)
+    return decayed(pulled, state, weight_decay)
+
+
 @partial(jax.jit, static_argnums=(1, 2, 3))
 def _run(problem, nesterov, chunk, save_logits, hyper, rates, indices, state, velocity):
     """Records before every `chunk` steps, and the state after all of them."""
     momentum, weight_decay = hyper
 
-    def gradient(state: State, batch) -> State:
-        if batch is None:
-            mean = losses.mean_residuals(problem.loss, logits(problem, state), problem.targets)
-            pulled = problem.kernel.pull(mean)
-        else:
-            mean = losses.mean_residuals(problem.loss, logits_rows(problem, state, batch), problem.targets[batch])
-            pulled = problem.kernel.pull_rows(mean, batch)
-        return decayed(pulled, state, weight_decay)
-
     def step(carry, now):
         state, velocity = carry
         rate, batch = now
-        return sgd_step(state, velocity, gradient(state, batch), rate, momentum, nesterov), None
+        return sgd_step(state, velocity, gradient(problem, state, weight_decay, batch), rate, momentum, nesterov), None
 
     def chunk_of_steps(carry, now):
         record = _record(problem, save_logits, carry[0])
