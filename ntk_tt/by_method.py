@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
+from jaxtyping import Array, Key
 
 from ntk_tt.calibration import Interval, has_interval, interval, slowdown, slowed
 from ntk_tt.closed_loop import Predictor
@@ -13,7 +14,7 @@ from ntk_tt.dynamics import Method
 from ntk_tt.dynamics.trajectory import Trajectory
 from ntk_tt.finetune import TrainingRun, finetune
 from ntk_tt.head import HeadProblem, linearize_head
-from ntk_tt.one_shot import predict_after
+from ntk_tt.one_shot import check_beginning, predict_after
 from ntk_tt.optimizer import OptimizerConfig
 from ntk_tt.predict import Outputs, Prediction, linearize, plateau_window, predict, summarize_runs
 from ntk_tt.problem import LinearizedProblem
@@ -23,7 +24,7 @@ from ntk_tt.sharding import sample_mesh
 from ntk_tt.stopwatch import Stopwatch
 from ntk_tt.store import FeatureStore
 from ntk_tt.training_time import continued_time, smooth
-from ntk_tt.verdict import Verdict
+from ntk_tt.verdict import HOPELESS_MARGIN, Verdict
 
 CommandLineMethod = Literal["curvature", "head", "one-shot", "replay", "ode", "sde", "sde-diagonal", "sde-diagonal-constant"]
 
@@ -135,9 +136,35 @@ def first_real_steps(setup: Setup, loaded: Loaded, optimizer: OptimizerConfig, n
     with progress_bar("first real steps") as progress:
         run = finetune(loaded.model.apply, loaded.model.params, loaded.images, loaded.task.labels, optimizer, num_steps, loss=setup.loss, seed=setup.seed + 2,
                        record_every=record_every, progress=progress)
-    if run.diverged_at is not None:
-        raise ValueError(f"learning_rate: real training diverged at step {run.diverged_at} of the {num_steps} observed; take a smaller one")
+    check_beginning(run, "observed", setup.loss, loaded.task.labels)
     return run
+
+
+def first_order(setup: Setup, num_runs: int) -> Key[Array, ""]:
+    """The key of the order of the data of a prediction's first run, of so many."""
+    return jax.random.split(jax.random.key(setup.seed + 1), num_runs)[0]
+
+
+def is_hopeless(verdict: Verdict) -> bool:
+    """Whether a refused prediction is so far past the bound, or so broken, that not even its times mean anything."""
+    return verdict.trust == "none" and not (verdict.stability_margin >= HOPELESS_MARGIN and math.isfinite(verdict.stability_margin))
+
+
+def without_times(predicted: Predicted) -> Predicted:
+    """The prediction with nothing reached."""
+
+    def none(times: dict) -> dict:
+        return {name: none(time) if isinstance(time, dict) else None for name, time in times.items()}
+
+    before = predicted.prediction
+    times, low, high = (none(each) for each in (before.times, before.times_low, before.times_high))
+    return dataclasses.replace(predicted, prediction=dataclasses.replace(before, times=times, times_low=low, times_high=high))
+
+
+def diverged_at(prediction: Prediction) -> int | None:
+    """The first record at which the predicted loss is not finite."""
+    finite = np.isfinite(prediction.loss)
+    return None if finite.all() else int(prediction.steps[int(finite.argmin())])
 
 
 def intervals(method: CommandLineMethod, predicted: Predicted, num_steps: int, smoothing: int, verdict: Verdict) -> dict[str, dict[str, dict[str, Any]]] | None:

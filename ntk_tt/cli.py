@@ -15,7 +15,20 @@ import tyro
 
 from ntk_tt import interruption, terminal
 from ntk_tt import report as reports
-from ntk_tt.by_method import CommandLineMethod, Predicted, Reading, as_slow_as, first_real_steps, intervals, observed, predict_by
+from ntk_tt.by_method import (
+    CommandLineMethod,
+    Predicted,
+    Reading,
+    as_slow_as,
+    diverged_at,
+    first_order,
+    first_real_steps,
+    intervals,
+    is_hopeless,
+    observed,
+    predict_by,
+    without_times,
+)
 from ntk_tt.compilation import keep_compiled
 from ntk_tt.data import describe_data, list_data
 from ntk_tt.files import check_writable
@@ -286,12 +299,15 @@ def run(options: Predict) -> dict[str, Any]:
     predicted = predict_by(options.method, options, loaded, optimizer, reading, num_seeds=options.seeds, first_steps=options.first_steps)
     watches = dict(predicted.watches)
     with Stopwatch() as watches["verdict"]:
-        verdict = assess(predicted.problem, model.apply, model.params, images, task.labels, optimizer, options.steps, path=predicted.prediction.runs[0].states, seed=options.seed)
+        verdict = assess(predicted.problem, model.apply, model.params, images, task.labels, optimizer, options.steps, path=predicted.prediction.runs[0].states,
+                         curve=predicted.prediction.loss, key=first_order(options, len(predicted.prediction.runs)), seed=options.seed)
     predicted = as_slow_as(predicted, options.method, verdict.stability_margin, reading, optimizer, len(task.labels))
     if options.observe is not None:
         with Stopwatch() as watches["observed"]:
             run_so_far = first_real_steps(options, loaded, optimizer, options.observe, min(record_every, max(1, options.observe // 8)))
             predicted = observed(predicted, options.method, run_so_far, reading, optimizer, len(task.labels))
+    elif is_hopeless(verdict):
+        predicted = without_times(predicted)
     prediction = predicted.prediction
 
     assert verdict.seconds_per_sample is not None
@@ -300,6 +316,7 @@ def run(options: Predict) -> dict[str, Any]:
         "task": _task(options, loaded, predicted), "optimizer": _optimizer(options),
         "prediction": reports.curve(prediction, prediction.times, times_low=prediction.times_low, times_high=prediction.times_high,
                                     method=options.method, num_seeds=len(prediction.runs), real_steps=predicted.real_steps, slowdown=predicted.slowdown,
+                                    diverged_at=diverged_at(prediction),
                                     intervals=intervals(options.method, predicted, options.steps, smoothing, verdict)),
         "truth": None,
         "cost": _cost(options, watches, estimate, None),
@@ -322,7 +339,7 @@ def run(options: Predict) -> dict[str, Any]:
             raise
         times = training_times(truth.steps, truth.loss, truth.error, thresholds=options.thresholds, loss_thresholds=options.loss_thresholds,
                                smoothing=smoothing, plateau_window=plateau_window(optimizer, len(task.labels)))
-        report["truth"] = reports.curve(truth, times, diverged_at=truth.diverged_at)
+        report["truth"] = reports.curve(truth, times, diverged_at=truth.diverged_at, collapsed_at=truth.collapsed_at)
         report["cost"] = _cost(options, watches, truth.seconds * options.steps / (truth.diverged_at or options.steps), truth)
     curves = [{"loss": each.loss, "error": each.error} for each in prediction.runs]
     try:

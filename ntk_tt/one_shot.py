@@ -15,8 +15,11 @@ from ntk_tt.finetune import TrainingRun, finetune
 from ntk_tt.head import HeadProblem, linearize_head, velocity_of
 from ntk_tt.losses import LossName
 from ntk_tt.models.model import Model
-from ntk_tt.optimizer import OptimizerConfig, check_num_steps
+from ntk_tt.optimizer import OptimizerConfig, check_num_seeds, check_num_steps
 from ntk_tt.progress import Progress, silent
+from ntk_tt.targets import chance_loss, encode_targets
+
+_BLOWN_UP = 10.0  # times the loss at the start, or that of chance: nothing can be predicted from where such steps led
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,11 +58,12 @@ def predict_after(model: Model, inputs: Float[Array | np.ndarray, "n ..."], labe
         key: of the projection and of the orders that follow; key 0 where none is given.
 
     Raises:
-        ValueError: as `linearize_head`, k outside 1 … T−1, or real steps that diverge.
+        ValueError: as `linearize_head`, T below 2, k outside 1 … T−1, or real steps that diverge, blow up or end in a dead network.
 
     Cost: k real steps, and `linearize_head` for this setting alone.
     """
-    check_num_steps(num_steps)
+    check_num_steps(num_steps, least=2)
+    check_num_seeds(num_seeds)
     num_samples = len(inputs)
     batch_size = optimizer.checked_batch_size(num_samples)
     if first_steps is None:
@@ -67,8 +71,7 @@ def predict_after(model: Model, inputs: Float[Array | np.ndarray, "n ..."], labe
     if not 1 <= first_steps < num_steps:
         raise ValueError(f"first_steps: must lie in 1 … {num_steps - 1} (one less than the steps to predict), got {first_steps}")
     run = finetune(model.apply, model.params, inputs, labels, optimizer, first_steps, loss=loss, seed=seed, record_every=record_every)
-    if run.diverged_at is not None:
-        raise ValueError(f"learning_rate: real training diverged at step {run.diverged_at} of the first {first_steps}; take a smaller one")
+    check_beginning(run, "first", loss, labels)
     key = jax.random.key(0) if key is None else key
     moved = dataclasses.replace(model, params=run.params)
     problem = linearize_head(moved, inputs, labels, curvature=curvature, loss=loss, key=key, progress=progress)
@@ -86,6 +89,19 @@ def predict_after(model: Model, inputs: Float[Array | np.ndarray, "n ..."], labe
         losses, errors = (np.concatenate([getattr(run, name)[real], getattr(replayed, name)[later_records]]) for name in ("loss", "error"))
         trajectories.append(Trajectory(steps, losses, errors))
     return OneShot(problem, run, tuple(trajectories))
+
+
+def check_beginning(run: TrainingRun, which: str, loss: LossName, labels: Int[Array | np.ndarray, " n"] | Float[Array | np.ndarray, "n c"]) -> None:
+    """Raises ValueError unless the real steps that a prediction begins with led somewhere that it can go on from."""
+    taken, remedy = int(run.steps[-1]), "take a smaller one"
+    if run.diverged_at is not None:
+        raise ValueError(f"learning_rate: real training diverged at step {run.diverged_at} of the {which} {taken}; {remedy}")
+    labels = np.asarray(labels)
+    targets = encode_targets(labels, int(labels.max()) + 1) if labels.ndim == 1 else labels
+    if run.loss[-1] > _BLOWN_UP * max(float(run.loss[0]), chance_loss(np.asarray(targets), loss)):
+        raise ValueError(f"learning_rate: the {which} {taken} real steps raised the loss from {run.loss[0]:.3g} to {run.loss[-1]:.3g}; {remedy}")
+    if run.collapsed_at is not None:
+        raise ValueError(f"learning_rate: real training died within the {which} {taken} steps, by step {run.collapsed_at}: the outputs are the same for all samples; {remedy}")
 
 
 def _later(optimizer: OptimizerConfig, num_steps: int, first_steps: int):

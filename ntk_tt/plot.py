@@ -40,7 +40,8 @@ def plot_report(report: dict[str, Any], runs: list[dict[str, Any]], path: Path) 
     if truth is not None:
         _times_panel(axes[2], prediction["times"], truth["times"], prediction["steps"][-1])
     batch = "full batch" if optimizer["batch_size"] is None else f"batch {optimizer['batch_size']}"
-    title = f"{task['model']} on {task['data']}: learning rate {optimizer['learning_rate']:g}, momentum {optimizer['momentum']:g}, {batch}"
+    refused = "; refused: trust none" if (report.get("verdict") or {}).get("trust") == "none" else ""
+    title = f"{task['model']} on {task['data']}: learning rate {optimizer['learning_rate']:g}, momentum {optimizer['momentum']:g}, {batch}{refused}"
     # Names of files are no formulas, whatever dollar signs they have, and may hold bytes that are no text.
     figure.suptitle(title.encode(errors="replace").decode(), fontsize=10, parse_math=False)
     drawn = io.BytesIO()

@@ -87,6 +87,8 @@ def print_report(report: dict[str, Any]) -> None:
     bounds = prediction["times_low"]["plateau"], prediction["times_high"]["plateau"]
     table.add_row("error on a plateau", *_row(prediction["times"]["plateau"], bounds, real, cost["seconds_per_step"]))
     print_table(console, table)
+    if (report["verdict"] or {}).get("trust") == "none":
+        console.print("no intervals and no chances, because the prediction is refused (see trust)", highlight=False)
     if prediction.get("intervals"):
         console.print("in brackets: 90 % intervals, and the chance that the level is reached within the steps, both from runs of other tasks; without a chance, the range over orders of the data",
                       highlight=False)
@@ -94,10 +96,12 @@ def print_report(report: dict[str, Any]) -> None:
     if prediction.get("slowdown", 1) != 1:
         console.print(f"times ×{prediction['slowdown']:.2f}: real training of other tasks was that much slower than this method predicts so near to the stability bound", highlight=False)
 
-    after = f"loss {prediction['loss'][-1]:.3g}, error {prediction['error'][-1]:.1%} predicted"
+    after = f"loss {_number(prediction['loss'][-1])}, error {_number(prediction['error'][-1], '.1%')} predicted"
     if truth is not None:
         after += f"; loss {_number(truth['loss'][-1])}, error {_number(truth['error'][-1], '.1%')} in truth"
     console.print(f"after {last} steps: {after}")
+    if truth is not None and truth.get("collapsed_at") is not None:
+        console.print(f"real training is dead at chance level from step {truth['collapsed_at']} on: its outputs are the same for all samples, and no gradient is left", highlight=False)
     console.print(_cost(cost), highlight=False)
     verdict = report["verdict"]
     if verdict is not None:
@@ -151,7 +155,9 @@ def _row(steps: int | float | None, bounds: tuple, real: tuple, seconds_per_step
     text = _steps(steps) if low == high else f"{_steps(steps)} ({_steps(low)}…{_steps(high)})"
     if interval is not None:
         between = "" if interval["low"] is None else f"{interval['low']}…{'' if interval['high'] is None else interval['high']}, "
-        text = f"{_steps(steps)} ({between}{interval['probability']:.0%})"
+        chance = "" if interval["probability"] is None else f"{interval['probability']:.0%}"
+        within = f"{between}{chance}".removesuffix(", ")
+        text = f"{_steps(steps)} ({within})" if within else _steps(steps)
     cells = [text]
     for true in real:
         difference = f"{steps - true:+g}" if steps is not None and true is not None else ("agree" if steps == true else "differ")

@@ -24,8 +24,10 @@ from ntk_tt.targets import chance_loss
 PredictedPath = Sequence[HeadState] | Float[np.ndarray, "s n c"]
 
 CLOSE_TO_ONE = 1.08  # a margin from 1 to this is that of the largest safe rate; half of it is aimed at
-NARROW = 1.12  # between a rate that is stable and one that is not, where the margin jumps
-EVALUATIONS = 5  # most ways that the search for that rate follows
+NARROW = 1.15  # between a rate that is stable and one that is not, where the margin jumps
+EVALUATIONS = 6  # most ways that the search for that rate follows, but for those that it takes to find a stable one
+_STEP = 0.6  # from a rate that is not stable to the next
+_UNDER = 0.93  # of the rate that is found, which must be stable too: margins are no smooth function of the rate
 STREAMED_EVALUATIONS = 1  # each is as many passes over the disk as the prediction
 _CHUNKS = (4, 64, 1024)  # steps that are compiled together: the shortest at first
 _SPACING = 1.35  # of the steps at which the way is looked at: near the bound curvature rises and falls early, whatever T is
@@ -38,8 +40,8 @@ class SafeRate(NamedTuple):
     """Of `safe_learning_rate`.
 
     Attributes:
-        rate: the highest rate of the schedule, with which the predicted way is stable.
-        is_largest: whether the margin on that way is close to 1, or a rate 12 % larger is not stable; False where larger ones were not looked at.
+        rate: the highest rate of the schedule, with which the predicted way is stable; 0 where none was found.
+        is_largest: whether the margin on that way is close to 1, or a rate 15 % larger is not stable; False where larger ones were not looked at.
     """
 
     rate: float
@@ -194,7 +196,7 @@ def safe_learning_rate(problem: LinearizedProblem | HeadProblem, optimizer: Opti
     Args:
         margin: of the setting itself, where it is known; else it is looked at first.
         key: of the order of the data.
-        evaluations: most further ways; None takes 5, or 1 where the features are streamed from disk.
+        evaluations: most further ways; None takes 6, or 1 where the features are streamed from disk.
 
     Raises:
         ValueError: an argument out of range.
@@ -209,36 +211,41 @@ def safe_learning_rate(problem: LinearizedProblem | HeadProblem, optimizer: Opti
         return SafeRate(first * highest, True)  # the same on every way
     if evaluations is None:
         evaluations = STREAMED_EVALUATIONS if isinstance(problem, LinearizedProblem) and problem.kernel.streamed else EVALUATIONS
-    ends: dict[bool, tuple[float, float]] = {first >= 1: (1.0, first)}  # stable or not: (factor, margin)
-    for _ in range(evaluations):
-        if _is_closed(ends):
+    if first == 0:  # which says nothing of how far: the start does
+        first = min(0.99, stability(problem, optimizer, num_steps, [problem.zero()] if isinstance(problem, HeadProblem) else np.asarray(problem.initial_logits)[None])[0])
+    seen = {1.0: first}  # margins by factor
+    for count in range(2 * evaluations):
+        low, high = _ends(seen)
+        if low is not None and count >= evaluations:
             break
-        factor = _next(ends)
+        factor = _next(low, high, seen) if not _is_closed(low, high, seen) else _UNDER * low if low is not None else 0.0
+        if any(0.97 * factor <= each <= factor / 0.97 for each in seen):
+            break
         found = margin_on_the_way(problem, scaled(optimizer, factor), num_steps, key=key)
         if not np.isfinite(found):
             break
-        ends[found >= 1] = factor, found
-    if True in ends:
-        return SafeRate(ends[True][0] * highest, _is_closed(ends))
-    return SafeRate(ends[False][0] * ends[False][1] * highest, False)
+        seen[factor] = found
+    low, high = _ends(seen)
+    return SafeRate(0.0, False) if low is None else SafeRate(low * highest, _is_closed(low, high, seen))
 
 
-def _is_closed(ends: dict[bool, tuple[float, float]]) -> bool:
-    if True not in ends:
-        return False
-    return ends[True][1] <= CLOSE_TO_ONE or (False in ends and ends[False][0] <= NARROW * ends[True][0])
+def _ends(seen: dict[float, float]) -> tuple[float | None, float | None]:
+    """The least factor that is not stable, and below it the largest that is; None where there is none."""
+    high = min((factor for factor, margin in seen.items() if not margin >= 1), default=None)
+    return max((factor for factor, margin in seen.items() if margin >= 1 and (high is None or factor < high)), default=None), high
 
 
-def _next(ends: dict[bool, tuple[float, float]]) -> float:
-    """The next factor: where log margin, linear in log η, is half of what counts as close to 1."""
-    aim = math.log(CLOSE_TO_ONE) / 2
-    if len(ends) == 1:
-        ((factor, margin),) = ends.values()
-        # A way is left where it first passes the bound: just below 1 may be far below it further on.
-        return factor * math.exp(-aim) * (margin if margin >= 1 else min(max(margin, 0.1), 0.7))
-    (low, above), (high, below) = ends[True], ends[False]
-    width = math.log(high / low)
-    if below <= 0 or width < math.log(2):
-        return low * math.exp(width / 2)
-    share = (math.log(above) - aim) / (math.log(above) - math.log(below))
-    return low * math.exp(width * min(max(share, 0.1), 0.9))
+def _is_closed(low: float | None, high: float | None, seen: dict[float, float]) -> bool:
+    return low is not None and (seen[low] <= CLOSE_TO_ONE or (high is not None and high <= NARROW * low))
+
+
+def _next(low: float | None, high: float | None, seen: dict[float, float]) -> float:
+    """The next factor of the rate: where the margin would be half of what counts as close to 1 if the bound were as it was, then between the ends."""
+    aim = math.sqrt(CLOSE_TO_ONE)
+    if high is None:
+        assert low is not None
+        return low * seen[low] / aim
+    if low is not None and high <= 2 * low:
+        return math.sqrt(low * high)
+    # A way is left where it first passes the bound: just below 1 may be far below it further on.
+    return high * (seen[high] / aim if low is None and 0 < seen[high] < _STEP else _STEP)

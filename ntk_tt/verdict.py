@@ -16,7 +16,7 @@ from ntk_tt.linearize import Apply, logits_and_tangent
 from ntk_tt.losses import LossName
 from ntk_tt.optimizer import OptimizerConfig
 from ntk_tt.problem import LinearizedProblem
-from ntk_tt.projection import Identity, projection_advice
+from ntk_tt.projection import Identity
 from ntk_tt.stable_rate import PredictedPath, SafeRate, margin_on_the_way, predicted_path, safe_learning_rate, stability
 from ntk_tt.targets import chance_loss
 
@@ -106,11 +106,13 @@ def assess(problem: LinearizedProblem | HeadProblem, apply: Apply, params: PyTre
     margin, _ = stability(problem, optimizer, num_steps, path)
     if margin < LOOK_CLOSER:
         margin = min(margin, margin_on_the_way(problem, optimizer, num_steps, key=key))
-    safe = safe_learning_rate(problem, optimizer, num_steps, margin=margin, key=key)
+    doubts = _doubts(problem, curve)
+    is_broken = any(most == "none" for most, _ in doubts)
+    safe = safe_learning_rate(problem, optimizer, num_steps, margin=0.0 if is_broken else margin, key=key)
     final = problem.logits(path[-1]) if isinstance(problem, HeadProblem) else np.asarray(path[-1])
     residual = linearization_residual(apply, params, inputs, labels, optimizer, final_logits=final, loss=problem.loss, seed=seed)
     follows_kernel = isinstance(problem, HeadProblem)
-    return judge(margin, safe, residual, follows_kernel=follows_kernel, doubts=_doubts(problem, curve))
+    return judge(margin, safe, residual, follows_kernel=follows_kernel, doubts=doubts)
 
 
 def _doubts(problem: LinearizedProblem | HeadProblem, curve: Float[np.ndarray, " s"] | None) -> tuple[tuple[Trust, str], ...]:
@@ -125,15 +127,13 @@ def _doubts(problem: LinearizedProblem | HeadProblem, curve: Float[np.ndarray, "
     if isinstance(problem, HeadProblem):
         projected = problem.projection is not None and not isinstance(problem.projection, Identity)
         rank, dimension = problem.num_samples * (problem.targets.shape[1] - (problem.loss == "ce")), problem.jacobian.shape[-1]
-        advice = f"num_projections: {dimension} is few for a kernel of rank {rank}; take at least {2 * rank}"
-        limits = SKETCH_LIMITS["head"]
+        medium, low = SKETCH_LIMITS["head"]
     else:
-        projected = problem.num_projections is not None
-        rank, dimension = problem.rank, problem.num_projections or 0
-        advice = projection_advice(rank, dimension, max(rank, dimension + 1))
-        limits = SKETCH_LIMITS["frozen"]
-    if projected and dimension < limits[0] * rank:
-        found.append(("low" if dimension < limits[1] * rank else "medium", advice or f"num_projections: {dimension} is few for a kernel of rank {rank}"))
+        projected, rank, dimension = problem.num_projections is not None, problem.rank, problem.num_projections or 0
+        medium, low = SKETCH_LIMITS["frozen"]
+    if projected and dimension < medium * rank:
+        effect = "only some of the eigenvalues of Θ are seen, so times are wrong" if dimension < low * rank else "the small eigenvalues of Θ come out too small, so late times come too late"
+        found.append(("low" if dimension < low * rank else "medium", f"D' = {dimension} projections are few for a kernel of rank {rank}: {effect}; take at least {math.ceil(medium * rank)}"))
     return tuple(found)
 
 
@@ -225,7 +225,7 @@ def _safe(safe: SafeRate, follows_kernel: bool) -> str:
         return f"stable too up to a learning rate of at least {_rounded(safe.rate)}"
     if follows_kernel:
         return f"largest safe learning rate {_rounded(safe.rate)}"
-    return f"largest stable learning rate {_rounded(safe.rate)} with the kernel frozen; one that grows on its way, which `curvature` follows, allows less"
+    return f"largest stable learning rate {_rounded(safe.rate)} with the kernel frozen; one that grows on its way allows less"
 
 
 def _rounded(rate: float) -> str:

@@ -1,0 +1,181 @@
+"""What is called safe, and what is refused: safe rates that are fixed points, and verdicts on broken, coarse and saturated predictions."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import ntk_tt
+from ntk_tt import stable_rate
+from ntk_tt.by_method import Predicted, diverged_at, intervals, is_hopeless, without_times
+from ntk_tt.finetune import TrainingRun
+from ntk_tt.kernel import DualKernel
+from ntk_tt.one_shot import check_beginning, predict_after
+from ntk_tt.optimizer import OptimizerConfig, named_schedule, scaled
+from ntk_tt.predict import summarize_runs
+from ntk_tt.stable_rate import SafeRate, margin_on_the_way, safe_learning_rate
+from ntk_tt.verdict import Residual, judge
+from tests.test_head import data, network  # noqa: F401
+from tests.test_learning_rate import make
+
+STEPS = 60
+SETTINGS = [{}, {"momentum": 0.9}, {"momentum": 0.9, "nesterov": True, "batch_size": 3}, {"batch_size": 4, "weight_decay": 0.01}]
+
+
+def problem_with(kernel, network_data):
+    return make("ce")[2] if kernel == "frozen" else ntk_tt.linearize_head(network(), *network_data, num_projections="exact")
+
+
+@pytest.mark.parametrize("kernel", ["frozen", "head"])
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_the_safe_rate_is_a_fixed_point_from_wherever_it_is_asked_for(kernel, setting, data):  # noqa: F811
+    problem, rates = problem_with(kernel, data), []
+    for rate in (1e-6, 0.1, 30.0):
+        optimizer = OptimizerConfig(rate, **setting)
+        safe = safe_learning_rate(problem, optimizer, STEPS)
+        there = scaled(optimizer, safe.rate / rate)
+        assert safe.is_largest
+        margin = margin_on_the_way(problem, there, STEPS)
+        assert margin >= 1
+        assert margin <= stable_rate.CLOSE_TO_ONE or margin_on_the_way(problem, scaled(there, stable_rate.NARROW), STEPS) < 1
+        assert margin_on_the_way(problem, scaled(there, 0.93), STEPS) >= 1
+        rates.append(safe.rate)
+    assert max(rates) < 1.25 * min(rates)
+
+
+def test_a_verdict_just_below_the_rate_that_it_called_safe_does_not_take_that_back(data):  # noqa: F811
+    model = network()
+    problem = ntk_tt.linearize_head(model, *data, num_projections="exact")
+    verdicts, rate = [], 0.05
+    for _ in range(2):
+        verdicts.append(ntk_tt.assess(problem, model.apply, model.params, *data, OptimizerConfig(rate, 0.9), STEPS))
+        rate = 0.97 * verdicts[-1].largest_safe_learning_rate
+    first, second = verdicts
+    assert second.trust != "none"
+    assert 1 <= second.stability_margin < 1.3
+    assert second.largest_safe_learning_rate == pytest.approx(first.largest_safe_learning_rate, rel=0.25)
+    assert first.safe_rate_by == "kernel on its way"
+
+
+def test_the_shape_of_a_schedule_is_kept():
+    _, _, problem, _ = make("ce")
+    cosine = safe_learning_rate(problem, OptimizerConfig(named_schedule("cosine", 0.01, STEPS)), STEPS)
+    assert cosine.rate == pytest.approx(safe_learning_rate(problem, OptimizerConfig(0.01), STEPS).rate, rel=0.5)
+    assert safe_learning_rate(problem, OptimizerConfig(lambda step: 0.0), STEPS) == SafeRate(0.0, False)
+
+
+def test_few_further_ways_are_followed(monkeypatch):
+    _, _, problem, _ = make("ce")
+    calls, real = [], stable_rate.margin_on_the_way
+    monkeypatch.setattr(stable_rate, "margin_on_the_way", lambda *given, **more: calls.append(given) or real(*given, **more))
+    safe_learning_rate(problem, OptimizerConfig(1e-3), STEPS, margin=ntk_tt.stability(problem, OptimizerConfig(1e-3), STEPS)[0])
+    assert len(calls) <= stable_rate.EVALUATIONS
+    calls.clear()
+    _, _, constant, _ = make("mse")
+    safe_learning_rate(constant, OptimizerConfig(1e-3), STEPS, margin=100.0)
+    assert calls == []  # the curvature is the same on every way
+
+
+def test_saturated_softmaxes_are_no_evidence():
+    """All samples on the wrong class with certainty: flat, but what moves them is as large as ever."""
+    _, _, problem, _ = make("ce")
+    wrong = 1e3 * jnp.roll(problem.targets, 1, axis=1)
+    stuck = dataclasses.replace(problem, initial_logits=wrong)
+    margin, safe = ntk_tt.stability(stuck, OptimizerConfig(10.0), 5, np.asarray(wrong)[None])
+    _, sane = ntk_tt.stability(problem, OptimizerConfig(10.0), 5, np.asarray(problem.initial_logits)[None])
+    assert margin < 1
+    assert 0.1 * sane < safe < sane
+    right = dataclasses.replace(problem, initial_logits=1e3 * problem.targets)  # learnt: flat for good
+    assert ntk_tt.stability(right, OptimizerConfig(10.0), 5)[0] > 1e3
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_way_that_leaves_the_finite_numbers_has_no_margin(bad):
+    _, _, problem, _ = make("ce")
+    path = np.stack([np.asarray(problem.initial_logits), np.full(problem.initial_logits.shape, bad, np.float32)])
+    assert ntk_tt.stability(problem, OptimizerConfig(1e-3), 5, path)[0] == 0
+    assert ntk_tt.stability(problem, OptimizerConfig(1e-3), 5, path[1:]) == (0, 0)
+
+
+def test_reasons_of_what_is_not_trusted():
+    sane = Residual(0.01, 0.05, 1e-3)
+    assert judge(10.0, 0.1, sane).trust == "high"
+    for follows in (False, True):
+        blown = judge(10.0, 0.1, Residual(np.inf, np.inf, 1e-3), follows_kernel=follows)
+        assert (blown.trust, "NaN or infinity" in blown.reason) == ("none", True)
+        assert judge(np.nan, 0.1, sane, follows_kernel=follows).trust == "none"
+        assert judge(0.0, 0.0, sane, follows_kernel=follows).trust == "none"
+        flat = judge(np.inf, np.inf, sane, follows_kernel=follows)
+        assert (flat.trust, "no curvature" in flat.reason) == ("low", True)
+        doubted = judge(10.0, SafeRate(0.1, True), sane, follows_kernel=follows, doubts=(("medium", "first"), ("low", "second")))
+        assert (doubted.trust, "first" in doubted.reason, "second" in doubted.reason) == ("low", True, True)
+    assert "at most 0.0769" in judge(0.5, 0.07699, sane).reason  # not more than it is
+    assert "safe" not in judge(10.0, 0.1, sane).reason  # a frozen kernel does not know
+    assert "largest safe learning rate 0.1," in judge(10.0, 0.1, sane, follows_kernel=True).reason.replace(")", ",")
+    assert "largest" not in judge(10.0, SafeRate(0.1, False), sane, follows_kernel=True).reason
+
+
+@pytest.mark.parametrize(("loss", "projections", "trust"), [("ce", 1, "low"), ("mse", 1, "low"), ("ce", 20, "medium"), ("ce", 400, None), ("ce", "exact", None)])
+def test_a_coarse_sketch_lowers_trust(loss, projections, trust):
+    case, x, _, _ = make(loss)
+    labels = np.arange(len(x)) % 3
+    problem = ntk_tt.linearize(case.apply, case.params, x, labels, loss=loss, num_projections=projections)
+    verdict = ntk_tt.assess(problem, case.apply, case.params, x, labels, OptimizerConfig(1e-3), 10)
+    assert ("D' =" in verdict.reason) == (trust is not None)
+    if trust is not None:
+        assert verdict.trust == trust
+        assert f"D' = {projections} projections are few for a kernel of rank {18 if loss == 'ce' else 27}" in verdict.reason
+
+
+def test_a_predicted_curve_that_breaks_is_refused():
+    case, x, problem, _ = make("ce")
+    labels = np.arange(len(x)) % 3
+    for curve in (np.array([1.0, np.nan]), np.array([1.0, np.inf]), np.array([1.0, 50.0])):
+        verdict = ntk_tt.assess(problem, case.apply, case.params, x, labels, OptimizerConfig(1e-3), 10, curve=curve)
+        assert verdict.trust == "none"
+        assert verdict.largest_safe_learning_rate < 1e-3 * verdict.stability_margin
+
+
+def predicted(loss):
+    steps = np.arange(len(loss))
+    return Predicted(make("ce")[2], summarize_runs([ntk_tt.Trajectory(steps, np.asarray(loss), np.asarray(loss) / 2)], 1, thresholds=(0.1, 0.4)), None, 0, {})
+
+
+def test_a_refused_prediction_has_no_chances_and_a_hopeless_one_no_times():
+    found = predicted(np.exp(-np.arange(11) / 2))
+    trusted = intervals("curvature", found, 10, 1, judge(2.0, 0.1, follows_kernel=True))
+    assert trusted is not None
+    assert all(each["probability"] > 0 for family in trusted.values() for each in family.values())
+    assert intervals("curvature", found, 10, 1, judge(0.9, 0.1, follows_kernel=True)) is None
+    hopeless = without_times(found)
+    assert hopeless.prediction.times["loss_below"] == {"0.1": None, "0.4": None}
+    assert hopeless.prediction.times["plateau"] is None
+    assert [is_hopeless(judge(margin, 0.1)) for margin in (0.05, 0.0, 0.5, 3.0)] == [True, True, False, False]
+    assert diverged_at(found.prediction) is None
+    assert diverged_at(predicted([1.0, 0.9, np.inf, np.nan]).prediction) == 2
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"diverged_at": 2}, "diverged at step 2"), ({"loss": np.array([1.0, 1e4])}, "raised the loss from 1 to 1e"), ({"collapsed_at": 1}, "died within")])
+def test_real_steps_that_led_nowhere_are_not_gone_on_from(changes, message):
+    run = TrainingRun(**{"steps": np.array([0, 3]), "loss": np.array([1.0, 0.9]), "error": np.zeros(2), "params": {}, "seconds": 1.0, "evaluation_seconds": 0.0,
+                         "compile_seconds": 0.0} | changes)
+    with pytest.raises(ValueError, match=f"learning_rate: .*{message}.*take a smaller one"):
+        check_beginning(run, "first", "ce", np.arange(6) % 3)
+
+
+@pytest.mark.parametrize("batch_size", [None, 4])
+def test_one_shot_stops_at_a_blown_up_start(batch_size, data):  # noqa: F811
+    for rate in (1e5, 1e30):
+        with pytest.raises(ValueError, match="learning_rate: .*take a smaller one"):
+            predict_after(network(jax.nn.relu), *data, OptimizerConfig(rate, batch_size=batch_size), 20, first_steps=3)
+    with pytest.raises(ValueError, match="num_steps: must be a whole number of at least 2, got 1"):
+        predict_after(network(), *data, OptimizerConfig(0.1), 1)
+
+
+def test_a_kernel_of_zeros_is_not_trusted():
+    problem = ntk_tt.LinearizedProblem(DualKernel(jnp.zeros((3, 2, 3, 2))), jnp.zeros((3, 2)), jnp.zeros((3, 2)), jnp.eye(3, 2), "ce")
+    margin, _ = ntk_tt.stability(problem, OptimizerConfig(0.1), 5)
+    assert judge(margin, np.inf).trust == "low"
