@@ -162,11 +162,12 @@ def _scheduled(schedule: Callable, num_steps: int) -> np.ndarray:
     def one_by_one(step: int) -> Any:
         return schedule(np.int32(step))  # an array to those who want one, a number to Python
 
+    rates, together = np.zeros(0), False
     try:
         rates = np.asarray(jax.jit(jax.vmap(schedule))(jnp.arange(num_steps, dtype=jnp.int32)))
         together = rates.shape == (num_steps,) and _is_real(rates)
     except Exception:  # whatever a schedule does that tracers do not stand
-        together = False
+        pass
     rates = rates.astype(np.float64) if together else np.asarray([_rate(one_by_one, step) for step in range(num_steps)])
     # One that counts its calls gives all steps the same when it is called once for all, and another rate each time when it is not.
     if not together or (rates == rates[0]).all():

@@ -155,9 +155,7 @@ def _row(steps: int | float | None, bounds: tuple, real: tuple, seconds_per_step
     text = _steps(steps) if low == high else f"{_steps(steps)} ({_steps(low)}…{_steps(high)})"
     if interval is not None:
         between = "" if interval["low"] is None else f"{interval['low']}…{'' if interval['high'] is None else interval['high']}, "
-        chance = "" if interval["probability"] is None else f"{interval['probability']:.0%}"
-        within = f"{between}{chance}".removesuffix(", ")
-        text = f"{_steps(steps)} ({within})" if within else _steps(steps)
+        text = f"{_steps(steps)} ({between}{interval['probability']:.0%})"
     cells = [text]
     for true in real:
         difference = f"{steps - true:+g}" if steps is not None and true is not None else ("agree" if steps == true else "differ")

@@ -169,7 +169,7 @@ def test_real_steps_that_led_nowhere_are_not_gone_on_from(changes, message):
 @pytest.mark.parametrize("batch_size", [None, 4])
 def test_one_shot_stops_at_a_blown_up_start(batch_size, data):  # noqa: F811
     for rate in (1e5, 1e30):
-        with pytest.raises(ValueError, match="learning_rate: .*take a smaller one"):
+        with pytest.raises(ValueError, match=r"learning_rate: .*take a smaller one"):
             predict_after(network(jax.nn.relu), *data, OptimizerConfig(rate, batch_size=batch_size), 20, first_steps=3)
     with pytest.raises(ValueError, match="num_steps: must be a whole number of at least 2, got 1"):
         predict_after(network(), *data, OptimizerConfig(0.1), 1)
