@@ -187,7 +187,8 @@ def _status(arguments: list[str] | None) -> int:
         return 2
     except OSError as error:
         if error is not getattr(sys.stdout, "error", None):
-            terminal.say(f"cannot read or write {error.filename or 'a file'}: {error.strerror or error}; check its permissions, free space or choose another path")
+            own = (error.strerror or "").startswith("store: ")  # says where and what to do itself
+            terminal.say(str(error.strerror) if own else f"cannot read or write {error.filename or 'a file'}: {error.strerror or error}; check its permissions, free space or choose another path")
         return 1
     except KeyboardInterrupt as stopped:
         line, status = interruption.describe(stopped)

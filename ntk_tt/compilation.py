@@ -21,9 +21,10 @@ def keep_compiled(folder: Path) -> None:
     if jax.config.jax_compilation_cache_dir is not None or not jax.config.jax_enable_compilation_cache:  # pyright: ignore[reportAttributeAccessIssue]
         return
     try:
+        str(folder).encode()  # JAX takes no name with bytes that are no text
         folder.mkdir(parents=True, exist_ok=True)
         remove_oldest(folder, MAX_BYTES)
-    except OSError:
+    except (OSError, UnicodeEncodeError):
         return
     if not os.access(folder, os.W_OK):
         return

@@ -171,6 +171,17 @@ def test_bad_input_leaves_no_files_and_no_older_report_is_lost(tmp_path, capsys)
     assert old.read_text() == "{}"
 
 
+def test_features_that_cannot_be_stored_say_where_and_why(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(["features", *TINY_TASK[:-2], "--projections", "8", "--store", str(tmp_path / "file")])
+    assert exit_.value.code == 1
+    err = capsys.readouterr().err
+    assert err.startswith(f"ntk-tt: store: cannot make a store in {tmp_path / 'file'}")
+    assert err.count("\n") == 1
+    assert err.count("check ") == 1
+
+
 WATCH_INPUT = [("--poll", "inf"), ("--poll", "nan"), ("--poll", "0"), ("--poll", "1e9"), ("--seconds-per-step", "nan"), ("--seconds-per-step", "inf"), ("--seconds-per-step", "-1")]
 
 

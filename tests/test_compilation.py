@@ -38,10 +38,11 @@ def test_a_folder_of_the_users_own_stays(tmp_path):
     assert not (tmp_path / "ours").exists()
 
 
-@pytest.mark.parametrize("what", ["a file in the way", "no such device"])
+@pytest.mark.parametrize("what", ["a file in the way", "no such device", "bytes that are no text"])
 def test_a_folder_that_cannot_be_written_is_left_alone(tmp_path, what):
     (tmp_path / "file").write_text("")
-    assert run(tmp_path / "file" / "compiled" if what == "a file in the way" else "/proc/compiled") == ["3.0", "0", "None"]
+    folders = {"a file in the way": tmp_path / "file" / "compiled", "no such device": "/proc/compiled", "bytes that are no text": tmp_path / "\udcff"}
+    assert run(folders[what]) == ["3.0", "0", "None"]
 
 
 @pytest.mark.parametrize("damage", ["empty", "truncated", "zeros", "a bit flipped", "a folder", "a pipe"])
