@@ -159,6 +159,7 @@ def main(arguments: list[str] | None = None) -> None:
         interruption.answer()
     with terminal.safe_output() as output:
         status = _status(arguments)
+    interruption.leave(status)
     if output.error is not None:
         if terminal.is_closed_by_reader(output.error):
             sys.exit(128 + 13)  # as a shell says of what SIGPIPE ended

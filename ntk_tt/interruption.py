@@ -5,6 +5,7 @@ import os
 import select
 import signal
 import socket
+import sys
 import threading
 
 GRACE = 3.0  # seconds that a compiled program has to come back to Python, where the exception is raised
@@ -36,6 +37,9 @@ def answer() -> None:
         if number != signal.SIGINT and signal.getsignal(number) is signal.SIG_DFL:  # what is ignored (nohup) stays so
             signal.signal(number, _raise_ended)
     threading.Thread(target=_watch, args=(reader,), daemon=True).start()
+    told = sys.unraisablehook
+    # Raised within a callback (of the garbage collector, say) it is lost; the thread then ends the program.
+    sys.unraisablehook = lambda lost: None if isinstance(lost.exc_value, KeyboardInterrupt) else told(lost)
 
 
 def describe(interruption: KeyboardInterrupt) -> tuple[str, int]:
@@ -47,6 +51,15 @@ def describe(interruption: KeyboardInterrupt) -> tuple[str, int]:
     if isinstance(interruption, Ended):
         return f"ended by {signal.Signals(interruption.number).name}", 128 + interruption.number
     return "interrupted", 128 + signal.SIGINT
+
+
+def leave(status: int) -> None:
+    """Ends a program that was interrupted, where `answer` was called: a compiled loop may still run, and taking Python down around it crashes."""
+    if _said.is_set() and _answering.is_set():
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(status)
 
 
 def _raise_ended(number: int, frame: object) -> None:

@@ -58,6 +58,11 @@ def test_a_second_signal_does_not_wait():
     assert run(COMPILED, signal.SIGINT, times=2) == (130, "ntk-tt: interrupted\n")
 
 
+def test_an_exception_that_is_lost_in_a_callback_ends_the_program_all_the_same():
+    work = "import gc; gc.callbacks.append(lambda *_: time.sleep(1.0)); [gc.collect() for _ in range(10**6)]"
+    assert run(work, signal.SIGTERM, grace=0.3) == (143, "ntk-tt: ended by SIGTERM\n")
+
+
 def test_an_end_that_hangs_is_cut_short_and_says_nothing_twice():
     assert run("time.sleep(60)", signal.SIGTERM, grace=0.3, after=COMPILED) == (143, "ended by SIGTERM\n")
 
