@@ -74,8 +74,8 @@ def predict_by(method: CommandLineMethod, setup: Setup, loaded: Loaded, optimize
     stored = None
     if method == "one-shot":
         with features, progress_bar("features") as progress:
-            shot = predict_after(model, images, labels, optimizer, reading.num_steps, first_steps=first_steps, loss=setup.loss, num_seeds=num_seeds,
-                                 record_every=reading.record_every, seed=setup.seed + 3, key=key, progress=progress)
+            shot = predict_after(model, images, labels, optimizer, reading.num_steps, first_steps=first_steps, loss=setup.loss, num_projections=setup.projections,
+                                 precision=setup.precision, memory=setup.memory_bytes, num_seeds=num_seeds, record_every=reading.record_every, seed=setup.seed + 3, key=key, progress=progress)
         with dynamics:
             prediction = summarize_runs(shot.trajectories, plateau_window(optimizer, len(labels)), **reading.of_times)
         return Predicted(shot.problem, prediction, None, int(shot.run.steps[-1]), {"features": features, "dynamics": dynamics})

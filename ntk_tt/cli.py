@@ -299,6 +299,7 @@ def run(options: Predict) -> dict[str, Any]:
 
     reading = Reading(options.steps, record_every, options.thresholds, options.loss_thresholds, smoothing)
     predicted = predict_by(options.method, options, loaded, optimizer, reading, num_seeds=options.seeds, first_steps=options.first_steps)
+    reports.print_notes([predicted.problem.note])
     watches = dict(predicted.watches)
     with Stopwatch() as watches["verdict"]:
         verdict = assess(predicted.problem, model.apply, model.params, images, task.labels, optimizer, options.steps, path=predicted.prediction.runs[0].states,
@@ -421,7 +422,7 @@ def _task(options: Predict, loaded: Loaded, predicted: Predicted) -> dict[str, A
         "batch_norm": options.batch_norm, "projections": options.projections, "projection": options.projection, "precision": options.precision,
         "precision_error": precision_error(options, loaded), "features": None if stored is None else str(stored.folder), "space": "primal" if isinstance(problem, HeadProblem) else problem.kernel.space,
         "num_directions": head and head.directions.shape[1], "directions_dropped": head and float(head.dropped), "kernel_growth": head and float(head.growth),
-        "devices": jax.device_count(), "notes": [note for note in (model.note, *task.notes) if note], "seed": options.seed,
+        "devices": jax.device_count(), "notes": [note for note in (model.note, *task.notes, problem.note) if note], "seed": options.seed,
     }
 
 

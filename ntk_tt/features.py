@@ -1,6 +1,7 @@
 """Features Φ = J R: the projected Jacobian of all outputs for all samples, in compiled blocks whose memory is planned."""
 
 import dataclasses
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ from ntk_tt import sharding
 from ntk_tt.bfloat16 import in_bfloat16
 from ntk_tt.layers import Layer, Product
 from ntk_tt.linearize import Apply, blocks, check_network, jacobian_block
-from ntk_tt.memory import available_bytes, format_bytes
+from ntk_tt.memory import affordable_projections, available_bytes, refuse
 from ntk_tt.paths import named_leaves
 from ntk_tt.progress import Progress, silent
 from ntk_tt.projection import AbstractProjection, AbstractSketch, ProjectionName, SignFold, default_num_projections, make_projection
@@ -42,6 +43,7 @@ class FeaturePlan:
 
     Attributes:
         num_samples, num_outputs, num_projections: N, C, D' of the result.
+        wanted_projections: the D' that `auto` takes where memory does not matter; the number given where it is one.
         dtype: of the result.
         projection: R.
         settings: all else that decides the bits: `path`, `precision`.
@@ -55,6 +57,7 @@ class FeaturePlan:
     num_samples: int
     num_outputs: int
     num_projections: int
+    wanted_projections: int
     dtype: Any
     projection: AbstractProjection
     settings: dict[str, str]
@@ -168,12 +171,16 @@ def plan_features(apply: Apply, params: PyTree, inputs: Float[Array | np.ndarray
     num_samples, num_params = len(inputs), sum(leaf.size for leaf in jax.tree.leaves(params))
     dtype = jnp.result_type(*jax.tree.leaves(params))
     free = available_bytes()
-    budget = free if memory is None else memory
+    budget, wanted_projections = free if memory is None else memory, 0
     if num_projections == "exact":
         num_projections = num_params
     elif num_projections == "auto":
-        limit = MAX_FEATURE_BYTES if memory is None or stored else memory
-        num_projections = default_num_projections(num_samples * num_outputs, num_params, itemsize=dtype.itemsize, max_bytes=limit * devices)
+        wanted_projections = default_num_projections(num_samples * num_outputs, num_params, max_bytes=sys.maxsize)
+        if memory is None and not stored:
+            num_projections = affordable_projections(-(-num_samples // devices) * num_outputs, wanted_projections, dtype.itemsize, budget, most=MAX_FEATURE_BYTES)
+        else:
+            limit = MAX_FEATURE_BYTES if stored or memory is None else memory
+            num_projections = default_num_projections(num_samples * num_outputs, num_params, itemsize=dtype.itemsize, max_bytes=limit * devices)
     elif isinstance(num_projections, str):
         raise ValueError(f"num_projections: give 'auto', 'exact' or a number, got {num_projections!r}")
     projector = make_projection(projection, num_params, num_projections, jax.random.key(0) if key is None else key)
@@ -181,8 +188,8 @@ def plan_features(apply: Apply, params: PyTree, inputs: Float[Array | np.ndarray
     on_device = -(-num_samples // devices)
     feature_bytes = num_samples * row_bytes
     if not stored and on_device * row_bytes > budget:
-        _refuse(f"features of {num_samples} samples × {num_outputs} outputs × D' = {projector.num_projections}", on_device * row_bytes, budget,
-                f"num_projections = {max(1, budget // (on_device * num_outputs * dtype.itemsize))}, a store on disk (write_features), or more devices")
+        refuse(f"features of {num_samples} samples × {num_outputs} outputs × D' = {projector.num_projections}", on_device * row_bytes, budget,
+               f"what would fit: num_projections = {max(1, budget // (on_device * num_outputs * dtype.itemsize))}, a store on disk (write_features), or more devices")
 
     network = in_bfloat16(apply) if precision == "bfloat16" else apply
     one_sample = jax.ShapeDtypeStruct((1, *np.shape(inputs)[1:]), jnp.asarray(inputs[:1]).dtype)
@@ -196,10 +203,10 @@ def plan_features(apply: Apply, params: PyTree, inputs: Float[Array | np.ndarray
         if block_bytes <= wanted or block_size is not None:
             break
         if size == 1:
-            _refuse("one block of one sample", block_bytes, for_blocks, "a smaller num_projections, smaller inputs, or fewer outputs")
+            refuse("the activations and features of one sample", block_bytes, for_blocks, "take a smaller num_projections, smaller inputs (--image-size), or fewer outputs")
         size, wanted = max(1, min(size - 1, size * wanted // block_bytes)), for_blocks
     return FeaturePlan(
-        num_samples, num_outputs, projector.num_projections, dtype, projector, {"path": path, "precision": precision}, size, block_bytes, feature_bytes, mesh, compute)
+        num_samples, num_outputs, projector.num_projections, wanted_projections or projector.num_projections, dtype, projector, {"path": path, "precision": precision}, size, block_bytes, feature_bytes, mesh, compute)
 
 
 def compute_features(plan: FeaturePlan, params: PyTree, inputs: Float[Array | np.ndarray, "n ..."], *, progress: Progress = silent) -> Float[Array, "n c d"]:
@@ -308,7 +315,3 @@ def _writer(mesh: Mesh | None) -> Callable[[Array, Array, Array], Array]:
     """(features, block, first sample) -> features with the block, in place."""
     update = partial(jax.lax.dynamic_update_slice_in_dim, axis=0)
     return jax.jit(update if mesh is None else sharding.on_each_device(update, mesh, sharded=(True, True, False)), donate_argnums=0)
-
-
-def _refuse(what: str, needed: int, free: int, remedy: str) -> None:
-    raise ValueError(f"memory: {what} need {format_bytes(needed)}, but {format_bytes(free)} may be used; what would fit: {remedy}")

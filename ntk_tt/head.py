@@ -23,16 +23,17 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 
 from ntk_tt import losses
 from ntk_tt.directions import head_directions
-from ntk_tt.features import FeaturePlan, Precision, compute_features, plan_features
-from ntk_tt.kernel import AbstractKernel, Indices, contrast_basis
+from ntk_tt.features import MAX_FEATURE_BYTES, FeaturePlan, Precision, compute_features, plan_features
+from ntk_tt.kernel import AbstractKernel, Indices, contrast_basis, of_rows, sum_of_rows
 from ntk_tt.learning_rate import largest_curvature
 from ntk_tt.linearize import blocks, check_network, logits_and_tangent
 from ntk_tt.losses import LossName
+from ntk_tt.memory import affordable_projections, available_bytes, refuse
 from ntk_tt.models.heads import part, replaced
 from ntk_tt.models.model import Model
 from ntk_tt.problem import LinearizedProblem
 from ntk_tt.progress import Progress, silent
-from ntk_tt.projection import AbstractProjection, default_num_projections
+from ntk_tt.projection import AbstractProjection, default_num_projections, sketch_note
 
 ANCHOR_FALL = 0.25  # the second expansion point is where the predicted loss has fallen to this share of its start
 ROWS_PER_PROJECTION = 2  # D' of `auto` over N·(C−1): the dynamics pass over the features at each full-batch step, and more tells times little better (experiments/curvature.py)
@@ -96,6 +97,7 @@ class HeadProblem(eqx.Module):
         growth: ‖B‖/‖VᵀΨ‖, how much the Jacobian changes to the second point; 0 without curvature.
         projection: R of the backbone, for directions in weight space such as the optimiser's momentum.
         loss: `ce` or `mse`.
+        note: for the reader, what had to give way to memory and what that means; empty where nothing had to.
     """
 
     features: Float[Array, "n f"]
@@ -110,6 +112,7 @@ class HeadProblem(eqx.Module):
     growth: Float[Array, ""] = eqx.field(converter=jnp.asarray, default=0.0)
     projection: AbstractProjection | None = None
     loss: LossName = eqx.field(static=True, default="ce")
+    note: str = eqx.field(static=True, default="")
 
     @property
     def num_samples(self) -> int:
@@ -138,9 +141,16 @@ class HeadProblem(eqx.Module):
 
     def gradient(self, state: HeadState, weight_decay, indices: Indices | None = None) -> HeadState:
         """∂L/∂state of the mean loss of all samples, or of a batch, and λ·(the weights)."""
-        targets = self.targets if indices is None else self.targets[indices]
-        logits, pullback = jax.vjp(lambda state: self.logits(state, indices), state)
-        (pulled,) = pullback(losses.mean_residuals(self.loss, logits, targets))
+        def of_samples(rows, counted):
+            logits, pullback = jax.vjp(lambda state: self.logits(state, rows), state)
+            targets = self.targets if rows is None else self.targets[rows]
+            return pullback(counted * losses.mean_residuals(self.loss, logits, targets, self.num_samples if indices is None else len(indices)))[0]
+
+        if indices is None:
+            pulled = of_samples(None, 1)
+        else:
+            held = (self.jacobian,) if self.curvature is None else (self.jacobian, self.curvature.change)
+            pulled = sum_of_rows(of_samples, indices, jnp.ones((len(indices), 1), self.targets.dtype), *held)
         weights = HeadState(state.backbone, state.decay + 1, state.kernel, state.bias)
         # J_φ w₀ is a vector of its own, not a coordinate that gradients move along: only decay moves `decay`.
         pulled = eqx.tree_at(lambda pulled: pulled.decay, pulled, jnp.zeros_like(pulled.decay))
@@ -201,8 +211,13 @@ class _TangentKernel(AbstractKernel):
         return self._of(indices).pull(residuals)
 
     def diagonal_blocks(self) -> Float[Array, "n c c"]:
-        backbone = sum(jnp.einsum("kc,nkd->ncd", read, jacobian) for jacobian, read in self.jacobians) + self.bend[..., None] * self.slope
-        return jnp.einsum("nad,nbd->nab", backbone, backbone) + jnp.square(self.head).sum(-1)[:, None, None] * jnp.eye(self.bend.shape[1])
+        def of_samples(rows):
+            here = self._of(rows)
+            backbone = sum(jnp.einsum("kc,nkd->ncd", read, jacobian) for jacobian, read in here.jacobians) + here.bend[..., None] * here.slope
+            return jnp.einsum("nad,nbd->nab", backbone, backbone) + jnp.square(here.head).sum(-1)[:, None, None] * jnp.eye(here.bend.shape[1])
+
+        formed = jax.ShapeDtypeStruct((*self.bend.shape, len(self.slope)), self.slope.dtype)
+        return of_rows(of_samples, jnp.arange(len(self.bend)), formed, *(jacobian for jacobian, _ in self.jacobians))
 
     def _of(self, indices: Indices) -> "_TangentKernel":
         return _TangentKernel(tuple((jacobian[indices], read) for jacobian, read in self.jacobians), self.bend[indices], self.slope, self.head[indices])
@@ -260,7 +275,9 @@ def linearize_head(model: Model, inputs: Float[Array | np.ndarray, "n ..."], lab
             the path that the head takes on fixed features (`HeadProblem.dropped` says how much), but no more than
             3·(C−1). All F, and `exact` projections, leave nothing out.
         num_projections: D'; `auto` takes 2·N·(C−1), or what the memory holds; `exact` projects nothing.
-        key, precision, memory: see `jacobian_features`.
+        key, precision: see `jacobian_features`.
+        memory: bytes that the features of both passes may take, besides one block; None takes half of what is free. With
+            `auto`, D' is at most what it allows, and `HeadProblem.note` says what that means.
         progress: called after each block.
 
     Raises:
@@ -286,15 +303,22 @@ def linearize_head(model: Model, inputs: Float[Array | np.ndarray, "n ..."], lab
     basis = contrast_basis(num_outputs, features.dtype) if loss == "ce" else jnp.eye(num_outputs, dtype=features.dtype)
     directions, dropped = head_directions(features, parts.kernel, parts.bias, targets, basis, loss=loss, num_directions=num_directions)
     passes = directions.shape[1] + (basis.shape[1] if curvature else 0)
-    options: dict[str, Any] = {"key": key, "precision": precision, "memory": None if memory is None else max(1, memory * directions.shape[1] // passes)}
+    usable, num_params = available_bytes() if memory is None else memory, sum(leaf.size for leaf in jax.tree.leaves(parts.backbone))
+    wanted, num_rows, itemsize = 0, len(inputs) * passes, jnp.result_type(*jax.tree.leaves(parts.backbone)).itemsize
     if num_projections == "auto":
-        rows, num_params = len(inputs) * basis.shape[1], sum(leaf.size for leaf in jax.tree.leaves(parts.backbone))
-        wanted = max(_MIN_PROJECTIONS, ROWS_PER_PROJECTION * rows)
-        num_projections = min(wanted, num_params, default_num_projections(len(inputs) * passes, num_params, max_bytes=memory or 4 << 30))
+        wanted = min(max(_MIN_PROJECTIONS, ROWS_PER_PROJECTION * len(inputs) * basis.shape[1]), num_params)
+        num_projections = (affordable_projections(num_rows, wanted, itemsize, usable, most=MAX_FEATURE_BYTES) if memory is None
+                           else min(wanted, default_num_projections(num_rows, num_params, itemsize=itemsize, max_bytes=memory)))
+    held = num_rows * itemsize * (num_params if isinstance(num_projections, str) else min(num_projections, num_params))
+    if held > usable:
+        refuse(f"features of {len(inputs)} samples × {passes} directions × D' = {held // (num_rows * itemsize)}", held, usable,
+               f"what would fit: num_projections = {max(1, usable // (num_rows * itemsize))}, {'curvature=False, ' if curvature else ''}or fewer samples")
+    options: dict[str, Any] = {"key": key, "precision": precision, "memory": held}
     plan = plan_features(along(parts.features, directions), parts.backbone, inputs, num_projections=num_projections, **options)
     total = len(inputs) * (2 if curvature else 1)
     jacobian = compute_features(plan, parts.backbone, inputs, progress=lambda done, _: progress(done, total))
-    problem = HeadProblem(features, directions, jacobian, along_weights @ directions, parts.kernel, parts.bias, targets, dropped=dropped, projection=plan.projection, loss=loss)
+    problem = HeadProblem(features, directions, jacobian, along_weights @ directions, parts.kernel, parts.bias, targets, dropped=dropped, projection=plan.projection, loss=loss,
+                          note=sketch_note(jacobian, len(inputs), wanted))
     if not curvature:
         return problem
     return with_curvature(problem, parts, inputs, basis, plan, options, fall=fall, progress=lambda done, _: progress(len(inputs) + done, total))
@@ -330,12 +354,26 @@ def with_curvature(problem: HeadProblem, parts: Parts, inputs, basis: Float[Arra
         moved = moved_weights(parts, problem.directions, inputs, pushed)
     inner, _ = jnp.linalg.qr(problem.directions.T @ state.kernel @ basis)
     second = plan_features(along(parts.features, problem.directions @ inner), parts.backbone, inputs, num_projections=plan.num_projections, **options)
-    before = jnp.einsum("rk,nrd->nkd", inner, problem.jacobian)
-    change = compute_features(second, moved, inputs, progress=progress) - before
-    growth = float(jnp.linalg.norm(change) / jnp.linalg.norm(before))
+    change, growth = _change(compute_features(second, moved, inputs, progress=progress), problem.jacobian, inner)
     if not np.isfinite(growth) or not bool(jnp.any(displacement)):
         raise ValueError("model: the network gives NaN at the weights that its linear model reaches; take curvature=False (method 'head')")
     return dataclasses.replace(problem, curvature=Curvature(change, change @ displacement, inner, displacement), growth=growth)
+
+
+def _change(after: Float[Array, "n k d"], jacobian: Float[Array, "n r d"], inner: Float[Array, "r k"]) -> tuple[Float[Array, "n k d"], float]:
+    """after − VᵀΨ, in the place of `after`, and its norm over that of VᵀΨ."""
+    squares = np.zeros(2)
+    for block in blocks(len(after), _BLOCK):
+        after, *of_block = _less(after, jacobian, inner, block.start, block.stop - block.start)
+        squares += np.asarray(of_block, np.float64)
+    return after, float(np.sqrt(squares[0] / squares[1])) if squares[1] else np.nan
+
+
+@partial(jax.jit, donate_argnums=0, static_argnums=4)
+def _less(after, jacobian, inner, start, size: int):
+    before = jnp.einsum("rk,nrd->nkd", inner, jax.lax.dynamic_slice_in_dim(jacobian, start, size))
+    change = jax.lax.dynamic_slice_in_dim(after, start, size) - before
+    return jax.lax.dynamic_update_slice_in_dim(after, change, start, 0), jnp.vdot(change, change), jnp.vdot(before, before)
 
 
 def path_to(problem: HeadProblem, fall: float) -> tuple[HeadState, Float[Array, "n r"]]:

@@ -1,7 +1,9 @@
 """Θ in the smaller of two spaces: through the features (primal) or as a matrix (dual)."""
 
 import abc
+import math
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -12,6 +14,8 @@ from jaxtyping import Array, Float, Int
 Indices = Int[Array | np.ndarray, " b"]
 # Of which samples, and how several states change their logits (S, b, C) -> the residuals there, or None where nothing is pulled.
 Respond = Callable[[slice | Indices, Float[Array, "s b c"]], Float[Array, "s b c"] | None]
+
+_ROW_BYTES = 64 << 20  # of rows that are gathered, or of products of a sample's rows, at a time
 
 
 class AbstractKernel(eqx.Module):
@@ -89,16 +93,20 @@ class PrimalKernel(AbstractKernel):
         return self.features @ state
 
     def push_rows(self, state: Float[Array, " d"], indices: Indices) -> Float[Array, "b c"]:
-        return self.features[indices] @ state
+        return of_rows(lambda rows: self.features[rows] @ state, indices, self.features)
 
     def pull(self, residuals: Float[Array, "n c"]) -> Float[Array, " d"]:
         return jnp.tensordot(residuals, self.features, 2)
 
     def pull_rows(self, residuals: Float[Array, "b c"], indices: Indices) -> Float[Array, " d"]:
-        return jnp.tensordot(residuals, self.features[indices], 2)
+        return sum_of_rows(lambda rows, weights: jnp.tensordot(weights, self.features[rows], 2), indices, residuals, self.features)
 
     def diagonal_blocks(self) -> Float[Array, "n c c"]:
-        return jnp.einsum("iad,ibd->iab", self.features, self.features)
+        def of_samples(rows):
+            features = self.features[rows]
+            return jnp.einsum("iad,ibd->iab", features, features)
+
+        return of_rows(of_samples, jnp.arange(len(self.features)), self.features)
 
 
 class DualKernel(AbstractKernel):
@@ -123,7 +131,7 @@ class DualKernel(AbstractKernel):
         return jnp.tensordot(residuals, self.ntk, 2)
 
     def pull_rows(self, residuals: Float[Array, "b c"], indices: Indices) -> Float[Array, "n c"]:
-        return jnp.tensordot(residuals, self.ntk[indices], 2)
+        return sum_of_rows(lambda rows, weights: jnp.tensordot(weights, self.ntk[rows], 2), indices, residuals, self.ntk)
 
     def diagonal_blocks(self) -> Float[Array, "n c c"]:
         return jnp.einsum("iaib->iab", self.ntk)
@@ -180,3 +188,37 @@ def contrast_basis(num_outputs: int, dtype=jnp.float32) -> Float[Array, "c k"]:
     columns = np.arange(1, num_outputs)[None, :]
     helmert = np.where(rows < columns, 1.0, np.where(rows == columns, -columns, 0.0))
     return jnp.asarray(helmert / np.sqrt(columns * (columns + 1.0)), dtype)
+
+
+def of_rows(function: Callable[[Indices], Array], indices: Indices, *like: Any) -> Array:
+    """`function(indices)`, an array over the indices, for as many of them at a time as hold `_ROW_BYTES` of these arrays' rows."""
+    size = _rows_at_a_time(*like)
+    if len(indices) <= size:
+        return function(indices)
+    found = jax.lax.map(function, _even_parts(indices, size))
+    return found.reshape(-1, *found.shape[2:])[: len(indices)]
+
+
+def sum_of_rows(function: Callable[[Indices, Array], Any], indices: Indices, weights: Float[Array, "b _"], *like: Any) -> Any:
+    """`function(indices, weights)`, a sum over the indices that is linear in the weights, for as many at a time as `of_rows` takes."""
+    size = _rows_at_a_time(*like)
+    if len(indices) <= size:
+        return function(indices, weights)
+    parts = _even_parts(indices, size), _even_parts(weights, size)  # what fills the last part up has no weight
+
+    def add(total, part):
+        return jax.tree.map(jnp.add, total, function(*part)), None
+
+    zero = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), jax.eval_shape(function, *(part[0] for part in parts)))
+    return jax.lax.scan(add, zero, parts)[0]
+
+
+def _rows_at_a_time(*like: Any) -> int:
+    return max(1, _ROW_BYTES // max(1, sum(math.prod(array.shape[1:]) * array.dtype.itemsize for array in like)))
+
+
+def _even_parts(array: Array | np.ndarray, size: int) -> Array:
+    """The array in parts of one length, at most `size`; the last is filled up with zeros."""
+    count = -(-len(array) // size)
+    length = -(-len(array) // count)
+    return jnp.pad(jnp.asarray(array), [(0, count * length - len(array)), *[(0, 0)] * (array.ndim - 1)]).reshape(count, length, *array.shape[1:])

@@ -1,6 +1,7 @@
 """How much memory there is, and what a request needs."""
 
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,31 +9,113 @@ import jax
 import psutil
 
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
-_SHARE = 0.8  # of what is free may be planned with: allocators and other programs need some
-_CGROUP = Path("/sys/fs/cgroup")
+_SHARE = 0.5  # of what is free may be planned with: the compiler, allocators and other programs need the rest
+_BLOCK_PART = 8  # of what may be used, the part that is kept from the features
+_LEAST_PROJECTIONS = 256  # D' below which a kernel says little: its relative error is above 6 % even where Θ has rank one
+_CGROUP, _PROC = Path("/sys/fs/cgroup"), Path("/proc/self")
+# (limit, use, the entry of memory.stat with pages of files that the kernel takes back at once), for cgroup v2 and v1
+_CGROUP_FILES = (("memory.max", "memory.current", "inactive_file"), ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"))
 
 
 def available_bytes(device: Any = None) -> int:
-    """Memory that may be planned with on a device (the first where none is given): four fifths of what is free there."""
+    """Memory that may be planned with on a device (the first where none is given): half of what is free there."""
     device = jax.local_devices()[0] if device is None else device
     stats = None if device.platform == "cpu" else device.memory_stats()
     if stats and "bytes_limit" in stats:
-        return int(_SHARE * (stats["bytes_limit"] - stats.get("bytes_in_use", 0)))
+        return int(_SHARE * max(0, stats["bytes_limit"] - stats.get("bytes_in_use", 0)))
     return host_bytes()
 
 
 def host_bytes() -> int:
-    """Memory that may be planned with on the machine itself, whatever its devices are; starts no device."""
-    return int(_SHARE * min(psutil.virtual_memory().available, _container_bytes()))
+    """Memory that may be planned with on the machine itself, whatever its devices are; starts no device.
+
+    Half of what is free: of the machine, of the container (control groups of either version, the process's own and those
+    it lies in), and of what `ulimit` leaves of address space (RLIMIT_AS, which counts what is only reserved) and data (RLIMIT_DATA).
+    """
+    return int(_SHARE * max(0.0, min(psutil.virtual_memory().available, _container_bytes(), _limit_bytes())))
 
 
 def _container_bytes() -> float:
-    """What a Linux container may still take."""
+    """What a Linux container may still take: the least over the process's control group and all that hold it."""
+    return min((_group_bytes(folder) for folder in _groups()), default=float("inf"))
+
+
+def _groups() -> list[Path]:
+    """Folders of the process's memory control groups, from its own to the root, as far as they can be seen from here."""
     try:
-        limit, used = ((_CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
-        return float("inf") if limit == "max" else float(limit) - float(used)
-    except (OSError, ValueError):
+        lines = (_PROC / "cgroup").read_text().splitlines()
+    except OSError:
+        lines = []
+    found = [_CGROUP, _CGROUP / "memory"]
+    for line in lines:  # "0::/path" for version 2, "4:memory:/path" for version 1
+        _, controllers, path = ([*line.split(":", 2), "", ""])[:3]
+        if controllers == "":
+            root = _CGROUP
+        elif "memory" in controllers.split(","):
+            root = _CGROUP / "memory"
+        else:
+            continue
+        parts = [part for part in path.split("/") if part not in ("", "..")]
+        found += [root.joinpath(*parts[:count]) for count in range(1, len(parts) + 1)]
+    return found
+
+
+def _group_bytes(folder: Path) -> float:
+    """What a control group may still take; infinity where it has no limit."""
+    for limit_file, use_file, reclaimable in _CGROUP_FILES:
+        try:
+            limit, used = ((folder / name).read_text().strip() for name in (limit_file, use_file))
+            if limit == "max":
+                continue
+            cached = re.search(rf"^{reclaimable} (\d+)$", _text(folder / "memory.stat"), re.MULTILINE)
+            return float(limit) - max(0.0, float(used) - (float(cached[1]) if cached else 0.0))
+        except (OSError, ValueError):
+            continue
+    return float("inf")
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text()
+    except OSError:
+        return ""
+
+
+def _limit_bytes() -> float:
+    """What `ulimit -v` and `ulimit -d` leave; infinity where there is no such limit, or the system does not hold to it."""
+    if sys.platform != "linux":
         return float("inf")
+    import resource
+
+    used = psutil.Process().memory_info()
+    limits = ((resource.RLIMIT_AS, used.vms), (resource.RLIMIT_DATA, used.data))
+    return min((float(soft) - in_use for kind, in_use in limits if (soft := resource.getrlimit(kind)[0]) != resource.RLIM_INFINITY), default=float("inf"))
+
+
+def affordable_projections(num_rows: int, wanted: int, itemsize: int, usable: int, *, most: int) -> int:
+    """The D' that memory pays for: `wanted`, or as many as so many rows of features may have.
+
+    Seven eighths of what may be used go into the features, the rest is for blocks of samples and products.
+
+    Args:
+        num_rows: of all features that are held at a time: samples × outputs, of one pass or of several.
+        usable: bytes that may be used.
+        most: bytes that the features may take, however much is free.
+
+    Raises:
+        ValueError: less than the least that says anything about training.
+    """
+    for_features = min(most, usable - usable // _BLOCK_PART)
+    least = min(wanted, _LEAST_PROJECTIONS)
+    if num_rows * least * itemsize > for_features:
+        refuse(f"features of {num_rows} rows (samples × outputs) with the least D' = {least}", num_rows * least * itemsize, for_features,
+               "take fewer samples (--per-class) or fewer classes, or give the process more memory")
+    return min(wanted, for_features // (num_rows * itemsize))
+
+
+def refuse(what: str, needed: int, usable: int, remedy: str) -> None:
+    """Raises the one line that says how much is needed, how much may be used, and what to lower."""
+    raise ValueError(f"memory: {what} need {format_bytes(needed)}, but {format_bytes(usable)} may be used; {remedy}")
 
 
 def parse_bytes(text: str | int) -> int:

@@ -9,6 +9,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, PyTree
 
 from ntk_tt.features import JacobianPath, check_path
@@ -186,15 +187,50 @@ def _inner(equation: str, one: Array, other: Array) -> Array:
 def ntk_from_features(features: Float[Array, "n c d"]) -> Float[Array, "nc nc"]:
     """ΦΦᵀ, the unbiased estimate of Θ, as a matrix over (sample, output) pairs.
 
-    Strips of the lower triangle, then mirrored: little more than (N·C)²·D' flops, half of a plain product.
+    One triangle, then mirrored: little more than (N·C)²·D' flops, half of a plain product, and no memory but the result's.
     """
-    return _symmetric_product(features.reshape(-1, features.shape[-1]))
+    return _product_with_itself(features, (features.shape[0] * features.shape[1],) * 2)
 
 
-@jax.jit
-def _symmetric_product(rows: Float[Array, "rows d"]) -> Float[Array, "rows rows"]:
-    lower = jnp.zeros((len(rows), len(rows)), rows.dtype)
-    for strip in blocks(len(rows), max(256, -(-len(rows) // 8))):
-        product = jnp.matmul(rows[strip], rows[: strip.stop].T, precision=jax.lax.Precision.HIGHEST)
-        lower = lower.at[strip, : strip.stop].set(product)
-    return jnp.tril(lower) + jnp.tril(lower, -1).T
+def ntk_tensor_from_features(features: Float[Array, "n c d"]) -> Float[Array, "n c n c"]:
+    """`ntk_from_features` with an axis for samples and one for outputs."""
+    return _product_with_itself(features, features.shape[:2] * 2)
+
+
+def _product_with_itself(features: Float[Array, "n c d"], shape: tuple[int, ...]) -> Float[Array, "..."]:
+    if isinstance(features, Tracer) or jax.default_backend() != "cpu" or features.dtype not in (jnp.float32, jnp.float64):
+        return _reshape(_symmetric_product(features), shape)
+    rows = np.asarray(features).reshape(-1, features.shape[-1])  # a view: JAX would copy
+    product = np.matmul(rows, rows.T, out=_aligned((len(rows), len(rows)), rows.dtype))  # BLAS has this product of a matrix with itself
+    return jax.device_put(product.reshape(shape))
+
+
+@partial(jax.jit, donate_argnums=0, static_argnums=1)
+def _reshape(array, shape: tuple[int, ...]):
+    return array.reshape(shape)
+
+
+def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Memory that JAX takes as it is on a CPU, without a copy: it begins at a multiple of 64 bytes."""
+    size = math.prod(shape) * dtype.itemsize
+    raw = np.empty(size + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + size].view(dtype).reshape(shape)
+
+
+def _symmetric_product(features: Float[Array, "n c d"]) -> Float[Array, "nc nc"]:
+    """Tiles of the lower triangle, each written twice in place: the rows of two strips are held beside the result."""
+    num_samples, num_outputs = features.shape[:2]
+    strips = _even_blocks(num_samples, max(-(-256 // num_outputs), -(-num_samples // 8)))
+    total = jnp.zeros((num_samples * num_outputs,) * 2, features.dtype)
+    for index, strip in enumerate(strips):
+        for other in strips[: index + 1]:
+            total = _place_tile(total, features, strip.start, other.start, strip.stop - strip.start)
+    return total
+
+
+@partial(jax.jit, donate_argnums=0, static_argnums=4)
+def _place_tile(total: Float[Array, "nc nc"], features: Float[Array, "n c d"], start, other, size: int) -> Float[Array, "nc nc"]:
+    one, two = (jax.lax.dynamic_slice_in_dim(features, first, size).reshape(-1, features.shape[-1]) for first in (start, other))
+    tile, corner = _inner("is,js->ij", one, two).astype(total.dtype), (start * features.shape[1], other * features.shape[1])
+    return jax.lax.dynamic_update_slice(jax.lax.dynamic_update_slice(total, tile, corner), tile.T, corner[::-1])

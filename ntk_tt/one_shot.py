@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int, Key
 from ntk_tt.dynamics.head_replay import replay_head
 from ntk_tt.dynamics.replay import batch_indices
 from ntk_tt.dynamics.trajectory import Trajectory, record_steps
+from ntk_tt.features import Precision
 from ntk_tt.finetune import TrainingRun, finetune
 from ntk_tt.head import HeadProblem, linearize_head, velocity_of
 from ntk_tt.losses import LossName
@@ -47,11 +48,12 @@ def affordable_steps(num_samples: int, batch_size: int, num_directions: int) -> 
 
 def predict_after(model: Model, inputs: Float[Array | np.ndarray, "n ..."], labels: Int[Array | np.ndarray, " n"] | Float[Array | np.ndarray, "n c"],
                   optimizer: OptimizerConfig, num_steps: int, *, first_steps: int | None = None, curvature: bool = True, loss: LossName = "ce",
-                  num_seeds: int = 5, record_every: int = 1, seed: int = 0, key: Key[Array, ""] | None = None, progress: Progress = silent) -> OneShot:
+                  num_projections: int | str = "auto", precision: Precision = "float32", memory: int | None = None, num_seeds: int = 5, record_every: int = 1,
+                  seed: int = 0, key: Key[Array, ""] | None = None, progress: Progress = silent) -> OneShot:
     """Train for k real steps, expand the network there, and replay the rest with the optimiser's momentum as it is by then.
 
     Args:
-        model, inputs, labels, loss, curvature, progress: as `linearize_head`.
+        model, inputs, labels, loss, curvature, num_projections, precision, memory, progress: as `linearize_head`.
         optimizer, num_steps, num_seeds, record_every: as `predict`.
         first_steps: k; None takes what costs as much as the feature pass (`affordable_steps`), but at most T/4.
         seed: of the order of the data of the real steps.
@@ -74,7 +76,8 @@ def predict_after(model: Model, inputs: Float[Array | np.ndarray, "n ..."], labe
     check_beginning(run, "first", loss, labels)
     key = jax.random.key(0) if key is None else key
     moved = dataclasses.replace(model, params=run.params)
-    problem = linearize_head(moved, inputs, labels, curvature=curvature, loss=loss, key=key, progress=progress)
+    problem = linearize_head(moved, inputs, labels, curvature=curvature, loss=loss, num_projections=num_projections, precision=precision, memory=memory, key=key,
+                             progress=progress)
     velocity = None if run.velocity is None else velocity_of(problem, moved, run.velocity)
     later = dataclasses.replace(optimizer, learning_rate=_later(optimizer, num_steps, first_steps))
     steps = record_steps(num_steps, record_every)

@@ -5,27 +5,26 @@ from typing import Literal, get_args
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from ntk_tt.dynamics import Method, Trajectory, is_random, simulate
-from ntk_tt.features import Precision, in_contrasts, jacobian_features
+from ntk_tt.features import Precision, compute_features, in_contrasts, plan_features
 from ntk_tt.head import HeadProblem
 from ntk_tt.kernel import AbstractKernel, ContrastKernel, DualKernel, PrimalKernel, contrast_basis
 from ntk_tt.linearize import Apply, check_logits, check_network, logits_and_tangent
 from ntk_tt.losses import LossName, check_loss, encode_targets
-from ntk_tt.memory import available_bytes, format_bytes
-from ntk_tt.ntk import ntk_from_features
+from ntk_tt.memory import available_bytes, format_bytes, refuse
+from ntk_tt.ntk import ntk_tensor_from_features
 from ntk_tt.optimizer import OptimizerConfig, check_num_seeds, check_num_steps
 from ntk_tt.problem import LinearizedProblem
 from ntk_tt.progress import Progress, silent
-from ntk_tt.projection import ProjectionName
+from ntk_tt.projection import ProjectionName, sketch_note
 from ntk_tt.sharded_kernel import sharded_kernel
 from ntk_tt.sharding import replicate
 from ntk_tt.store import FeatureStore
-from ntk_tt.streaming import StreamedKernel
+from ntk_tt.streaming import StreamedKernel, in_memory
 from ntk_tt.training_time import DEFAULT_THRESHOLDS, combine_times, training_times
 
 Space = Literal["auto", "primal", "dual"]
@@ -71,7 +70,10 @@ def linearize(apply: Apply, params: PyTree, inputs: Float[Array | np.ndarray, "n
         projection: which one; see `ntk_tt.projection`.
         space: `dual` holds Θ, `primal` the features, `auto` the smaller.
         key: of the projection; key 0 where none is given.
-        precision, memory, mesh: see `jacobian_features`. Over a mesh the features, and Θ where it is formed, stay where
+        precision, mesh: see `jacobian_features`.
+        memory: bytes that the features may take on each device. None takes half of what is free, for Θ too where it is
+            formed: with `auto`, D' is at most what that allows, and Θ is formed (`space`) where it fits beside the
+            features; `LinearizedProblem.note` says what had to give way. Over a mesh the features, and Θ where it is formed, stay where
             they were computed, and products with them are collectives.
         features: computed before by `write_features` from `stored_outputs(apply, ...)`; instead of all the settings
             above. They are read into memory where they fit (into `memory`, where given), else streamed from disk.
@@ -97,21 +99,28 @@ def linearize(apply: Apply, params: PyTree, inputs: Float[Array | np.ndarray, "n
     check_logits(initial_logits)
     targets = encode_targets(labels, num_outputs, initial_logits.dtype, loss=loss)
     basis = contrast_basis(num_outputs, initial_logits.dtype) if outputs == "contrasts" else None
+    usable, note = available_bytes(), ""
     if features is not None:
         num_kept = features.shape[2]
-        kernel = _stored_kernel(features, (len(inputs), num_outputs if basis is None else basis.shape[1]), space, memory)
+        kernel = _stored_kernel(features, (len(inputs), num_outputs if basis is None else basis.shape[1]), space, usable if memory is None else memory, usable)
     else:
-        found = jacobian_features(
+        plan = plan_features(
             apply if basis is None else in_contrasts(apply, basis), params, inputs, num_projections=num_projections, projection=projection, key=key,
-            precision=precision, memory=memory, mesh=mesh, progress=progress)
-        num_kept = found.shape[2]
-        kernel = _kernel(found, len(inputs), space, mesh)
+            precision=precision, memory=memory, mesh=mesh)
+        found = compute_features(plan, params, inputs, progress=progress)
+        note = sketch_note(found, len(inputs), plan.wanted_projections)
+        kernel = _kernel(found, len(inputs), space, mesh, usable)
+        num_rows = len(inputs) * plan.num_outputs
+        if space == "auto" and kernel.space == "primal" and plan.num_projections > num_rows:
+            note += (f"{note and '; '}memory: Θ of {num_rows} rows would take {format_bytes(num_rows**2 * plan.dtype.itemsize)} beside its features and is not formed: "
+                     "the same curves, but each step takes longer")
+        num_kept = plan.num_projections
     if mesh is not None:
         initial_logits, weight_logits, targets = (replicate(each, mesh) for each in (initial_logits, weight_logits, targets))
         basis = None if basis is None else replicate(basis, mesh)
     num_params = sum(leaf.size for leaf in jax.tree.leaves(params))
     return LinearizedProblem(kernel if basis is None else ContrastKernel(kernel, basis), initial_logits, weight_logits, targets, loss,
-                             num_projections=num_kept if num_kept < num_params else None, num_params=num_params)
+                             note=note, num_projections=num_kept if num_kept < num_params else None, num_params=num_params)
 
 
 def stored_outputs(apply: Apply, num_outputs: int, outputs: Outputs) -> Apply:
@@ -119,10 +128,9 @@ def stored_outputs(apply: Apply, num_outputs: int, outputs: Outputs) -> Apply:
     return apply if outputs == "logits" else in_contrasts(apply, contrast_basis(num_outputs, float))
 
 
-def _stored_kernel(store: FeatureStore, expected: tuple[int, int], space: Space, memory: int | None) -> AbstractKernel:
+def _stored_kernel(store: FeatureStore, expected: tuple[int, int], space: Space, budget: int, usable: int) -> AbstractKernel:
     if tuple(store.shape[:2]) != expected:
         raise ValueError(f"features: the store holds (samples, outputs) = {tuple(store.shape[:2])}, but the task has {expected}; build it from the same data and outputs")
-    budget = available_bytes() // 2 if memory is None else memory
     if int(np.prod(store.shape)) * store.dtype.itemsize > budget:
         if space == "dual":
             raise ValueError("space: 'dual' needs the features in memory, and they are too large for it; use 'primal', which streams them")
@@ -130,21 +138,22 @@ def _stored_kernel(store: FeatureStore, expected: tuple[int, int], space: Space,
     missing = store.missing()
     if missing:
         raise ValueError(f"features: {len(missing)} blocks are missing or damaged, the first is block {missing[0]}; run write_features again, it computes only those")
-    return _kernel(jnp.asarray(np.concatenate([np.asarray(block) for block in store])), expected[0], space, None)
+    return _kernel(in_memory(store), expected[0], space, None, usable)
 
 
-def _kernel(features: Float[Array, "padded c d"], num_samples: int, space: Space, mesh: Mesh | None) -> AbstractKernel:
+def _kernel(features: Float[Array, "padded c d"], num_samples: int, space: Space, mesh: Mesh | None, usable: int) -> AbstractKernel:
+    """The kernel of these features; `usable` bytes are for them and Θ, which is formed beside them."""
     num_rows, num_projections = num_samples * features.shape[1], features.shape[2]
-    needed = num_rows**2 * features.dtype.itemsize // (1 if mesh is None else mesh.size)
-    free = available_bytes()
-    if space == "dual" and needed > free:
-        raise ValueError(f"memory: Θ of {num_rows} rows needs {format_bytes(needed)}, but {format_bytes(free)} may be used; use space='primal', which does not form it")
-    dual = space == "dual" or (space == "auto" and num_projections > num_rows and needed <= free)
+    devices = 1 if mesh is None else mesh.size
+    needed, held = num_rows**2 * features.dtype.itemsize // devices, features.nbytes // devices
+    if space == "dual" and needed + held > usable:
+        refuse(f"Θ of {num_rows} rows ({format_bytes(needed)}) and the features it is made of", needed + held, usable, "use space='primal', which does not form it")
+    dual = space == "dual" or (space == "auto" and num_projections > num_rows and needed + held <= usable)
     if mesh is not None:
         return sharded_kernel(features, num_samples, mesh, dual=dual)
     if not dual:
         return PrimalKernel(features)
-    return DualKernel(ntk_from_features(features).reshape(*features.shape[:2], *features.shape[:2]))
+    return DualKernel(ntk_tensor_from_features(features))
 
 
 def predict(problem: LinearizedProblem | HeadProblem, optimizer: OptimizerConfig, num_steps: int, *, method: Method = "replay", num_seeds: int = 5,

@@ -25,6 +25,7 @@ class LinearizedProblem(eqx.Module):
         loss: `ce` or `mse`.
         num_projections: D' of the random projection that Θ comes from; None where it is exact, or not known.
         num_params: D, which bounds the rank of Θ; None where it is not known.
+        note: for the reader, what had to give way to memory and what that means; empty where nothing had to.
     """
 
     kernel: AbstractKernel
@@ -32,6 +33,7 @@ class LinearizedProblem(eqx.Module):
     weight_logits: Float[Array, "n c"]
     targets: Float[Array, "n c"]
     loss: LossName = eqx.field(static=True, default="ce")
+    note: str = eqx.field(static=True, default="")
     num_projections: int | None = eqx.field(static=True, default=None)
     num_params: int | None = eqx.field(static=True, default=None)
 

@@ -31,6 +31,7 @@ ProjectionName = Literal["fold", "achlioptas", "gaussian"]
 ROWS_PER_PROJECTION = 16  # D' ≥ 16·N·C keeps the lower half of the spectrum within a few per cent
 _CHUNK = 4096  # rows of a dense R made at a time
 _CONSTANT = 1 << 16  # random numbers of a parameter that may become constants of the compiled program
+_NOTE_ROWS = 256  # from which the error of a small D' is read
 _UNROLLED = 16  # rounds added up in one loop over their sum (XLA:CPU reduces a strided axis ten times slower), and outputs with a product each
 
 
@@ -344,6 +345,32 @@ def expected_relative_error(ntk: Float[Array, "rows rows"], num_projections: int
     """Expected ‖ΦΦᵀ − Θ‖_F / ‖Θ‖_F of an unbiased projection: √((tr²Θ + ‖Θ‖²_F)/D') / ‖Θ‖_F."""
     norm = jnp.linalg.norm(ntk)
     return jnp.sqrt((jnp.trace(ntk) ** 2 + norm**2) / num_projections) / norm
+
+
+def sketch_error(features: Float[Array, "s c d"], num_samples: int) -> float:
+    """`expected_relative_error` of all N samples, read from the features of a few of them, at least two."""
+    few, _, num_projections = features.shape
+    rows = features.reshape(-1, num_projections).astype(jnp.promote_types(features.dtype, jnp.float32))
+    blocks = np.square(np.asarray(jnp.matmul(rows, rows.T, precision=jax.lax.Precision.HIGHEST), np.float64)).reshape(few, features.shape[1], few, -1).sum((1, 3))
+    own, others = np.trace(blocks) / few, (blocks.sum() - np.trace(blocks)) / (few * (few - 1))
+    trace, squares = num_samples * float(jnp.vdot(rows, rows)) / few, num_samples * own + num_samples * (num_samples - 1) * others
+    if not squares > 0:
+        return 0.0
+    # The squared norm that was measured holds that of the error, (1 + error²)‖Θ‖².
+    share = min(0.5, (trace**2 / squares + 1) / num_projections)
+    return float(np.sqrt(share / (1 - share)))
+
+
+def sketch_note(features: Float[Array, "n c d"], num_samples: int, wanted: int) -> str:
+    """What a D' that had to give way to memory means for the kernel; empty where it is what was wanted."""
+    num_projections = features.shape[2]
+    if num_projections >= wanted:
+        return ""
+    few = np.unique(np.linspace(0, num_samples - 1, max(2, _NOTE_ROWS // features.shape[1])).astype(int))
+    error = f"the kernel's relative error is expected to be {sketch_error(features[few], num_samples):.1%}" if len(few) > 1 and features.is_fully_addressable else "the kernel is less exact"
+    rank = num_samples * features.shape[1]
+    late = f", and with {rank} rows its small eigenvalues come out too small, late times too late" if 4 * rank > num_projections else ""
+    return f"memory: D' = {num_projections} instead of {wanted}: {error}{late}; fewer images or classes, or more memory, make it smaller"
 
 
 def path_key(key: Key[Array, ""], name: str) -> Key[Array, ""]:

@@ -148,6 +148,14 @@ class StreamedKernel(AbstractKernel):
         return _merge(self.resident, np.where(held, indices, 0), held, rows)
 
 
+def in_memory(store: FeatureStore) -> Float[Array, "n c d"]:
+    """All features of a complete store, in the type they are stored in, each block written where it will stay."""
+    features = jnp.zeros(store.shape, store.dtype)
+    for index in range(len(store)):
+        features = _place(features, jax.device_put(store.block(index)), store.samples(index).start)
+    return features
+
+
 def _resident(store: FeatureStore, memory_bytes: int) -> Float[Array, "r c d"]:
     dtype = jnp.result_type(store.dtype, jnp.float32)
     num_samples, *rest = store.shape

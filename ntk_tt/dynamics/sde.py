@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Key
 
 from ntk_tt import losses
 from ntk_tt.dynamics.trajectory import Trajectory, record_steps
-from ntk_tt.kernel import PrimalKernel
+from ntk_tt.kernel import PrimalKernel, sum_of_rows
 from ntk_tt.learning_rate import effective_learning_rate, largest_curvature_bound
 from ntk_tt.optimizer import OptimizerConfig, check_num_steps
 from ntk_tt.problem import LinearizedProblem, State, check_in_memory, logits, zero_state
@@ -98,10 +98,7 @@ def _integrate(problem: LinearizedProblem, noise: Noise, substeps: int, save_log
         return jax.tree.map(lambda d: -rate_at(t) * d, descent)
 
     initial_norm = jnp.linalg.norm(mean_residuals(start))
-    deviation = None
-    if isinstance(kernel, PrimalKernel) and noise != "full":
-        per_sample = jnp.einsum("nc,ncd->nd", num_samples * mean_residuals(start), kernel.features)
-        deviation = per_sample.std(axis=0)
+    deviation = _deviation(kernel, num_samples * mean_residuals(start)) if isinstance(kernel, PrimalKernel) and noise != "full" else None
 
     def diffusion(t, state, _):
         g = mean_residuals(state)
@@ -127,3 +124,15 @@ def _integrate(problem: LinearizedProblem, noise: Noise, substeps: int, save_log
         terms, diffrax.Euler(), times[0], times[-1], None, start, saveat=diffrax.SaveAt(ts=record_at, fn=record),
         stepsize_controller=diffrax.StepTo(ts=times), max_steps=len(times), adjoint=diffrax.ForwardMode(), throw=False)
     return solution.ys
+
+
+def _deviation(kernel: PrimalKernel, residuals: Float[Array, "n c"]) -> Float[Array, " d"]:
+    """Standard deviation over the samples of each one's gradient Jᵢᵀ gᵢ, formed for a few of them at a time."""
+    num_samples = len(residuals)
+    mean = kernel.pull(residuals) / num_samples
+
+    def squares(rows, counted):
+        off = jnp.einsum("nc,ncd->nd", residuals[rows], kernel.features[rows]) - mean
+        return (counted * jnp.square(off)).sum(0)
+
+    return jnp.sqrt(sum_of_rows(squares, jnp.arange(num_samples), jnp.ones((num_samples, 1), residuals.dtype), kernel.features) / num_samples)
