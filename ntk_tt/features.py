@@ -17,7 +17,7 @@ from ntk_tt import sharding
 from ntk_tt.bfloat16 import in_bfloat16
 from ntk_tt.layers import Layer, Product
 from ntk_tt.linearize import Apply, blocks, check_network, jacobian_block
-from ntk_tt.memory import affordable_projections, available_bytes, refuse
+from ntk_tt.memory import affordable_projections, available_bytes, compiled_bytes, refuse
 from ntk_tt.paths import named_leaves
 from ntk_tt.progress import Progress, silent
 from ntk_tt.projection import AbstractProjection, AbstractSketch, ProjectionName, SignFold, default_num_projections, make_projection
@@ -199,7 +199,7 @@ def plan_features(apply: Apply, params: PyTree, inputs: Float[Array | np.ndarray
     wanted = min(for_blocks, _CPU_KEPT_BYTES) if jax.default_backend() == "cpu" and size > 2 else for_blocks
     while compiled:
         compute = _compiled(network, path, projector, mesh, dtype, params, jax.ShapeDtypeStruct((size * devices, *one_sample.shape[1:]), one_sample.dtype))
-        block_bytes = _bytes_of(compute)
+        block_bytes = compiled_bytes(compute)
         if block_bytes <= wanted or block_size is not None:
             break
         if size == 1:
@@ -294,11 +294,6 @@ def _compiled(apply: Apply, path: JacobianPath, projection: AbstractProjection, 
     if mesh is None:
         return jax.jit(compute).lower(params, block).compile()
     return sharding.compiled(compute, mesh, params, block)
-
-
-def _bytes_of(compiled: Any) -> int:
-    analysis = compiled.memory_analysis()
-    return 0 if analysis is None else analysis.temp_size_in_bytes + analysis.output_size_in_bytes
 
 
 def _block_inputs(plan: FeaturePlan, inputs, on_device: int) -> Iterator[tuple[int, Array]]:

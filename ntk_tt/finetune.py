@@ -1,12 +1,13 @@
 """Real fine-tuning with optax: the truth that predictions are compared with.
 
 Shares no code with the prediction: of the package it imports only the description of the optimiser, the model
-container, the reading of labels and the progress bar. Its losses, batches and steps are optax's and its own.
+container, the reading of labels, the memory there is and the progress bar. Its losses, batches and steps are optax's and its own.
 """
 
 import dataclasses
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -16,6 +17,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, PyTree
 
+from ntk_tt.memory import compiled_blocks
 from ntk_tt.models.model import Apply, BatchStatistics
 from ntk_tt.optimizer import OptimizerConfig, check_num_steps
 from ntk_tt.progress import Progress, silent
@@ -71,8 +73,8 @@ def finetune(apply: Apply, params: PyTree, inputs: Float[Array | np.ndarray, "n 
         record_every: steps between records; the last step is always recorded. With the full batch a record costs nothing.
         statistics: batch-norm statistics to train along with their functions (`Model.batch_statistics`); None keeps
             them frozen. A full batch is then normalised as a whole, so it must fit into memory.
-        block_size: samples in memory at a time; larger batches accumulate their gradient in blocks, to rounding. None takes
-            what is fastest: 32 on a CPU, whose caches hold no more, 256 elsewhere.
+        block_size: samples in memory at a time, fewer where these do not fit; larger batches accumulate their gradient in
+            blocks, to rounding. None takes what is fastest: 32 on a CPU, whose caches hold no more, 256 elsewhere.
         progress: called as `progress(step, num_steps)`.
 
     Raises:
@@ -103,13 +105,12 @@ def finetune(apply: Apply, params: PyTree, inputs: Float[Array | np.ndarray, "n 
     params, state, opt_state = jax.tree.map(jnp.array, params), network.initial_state, chain.init(params)
     batches = _batches(num_samples, batch_size, full_batch, optimizer.sampling, seed)
     whole = np.arange(num_samples)
-    block = batch_size if statistics is not None else _even(batch_size, block_size)
-    evaluation_block = _even(num_samples, block_size)
     # The blocks of a batch are a Python loop around one compiled step: XLA runs convolutions inside a compiled loop
     # many times slower on a CPU.
     clock = time.perf_counter()
-    gradient = _lower(network.gradient, params, state, inputs, targets, block)
-    evaluate = _lower(network.evaluation, params, state, inputs, targets, evaluation_block)
+    least = batch_size if statistics is not None else 1  # a batch that is normalised as a whole has no blocks
+    gradient, block = compiled_blocks(partial(_lower, network.gradient, params, state, inputs, targets), batch_size, max(least, block_size), least)
+    evaluate, evaluation_block = compiled_blocks(partial(_lower, network.evaluation, params, state, inputs, targets), num_samples, block_size)
     zero = jax.tree.map(jnp.zeros_like, params)
     update = jax.jit(lambda gradient, opt_state, params: chain.update(gradient, opt_state, params)).lower(zero, opt_state, params).compile()
     compile_seconds = time.perf_counter() - clock
@@ -215,11 +216,6 @@ def _collapsed_at(constant: dict[int, bool], spiked: bool) -> int | None:
             return dead
         dead = index
     return min((index for index in constant if index > 0), default=None) if spiked else None
-
-
-def _even(count: int, block_size: int) -> int:
-    """The block size, at most `block_size`, that cuts `count` samples most evenly."""
-    return -(-count // -(-count // block_size))
 
 
 def _padded_blocks(indices: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -11,7 +11,8 @@ quadratic model that has the right Jacobian at both, second-order terms along th
 """
 
 import dataclasses
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -28,7 +29,7 @@ from ntk_tt.kernel import AbstractKernel, Indices, contrast_basis, of_rows, sum_
 from ntk_tt.learning_rate import largest_curvature
 from ntk_tt.linearize import blocks, check_network, logits_and_tangent
 from ntk_tt.losses import LossName
-from ntk_tt.memory import affordable_projections, available_bytes, refuse
+from ntk_tt.memory import affordable_projections, available_bytes, compiled_blocks, refuse
 from ntk_tt.models.heads import part, replaced
 from ntk_tt.models.model import Model
 from ntk_tt.problem import LinearizedProblem
@@ -345,10 +346,10 @@ def with_curvature(problem: HeadProblem, parts: Parts, inputs, basis: Float[Arra
     Where the network has no finite features so far out, as after an unstable start, the second point is taken nearer.
     """
     state, pushed = path_to(problem, fall)
-    displacement, features = state.backbone, jax.jit(parts.features)
+    displacement = state.backbone
     moved = moved_weights(parts, problem.directions, inputs, pushed)
     for _ in range(_HALVINGS):
-        if bool(jnp.isfinite(in_blocks(partial(features, moved), inputs)).all()):
+        if all(bool(jnp.isfinite(features).all()) for features in in_blocks(parts.features, moved, inputs)):
             break
         displacement, pushed = displacement / 2, pushed / 2
         moved = moved_weights(parts, problem.directions, inputs, pushed)
@@ -415,16 +416,19 @@ def along(features: Callable[[PyTree, Array], Array], directions: Float[Array, "
     return lambda params, inputs: features(params, inputs) @ directions
 
 
-def in_blocks(function: Callable[[Array], Array], inputs) -> Array:
-    """A function of the inputs, all blocks but the last of one size."""
-    return jnp.concatenate([function(jnp.asarray(inputs[block])) for block in blocks(len(inputs), _BLOCK)])
+def in_blocks(function: Callable[..., Any], params: PyTree, *arrays) -> Iterator[Any]:
+    """`function(params, samples of each array)` for one block of samples after another, of as many as memory holds."""
+    step = jax.jit(function)
+    compiled, size = compiled_blocks(lambda size: step.lower(params, *(jnp.asarray(array[:size]) for array in arrays)).compile(), len(arrays[0]), _BLOCK)
+    for block in blocks(len(arrays[0]), size):
+        yield (compiled if block.stop - block.start == size else step)(params, *(jnp.asarray(array[block]) for array in arrays))
 
 
 def moved_weights(parts: Parts, directions, inputs, pushed: Float[Array, "n r"]) -> PyTree:
     """w₀ + Σᵢ J_φ,iᵀ U cᵢ: one backward pass over the data."""
     coordinates = along(parts.features, directions)
-    pull = jax.jit(lambda backbone, x, cotangents: jax.vjp(lambda backbone: coordinates(backbone, x), backbone)[1](cotangents)[0])
-    moved = parts.backbone
-    for block in blocks(len(inputs), _BLOCK):
-        moved = jax.tree.map(jnp.add, moved, pull(parts.backbone, jnp.asarray(inputs[block]), pushed[block]))
-    return moved
+
+    def pull(backbone, x, cotangents):
+        return jax.vjp(lambda backbone: coordinates(backbone, x), backbone)[1](cotangents)[0]
+
+    return functools.reduce(partial(jax.tree.map, jnp.add), in_blocks(pull, parts.backbone, inputs, pushed), parts.backbone)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+from ntk_tt.memory import compiled_blocks
 from ntk_tt.paths import named_leaves
 
 Apply = Callable[[PyTree, Array], Float[Array, "n c"]]
@@ -24,10 +25,11 @@ def logits_and_tangent(apply: Apply, params: PyTree, inputs: Float[Array | np.nd
 
     Args:
         tangent: a direction in parameter space, a tree like `params`.
+        block_size: samples at a time, fewer where these do not fit into memory.
     """
     step = jax.jit(lambda params, x, tangent: jax.jvp(lambda w: apply(w, x), (params,), (tangent,)))
-    count = -(-len(inputs) // block_size)  # blocks of one size where they can be: each size is compiled
-    parts = [step(params, inputs[block], tangent) for block in blocks(len(inputs), -(-len(inputs) // count))]
+    compiled, size = compiled_blocks(lambda size: step.lower(params, jnp.asarray(inputs[:size]), tangent).compile(), len(inputs), block_size)
+    parts = [(compiled if block.stop - block.start == size else step)(params, jnp.asarray(inputs[block]), tangent) for block in blocks(len(inputs), size)]
     return jnp.concatenate([part[0] for part in parts]), jnp.concatenate([part[1] for part in parts])
 
 

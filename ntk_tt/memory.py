@@ -2,6 +2,7 @@
 
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,38 @@ def affordable_projections(num_rows: int, wanted: int, itemsize: int, usable: in
         refuse(f"features of {num_rows} rows (samples × outputs) with the least D' = {least}", num_rows * least * itemsize, for_features,
                "take fewer samples (--per-class) or fewer classes, or give the process more memory")
     return min(wanted, for_features // (num_rows * itemsize))
+
+
+def compiled_bytes(compiled: Any) -> int:
+    """What a compiled program takes beside its arguments."""
+    analysis = compiled.memory_analysis()
+    return 0 if analysis is None else analysis.temp_size_in_bytes + analysis.output_size_in_bytes
+
+
+def compiled_blocks(compile_block: Callable[[int], Any], num_samples: int, most: int, least: int = 1) -> tuple[Any, int]:
+    """A pass over samples, compiled for blocks of one size, and that size: at most `most`, and as many as memory holds.
+
+    Args:
+        compile_block: the size to the compiled program (`jax.stages.Compiled`).
+        least: samples that must be in one block.
+
+    Raises:
+        ValueError: not even so few fit.
+    """
+    size, usable = even_size(num_samples, most), available_bytes()
+    while True:
+        compiled = compile_block(size)
+        needed = compiled_bytes(compiled)
+        if needed <= usable:
+            return compiled, size
+        if size <= least:
+            refuse(f"the activations of {'one sample' if least == 1 else f'a batch of {least}'}", needed, usable, "take smaller inputs (--image-size), a smaller network or batch")
+        size = even_size(num_samples, max(least, min(size - 1, size * usable // needed)))
+
+
+def even_size(count: int, most: int) -> int:
+    """The size of blocks, at most `most`, that cuts `count` samples most evenly."""
+    return -(-count // -(-count // most))
 
 
 def refuse(what: str, needed: int, usable: int, remedy: str) -> None:
