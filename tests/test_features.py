@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ntk_tt import memory
 from ntk_tt.bfloat16 import in_bfloat16, relative_error
 from ntk_tt.features import compute_features, in_contrasts, jacobian_features, plan_features, write_features
 from ntk_tt.kernel import contrast_basis
@@ -66,30 +65,9 @@ def test_what_cannot_fit_says_what_would():
 def test_a_kernel_that_cannot_fit_says_so(monkeypatch):
     case, inputs = case_and_inputs()
     monkeypatch.setattr(sys.modules["ntk_tt.predict"], "available_bytes", lambda: 4000)  # the package has a function of that name
-    with pytest.raises(ValueError, match=r"memory: Θ of 33 rows needs 4\.25 KiB, but 3\.91 KiB may be used; use space='primal'"):
+    with pytest.raises(ValueError, match=r"memory: Θ of 33 rows \(4\.25 KiB\) and the features it is made of need 12\.5 KiB, but 3\.91 KiB may be used; use space='primal'"):
         linearize(case.apply, case.params, inputs, np.arange(11) % 3, num_projections=64, space="dual")
     assert linearize(case.apply, case.params, inputs, np.arange(11) % 3, num_projections=64).kernel.space == "primal"
-
-
-@pytest.mark.parametrize(("text", "count"), [("4GiB", 4 << 30), ("500 MB", 500_000_000), ("1.5 kib", 1536), ("1234", 1234), (77, 77)])
-def test_amounts_of_memory(text, count):
-    assert memory.parse_bytes(text) == count
-
-
-@pytest.mark.parametrize("text", ["many", "4 parsecs", "-1GiB", "0", "1.2.3MB", ""])
-def test_amounts_that_are_none(text):
-    with pytest.raises(ValueError, match="memory: give an amount"):
-        memory.parse_bytes(text)
-
-
-def test_a_container_limits_what_is_free(tmp_path, monkeypatch):
-    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
-    free = memory.available_bytes()
-    (tmp_path / "memory.max").write_text("1000000\n")
-    (tmp_path / "memory.current").write_text("400000\n")
-    assert memory.available_bytes() == 480_000 < free
-    (tmp_path / "memory.max").write_text("max\n")
-    assert memory.available_bytes() > 480_000
 
 
 def test_features_on_disk_are_those_in_memory_and_predict_the_same(tmp_path):

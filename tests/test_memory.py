@@ -1,0 +1,307 @@
+"""What memory there is, what requests take of it, and what gives way."""
+
+import resource
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import psutil
+import pytest
+
+from ntk_tt import kernel as kernels
+from ntk_tt import memory
+from ntk_tt.dynamics.sde import _deviation
+from ntk_tt.features import jacobian_features
+from ntk_tt.finetune import finetune
+from ntk_tt.head import linearize_head
+from ntk_tt.kernel import DualKernel, PrimalKernel
+from ntk_tt.learning_rate import batch_curvature_variance, largest_curvature
+from ntk_tt.linearize import logits_and_tangent
+from ntk_tt.models import load_model
+from ntk_tt.ntk import _symmetric_product, ntk_from_features, ntk_tensor_from_features
+from ntk_tt.one_shot import predict_after
+from ntk_tt.optimizer import OptimizerConfig
+from ntk_tt.predict import linearize, predict
+from ntk_tt.projection import expected_relative_error, sketch_error
+from tests.networks import convolutional, mlp
+
+GIB = 1 << 30
+
+
+@pytest.fixture
+def machine(tmp_path, monkeypatch):
+    """A machine with 8 GiB free and no limits; functions to set some."""
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "cgroup").mkdir()
+    monkeypatch.setattr(memory, "_PROC", tmp_path / "proc")
+    monkeypatch.setattr(memory, "_CGROUP", tmp_path / "cgroup")
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=8 * GIB))
+
+    def group(path: str, **files):
+        folder = tmp_path / "cgroup" / path
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in files.items():
+            (folder / f"memory.{name}").write_text(f"{text}\n")
+
+    def limits(**given):
+        kinds = {resource.RLIMIT_AS: given.get("addresses"), resource.RLIMIT_DATA: given.get("data")}
+        monkeypatch.setattr(resource, "getrlimit", lambda kind: (kinds[kind] or resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        monkeypatch.setattr(psutil, "Process", lambda: SimpleNamespace(memory_info=lambda: SimpleNamespace(vms=2 * GIB, data=GIB, rss=GIB)))
+
+    limits()
+    return SimpleNamespace(group=group, limits=limits, within=(tmp_path / "proc" / "cgroup").write_text)
+
+
+def test_half_of_what_is_free_may_be_used(machine):
+    assert memory.host_bytes() == memory.available_bytes() == 4 * GIB
+
+
+@pytest.mark.parametrize(("own", "path", "files", "free"), [
+    ("0::/", "", {"max": 6 * GIB, "current": 2 * GIB}, 4 * GIB),
+    ("0::/", "", {"max": "max", "current": 2 * GIB}, 8 * GIB),
+    ("0::/", "", {"max": 6 * GIB, "current": 5 * GIB, "stat": f"anon 5\ninactive_file {3 * GIB}\nactive_file 7"}, 4 * GIB),  # the kernel takes cached files back
+    ("0::/", "", {"max": 2 * GIB, "current": 3 * GIB}, 0),
+    ("0::/", "", {"max": "nonsense", "current": 1}, 8 * GIB),
+    ("0::/user.slice/run.scope", "user.slice", {"max": 3 * GIB, "current": 1 * GIB}, 2 * GIB),  # of a group that holds the process's own
+    ("0::/docker/abc", "docker/abc", {"max": 3 * GIB, "current": 1 * GIB}, 2 * GIB),
+    ("9:name=systemd:/\n4:cpu,memory:/docker/abc", "memory/docker/abc", {"limit_in_bytes": 3 * GIB, "usage_in_bytes": 1 * GIB}, 2 * GIB),
+    ("4:memory:/docker/abc", "memory", {"limit_in_bytes": 3 * GIB, "usage_in_bytes": 2 * GIB, "stat": f"total_inactive_file {GIB}"}, 2 * GIB),  # as seen from within
+    ("4:memory:/", "memory", {"limit_in_bytes": (1 << 63) - 4096, "usage_in_bytes": GIB}, 8 * GIB),
+    ("0::/../../other", "", {"max": 6 * GIB, "current": 2 * GIB}, 4 * GIB),
+])
+def test_a_container_limits_what_is_free(machine, own, path, files, free):
+    machine.within(own + "\n")
+    machine.group(path, **files)
+    assert memory.host_bytes() == free // 2
+
+
+def test_the_tightest_of_all_limits_counts(machine):
+    machine.within("0::/outer/inner\n")
+    machine.group("outer", max=3 * GIB, current=GIB)
+    machine.group("outer/inner", max=7 * GIB, current=GIB)
+    assert memory.host_bytes() == GIB
+    machine.limits(addresses=3 * GIB)
+    assert memory.host_bytes() == GIB // 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not hold to these limits")
+def test_limits_of_the_process_count_less_what_it_has_taken(machine):
+    machine.limits(addresses=8 * GIB)
+    assert memory.host_bytes() == 3 * GIB
+    machine.limits(addresses=8 * GIB, data=4 * GIB)
+    assert memory.host_bytes() == 3 * GIB // 2
+    machine.limits(addresses=GIB)
+    assert memory.host_bytes() == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not hold to this limit")
+def test_an_address_space_limit_of_a_real_process_is_seen():
+    program = "import resource; resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30)); from ntk_tt.memory import host_bytes; print(host_bytes())"
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert 0 < int(run.stdout) < (3 << 30) // 2
+
+
+@pytest.mark.parametrize(("text", "count"), [("4GiB", 4 << 30), ("500 MB", 500_000_000), ("1.5 kib", 1536), ("1234", 1234), (77, 77)])
+def test_amounts_of_memory(text, count):
+    assert memory.parse_bytes(text) == count
+
+
+@pytest.mark.parametrize("text", ["many", "4 parsecs", "-1GiB", "0", "1.2.3MB", ""])
+def test_amounts_that_are_none(text):
+    with pytest.raises(ValueError, match="memory: give an amount"):
+        memory.parse_bytes(text)
+
+
+def test_a_device_says_itself_what_is_free():
+    device = SimpleNamespace(platform="gpu", memory_stats=lambda: {"bytes_limit": 1000, "bytes_in_use": 200})
+    assert memory.available_bytes(device) == 400
+    assert memory.available_bytes(SimpleNamespace(platform="gpu", memory_stats=lambda: {"bytes_limit": 1000, "bytes_in_use": 1200})) == 0
+
+
+def test_projections_are_what_memory_pays_for():
+    assert memory.affordable_projections(100, 5000, 4, usable=10**9, most=10**9) == 5000
+    assert memory.affordable_projections(100, 5000, 4, usable=800_000, most=10**9) == 1750  # seven eighths
+    assert memory.affordable_projections(100, 5000, 4, usable=10**9, most=800_000) == 2000
+    assert memory.affordable_projections(100, 90, 4, usable=50_000, most=10**9) == 90  # fewer than the least are wanted
+    with pytest.raises(ValueError, match=r"memory: features of 100 rows .* the least D' = 256 need 100 KiB, but 85.4 KiB may be used; take fewer samples .*--per-class.*"):
+        memory.affordable_projections(100, 5000, 4, usable=100_000, most=10**9)
+
+
+@pytest.fixture
+def task():
+    case = mlp(3, width=32)
+    return case, np.asarray(case.inputs(40, 0)), np.arange(40) % 3
+
+
+def free(monkeypatch, count: int):
+    monkeypatch.setattr(memory, "host_bytes", lambda: count)
+
+
+def test_the_space_gives_way_without_another_result(task, monkeypatch):
+    case, inputs, labels = task
+    roomy = linearize(case.apply, case.params, inputs, labels, num_projections=700)
+    free(monkeypatch, 400_000)  # the features are 336 kB, Θ 58 kB more than the rest
+    tight = linearize(case.apply, case.params, inputs, labels, num_projections=700)
+    assert (roomy.kernel.space, tight.kernel.space, roomy.note) == ("dual", "dual", "")
+    free(monkeypatch, 390_000)
+    tight = linearize(case.apply, case.params, inputs, labels, num_projections=700)
+    assert tight.kernel.space == "primal"
+    assert "Θ of 120 rows would take 56.2 KiB beside its features and is not formed" in tight.note
+    for optimizer in (OptimizerConfig(0.05, 0.9), OptimizerConfig(0.05, 0.9, batch_size=8)):
+        one, other = (predict(problem, optimizer, 30, num_seeds=2) for problem in (roomy, tight))
+        np.testing.assert_allclose(one.loss, other.loss, rtol=1e-4)
+
+
+def test_the_projections_give_way_and_the_note_says_what_that_means(monkeypatch):
+    case = mlp(3, width=128)
+    inputs, labels = np.asarray(case.inputs(200, 0)), np.arange(200) % 3
+    exact = jacobian_features(case.apply, case.params, inputs, num_projections="exact").reshape(600, -1)
+    ntk = np.asarray(exact @ exact.T)
+    assert linearize(case.apply, case.params, inputs, labels).note == ""
+    free(monkeypatch, 8_000_000)
+    tight = linearize(case.apply, case.params, inputs, labels)
+    assert tight.kernel.space == "primal"
+    assert tight.kernel.zero().size == 7_000_000 // 600 // 4 == 2916
+    assert "memory: D' = 2916 instead of 9600: " in tight.note
+    assert "fewer images or classes, or more memory" in tight.note
+    errors = []
+    for seed in range(5):
+        found = jacobian_features(case.apply, case.params, inputs, num_projections=2916, key=jax.random.key(seed)).reshape(600, -1)
+        errors.append(np.linalg.norm(found @ found.T - ntk) / np.linalg.norm(ntk))
+    expected = float(expected_relative_error(jnp.asarray(ntk), 2916))
+    said = float(tight.note.split("expected to be ")[1].split("%")[0]) / 100
+    assert said == pytest.approx(expected, rel=0.1)
+    assert said == pytest.approx(np.sqrt(np.mean(np.square(errors))), rel=0.6)  # few keys, and one eigenvector has nearly all of Θ
+
+
+def test_the_sketch_error_of_a_few_samples_is_that_of_all():
+    samples = jax.random.normal(jax.random.key(0), (60, 2, 200)) + jax.random.normal(jax.random.key(1), (200,))
+    rows = np.asarray(samples.reshape(120, 200), np.float64)
+    ntk = rows @ rows.T
+    of_all = sketch_error(samples, 60)
+    share = (np.trace(ntk) ** 2 / np.square(ntk).sum() + 1) / 200
+    assert of_all == pytest.approx(np.sqrt(share / (1 - share)), rel=1e-4)
+    assert sketch_error(samples[::4], 60) == pytest.approx(of_all, rel=0.2)
+    assert sketch_error(jnp.zeros((3, 2, 4)), 3) == 0
+
+
+def head_task():
+    model = load_model("mlp", weights="random", num_classes=3, image_size=4, key=jax.random.key(0))
+    return model, model.preprocess(np.random.default_rng(0).integers(0, 256, (18, 4, 4, 3)).astype(np.uint8)), np.arange(18) % 3
+
+
+def test_both_passes_of_a_real_head_share_what_may_be_used(monkeypatch):
+    model, images, labels = head_task()
+    roomy = linearize_head(model, images, labels)
+    assert roomy.note == ""
+    free(monkeypatch, 400_000)
+    tight = linearize_head(model, images, labels)
+    held = sum(array.nbytes for array in (tight.jacobian, tight.curvature.change))
+    assert 300_000 < held <= 350_000
+    assert f"memory: D' = {tight.jacobian.shape[2]} instead of {roomy.jacobian.shape[2]}: the kernel's relative error is expected to be" in tight.note
+    shot = predict_after(model, images, labels, OptimizerConfig(0.01), 8, num_seeds=1)
+    assert shot.problem.jacobian.shape[2] == tight.jacobian.shape[2]
+    free(monkeypatch, 20_000)
+    with pytest.raises(ValueError, match=r"memory: features of .* the least D' = 256 need .* may be used"):
+        linearize_head(model, images, labels)
+    with pytest.raises(ValueError, match=r"memory: features of 18 samples × . directions × D' = 900 need .* what would fit: num_projections = \d+, curvature=False, or fewer"):
+        linearize_head(model, images, labels, num_projections=900)
+
+
+def test_products_of_a_few_rows_at_a_time_are_those_of_all(monkeypatch):
+    features, generator = jax.random.normal(jax.random.key(0), (23, 3, 17)), np.random.default_rng(0)
+    residuals = jnp.asarray(generator.normal(size=(23, 3)), jnp.float32)
+    indices = jnp.asarray(generator.integers(0, 23, 11))  # some twice
+    primal, dual = PrimalKernel(features), DualKernel(ntk_tensor_from_features(features))
+    state = jnp.asarray(generator.normal(size=17), jnp.float32)
+
+    def products():
+        return (primal.push_rows(state, indices), primal.pull_rows(residuals[:11], indices), primal.diagonal_blocks(), dual.pull_rows(residuals[:11], indices),
+                eqx.filter_jit(PrimalKernel.pull_rows)(primal, residuals[:11], indices), _deviation(primal, residuals))
+
+    whole = products()
+    for row_bytes in (1, 4 * 3 * 17 * 4, 4 * 3 * 17 * 5):
+        monkeypatch.setattr(kernels, "_ROW_BYTES", row_bytes)
+        for one, other in zip(whole, products(), strict=True):
+            np.testing.assert_allclose(other, one, rtol=2e-5, atol=2e-5)
+    per_sample = np.einsum("nc,ncd->nd", residuals, features)
+    np.testing.assert_allclose(whole[-1], per_sample.std(0), rtol=1e-5)
+    np.testing.assert_allclose(whole[2], np.einsum("iad,ibd->iab", features, features), rtol=1e-5, atol=1e-5)
+
+
+def test_gradients_and_stability_of_a_real_head_do_not_depend_on_the_rows_at_a_time(monkeypatch):
+    model, images, labels = head_task()
+    problem = linearize_head(model, images, labels, num_projections=300)
+    state, batch = problem.zero(), jnp.asarray([3, 1, 3, 17, 5, 0, 2])
+    state = jax.tree.map(lambda leaf: leaf + 0.01, state)
+
+    def found():
+        tangent = problem.tangent(state)
+        curvature, direction = largest_curvature(tangent, tangent.initial_logits)
+        return problem.gradient(state, 0.1, batch), tangent.kernel.diagonal_blocks(), batch_curvature_variance(tangent, tangent.initial_logits, curvature, direction)
+
+    whole = jax.tree.leaves(found())
+    monkeypatch.setattr(kernels, "_ROW_BYTES", 30_000)
+    jax.clear_caches()
+    for one, other in zip(whole, jax.tree.leaves(found()), strict=True):
+        np.testing.assert_allclose(other, one, rtol=2e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(7, 2, 5), (300, 1, 9), (40, 15, 30)])
+def test_the_kernel_is_the_same_by_blas_by_tiles_and_traced(shape):
+    features = jax.random.normal(jax.random.key(0), shape)
+    rows = np.asarray(features, np.float64).reshape(-1, shape[2])
+    for found in (ntk_from_features(features), _symmetric_product(features), jax.jit(ntk_from_features)(features)):
+        np.testing.assert_allclose(found, rows @ rows.T, atol=2e-5 * shape[2])
+        np.testing.assert_array_equal(found, np.asarray(found).T)
+    np.testing.assert_array_equal(np.asarray(ntk_tensor_from_features(features)).reshape(len(rows), -1), ntk_from_features(features))
+    half = features.astype(jnp.bfloat16)
+    assert ntk_from_features(half).dtype == jnp.bfloat16
+
+
+def test_passes_take_as_many_samples_as_fit(monkeypatch):
+    case = convolutional(3, norm=True)
+    inputs = case.inputs(24, 0)
+    roomy = logits_and_tangent(case.apply, case.params, inputs, case.params)
+    one = memory.compiled_bytes(jax.jit(lambda x: jax.jvp(lambda w: case.apply(w, x), (case.params,), (case.params,))).lower(inputs[:1]).compile())
+    free(monkeypatch, 6 * one)
+    for found, expected in zip(logits_and_tangent(case.apply, case.params, inputs, case.params), roomy, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    free(monkeypatch, one // 2)
+    with pytest.raises(ValueError, match=r"memory: the activations of one sample need .* may be used; take smaller inputs \(--image-size\)"):
+        logits_and_tangent(case.apply, case.params, inputs, case.params)
+
+
+def test_the_size_of_blocks_is_found_from_the_compiled_program(monkeypatch):
+    tried = []
+
+    def compile_block(size):
+        tried.append(size)
+        return SimpleNamespace(memory_analysis=lambda: SimpleNamespace(temp_size_in_bytes=100 * size + 150, output_size_in_bytes=50))
+
+    free(monkeypatch, 1000)
+    _, size = memory.compiled_blocks(compile_block, 100, 32)
+    assert size <= 8
+    assert tried[0] == 25  # the most even
+    assert len(tried) <= 3
+    with pytest.raises(ValueError, match=r"the activations of a batch of 9 need 1\.07 KiB, but 1000 bytes may be used"):
+        memory.compiled_blocks(compile_block, 9, 9, 9)
+
+
+def test_training_takes_smaller_blocks_where_memory_is_short(monkeypatch):
+    case = convolutional(3, norm=True)
+    inputs, labels = case.inputs(16, 0), np.arange(16) % 3
+    compile_blocks, found = memory.compiled_blocks, []
+    monkeypatch.setattr(sys.modules["ntk_tt.finetune"], "compiled_blocks", lambda *arguments: found.append(compile_blocks(*arguments)) or found[-1])
+    roomy = finetune(case.apply, case.params, inputs, labels, OptimizerConfig(0.05), 3)
+    free(monkeypatch, memory.compiled_bytes(found[0][0]) * 2 // 3)
+    tight = finetune(case.apply, case.params, inputs, labels, OptimizerConfig(0.05), 3)
+    assert found[0][1] == 16 > found[2][1]
+    np.testing.assert_allclose(tight.loss, roomy.loss, rtol=1e-5)
+    free(monkeypatch, 100)
+    with pytest.raises(ValueError, match="memory: the activations of one sample need"):
+        finetune(case.apply, case.params, inputs, labels, OptimizerConfig(0.05), 3)
