@@ -35,7 +35,7 @@ from ntk_tt.files import check_writable
 from ntk_tt.finetune import TrainingRun, finetune
 from ntk_tt.head import HeadProblem
 from ntk_tt.limits import MAX_PER_CLASS, check_range
-from ntk_tt.memory import format_bytes
+from ntk_tt.memory import check_limits, format_bytes
 from ntk_tt.models import list_models
 from ntk_tt.optimizer import MAX_SEEDS, MAX_STEPS, OptimizerConfig, ScheduleName, named_schedule
 from ntk_tt.plot import plot_report
@@ -202,6 +202,7 @@ def _status(arguments: list[str] | None) -> int:
 
 def _execute(options: Any) -> None:
     if isinstance(options, Features | Predict):
+        check_limits()
         with contextlib.suppress(ValueError):  # no home folder: nothing is kept
             keep_compiled(default_folder() / "compiled")
     match options:

@@ -1,5 +1,6 @@
 """How much memory there is, and what a request needs."""
 
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -13,6 +14,9 @@ _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "k
 _SHARE = 0.5  # of what is free may be planned with: the compiler, allocators and other programs need the rest
 _BLOCK_PART = 8  # of what may be used, the part that is kept from the features
 _LEAST_PROJECTIONS = 256  # D' below which a kernel says little: its relative error is above 6 % even where Θ has rank one
+# What JAX takes to start and to compile the first programs: of data, and of addresses, where what its threads only reserve
+# counts (a stack and an arena of the allocator each; NPROC=32 has 75 threads).
+_START_BYTES, _THREAD_BYTES, _THREADS, _THREADS_PER_CORE = 512 << 20, 72 << 20, 10, 2.25
 _CGROUP, _PROC = Path("/sys/fs/cgroup"), Path("/proc/self")
 # (limit, use, the entry of memory.stat with pages of files that the kernel takes back at once), for cgroup v2 and v1
 _CGROUP_FILES = (("memory.max", "memory.current", "inactive_file"), ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"))
@@ -33,7 +37,17 @@ def host_bytes() -> int:
     Half of what is free: of the machine, of the container (control groups of either version, the process's own and those
     it lies in), and of what `ulimit` leaves of address space (RLIMIT_AS, which counts what is only reserved) and data (RLIMIT_DATA).
     """
-    return int(_SHARE * max(0.0, min(psutil.virtual_memory().available, _container_bytes(), _limit_bytes())))
+    return int(_SHARE * max(0.0, min(psutil.virtual_memory().available, _container_bytes(), *_limits())))
+
+
+def check_limits() -> None:
+    """Raises ValueError where `ulimit` leaves too little to start JAX at all, which would end the process without a word. Starts no device."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    reserved = int((_THREADS + _THREADS_PER_CORE * cores) * _THREAD_BYTES)
+    addresses, data = _limits()
+    for flag, left, needed in (("-v", addresses, _START_BYTES + reserved), ("-d", data, _START_BYTES)):
+        if left < needed:
+            refuse("JAX and its compiler", needed, max(0, int(left)), f"the limit of this process (ulimit {flag}) leaves no more: raise it by what is missing")
 
 
 def _container_bytes() -> float:
@@ -82,15 +96,16 @@ def _text(file: Path) -> str:
         return ""
 
 
-def _limit_bytes() -> float:
+def _limits() -> tuple[float, float]:
     """What `ulimit -v` and `ulimit -d` leave; infinity where there is no such limit, or the system does not hold to it."""
     if sys.platform != "linux":
-        return float("inf")
+        return float("inf"), float("inf")
     import resource
 
     used = psutil.Process().memory_info()
-    limits = ((resource.RLIMIT_AS, used.vms), (resource.RLIMIT_DATA, used.data))
-    return min((float(soft) - in_use for kind, in_use in limits if (soft := resource.getrlimit(kind)[0]) != resource.RLIM_INFINITY), default=float("inf"))
+    addresses, data = (float("inf") if limit == resource.RLIM_INFINITY else float(limit)
+                       for limit in (resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA)))
+    return addresses - used.vms, data - used.data
 
 
 def affordable_projections(num_rows: int, wanted: int, itemsize: int, usable: int, *, most: int) -> int:

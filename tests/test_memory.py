@@ -1,5 +1,6 @@
 """What memory there is, what requests take of it, and what gives way."""
 
+import json
 import resource
 import subprocess
 import sys
@@ -114,6 +115,17 @@ def test_amounts_of_memory(text, count):
 def test_amounts_that_are_none(text):
     with pytest.raises(ValueError, match="memory: give an amount"):
         memory.parse_bytes(text)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not hold to this limit")
+@pytest.mark.parametrize("mebibytes", [700, 1000, 1300])
+def test_a_limit_too_tight_for_the_compiler_ends_in_one_line(mebibytes):
+    program = f"import resource; resource.setrlimit(resource.RLIMIT_AS, ({mebibytes} << 20,) * 2); from ntk_tt.cli import main; main(['predict', '--classes', '2', '--per-class', '4'])"
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert run.returncode == 2, run.stderr
+    assert run.stderr.startswith("ntk-tt: memory: JAX and its compiler need ")
+    assert run.stderr.count("\n") == 1
+    assert "raise it by what is missing" in run.stderr
 
 
 def test_a_device_says_itself_what_is_free():
@@ -305,3 +317,65 @@ def test_training_takes_smaller_blocks_where_memory_is_short(monkeypatch):
     free(monkeypatch, 100)
     with pytest.raises(ValueError, match="memory: the activations of one sample need"):
         finetune(case.apply, case.params, inputs, labels, OptimizerConfig(0.05), 3)
+
+
+_PEAKS = """
+import json, re
+from pathlib import Path
+import jax, numpy as np
+from ntk_tt import OptimizerConfig, linearize, linearize_head, load_model, predict, stability
+def status(name):
+    return 1024 * int(re.search(name + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+def peak(function):  # of the second call, which compiles nothing
+    jax.block_until_ready(function())
+    Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
+    before = status("VmRSS")
+    kept = jax.block_until_ready(function())
+    return status("VmHWM") - before
+samples, outputs = 400, 8
+model = load_model("mlp", weights="random", num_classes=outputs, image_size=8, key=jax.random.key(0))
+images = model.preprocess(np.random.default_rng(0).integers(0, 256, (samples, 8, 8, 3)).astype(np.uint8))
+labels = np.arange(samples) % outputs
+def kernel(space):
+    return linearize(model.apply, model.params, images, labels, num_projections=20000, space=space)
+def head():
+    return linearize_head(model, images, labels, num_projections=10000)
+primal, real = kernel("primal"), head()
+setting = OptimizerConfig(0.001, batch_size=200)
+print(json.dumps({
+    "features": primal.kernel.features.nbytes, "ntk": (samples * outputs) ** 2 * 4, "head features": real.jacobian.nbytes + real.curvature.change.nbytes,
+    "primal": peak(lambda: kernel("primal")), "dual": peak(lambda: kernel("dual")), "head": peak(head),
+    "replay": peak(lambda: predict(primal, setting, 6, num_seeds=1)), "head replay": peak(lambda: predict(real, setting, 6, num_seeds=1)),
+    "stability": peak(lambda: stability(primal, setting, 6)), "head stability": peak(lambda: stability(real, setting, 6))}))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_what_is_planned_is_what_is_taken():
+    """Features of 256 MB: no second copy of them, of Θ, or of the gathered rows of half the samples; the slack is a block and 64 MiB of rows."""
+    run = subprocess.run([sys.executable, "-c", _PEAKS], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    taken, slack = json.loads(run.stdout), 160e6
+    for name, planned in (("primal", taken["features"]), ("dual", taken["features"] + taken["ntk"]), ("head", taken["head features"])):
+        assert planned / 2 < taken[name] < planned + slack, (name, taken)
+    for name in ("replay", "head replay", "stability", "head stability"):
+        assert taken[name] < slack, (name, taken)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not hold to this limit")
+@pytest.mark.parametrize("method", ["replay", "curvature"])
+def test_a_thousand_images_of_twenty_classes_fit_into_eight_gibibytes_of_addresses(tmp_path, method):
+    random = np.random.default_rng(0)
+    labels = np.repeat(np.arange(20), 50)
+    images = np.clip(random.integers(0, 256, (20, 32, 32, 3))[labels] + random.normal(0, 40, (1000, 32, 32, 3)), 0, 255).astype(np.uint8)
+    np.savez(tmp_path / "data.npz", images=images, labels=labels)
+    program = "import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (8 << 30,) * 2); from ntk_tt.cli import main; main(sys.argv[1:])"
+    flags = ["predict", "--data", f"arrays:{tmp_path / 'data.npz'}", "--classes", "20", "--per-class", "50", "--steps", "3", "--method", method, "--json", str(tmp_path / "report.json")]
+    run = subprocess.run([sys.executable, "-c", program, *flags], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["task"]["num_samples"] == 1000
+    assert any("memory: D' = " in note and "relative error" in note for note in report["task"]["notes"])
+    assert report["prediction"]["loss"][-1] < report["prediction"]["loss"][0]
