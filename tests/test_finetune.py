@@ -29,7 +29,7 @@ def test_finetune_imports_nothing_of_the_prediction():
     source = (Path(ntk_tt.__file__).parent / "finetune.py").read_text()
     imported = {node.module for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom) and node.module}
     imported |= {alias.name for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Import) for alias in node.names}
-    assert {name for name in imported if name.startswith("ntk_tt")} == {"ntk_tt.models.model", "ntk_tt.optimizer", "ntk_tt.progress", "ntk_tt.targets"}
+    assert {name for name in imported if name.startswith("ntk_tt")} == {"ntk_tt.memory", "ntk_tt.models.model", "ntk_tt.optimizer", "ntk_tt.progress", "ntk_tt.targets"}
 
 
 @pytest.mark.parametrize("loss", ["ce", "mse"])
