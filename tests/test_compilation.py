@@ -1,7 +1,6 @@
 """Compiled programs on disk: found by the next process, and never in the way."""
 
 import os
-import resource
 import subprocess
 import sys
 
@@ -10,7 +9,8 @@ import pytest
 from ntk_tt.compilation import remove_oldest
 
 PROGRAM = """
-import pathlib, sys, jax
+import pathlib, resource, sys, jax
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 from ntk_tt.compilation import keep_compiled
 found = []
 jax.monitoring.register_event_listener(lambda event, **_: found.append(event))
@@ -19,9 +19,9 @@ print(float(jax.jit(lambda x: x + 1)(2.0)), sum(event.endswith("/cache_hits") fo
 """
 
 
-def run(folder, before=None, **environment: str) -> list[str]:
+def run(folder, largest_file=-1, **environment: str) -> list[str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
-    done = subprocess.run([sys.executable, "-W", "error", "-c", PROGRAM, str(folder)], capture_output=True, text=True, env=kept | environment, preexec_fn=before, timeout=120)
+    done = subprocess.run([sys.executable, "-W", "error", "-c", PROGRAM, str(folder), str(largest_file)], capture_output=True, text=True, env=kept | environment, timeout=120)
     assert done.returncode == 0, done.stderr
     return done.stdout.split()
 
@@ -65,10 +65,8 @@ def test_damaged_programs_are_compiled_anew(tmp_path, damage):
 
 
 def test_a_full_disk_ends_nothing(tmp_path):
-    def full():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
-
-    assert run(tmp_path, before=full) == ["3.0", "0", str(tmp_path)]
+    assert run(tmp_path, largest_file=100) == ["3.0", "0", str(tmp_path)]
+    assert all(file.stat().st_size <= 100 for file in tmp_path.iterdir())
     assert run(tmp_path)[0] == "3.0"
 
 
