@@ -95,9 +95,8 @@ def test_an_installation_that_cannot_be_imported_is_one_line(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "line", "status"), ENDS)
-@pytest.mark.parametrize("delay", [1.0, 8.0, 16.0])
-def test_the_whole_command(number, line, status, delay, tmp_path):
+@pytest.mark.parametrize(("delay", "number", "line", "status"), [(delay, *end) for delay, end in zip((1.5, 8.0, 16.0), ENDS, strict=True)])
+def test_the_whole_command(delay, number, line, status, tmp_path):
     command = [sys.executable, "-m", "ntk_tt_command", "predict", "--steps", "3000000", "--record-every", "30000", "--batch-size", "4", "--seeds", "50",
                "--json", str(tmp_path / "report.json"), "--plot", str(tmp_path / "figure.png")]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
