@@ -90,6 +90,7 @@ def test_explicit_and_implicit_solver_agree_where_the_default_is_explicit():
     np.testing.assert_allclose(one.loss, other.loss, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_flow_is_read_at_the_schedule_s_own_times():
     known = Known(*SMALL, 1e2, space="dual")
     rates = np.where(np.arange(12) < 3, 0.0, np.linspace(0.1, 2.0, 12))  # no progress at first
@@ -98,7 +99,7 @@ def test_flow_is_read_at_the_schedule_s_own_times():
     np.testing.assert_allclose(found.loss[:4], found.loss[0])
 
 
-@pytest.mark.parametrize(("solver", "remedy"), [(diffrax.Tsit5(), "give solver=diffrax.Kvaerno5"), (diffrax.Kvaerno5(), "give a smaller learning rate")])
+@pytest.mark.parametrize(("solver", "remedy"), [(diffrax.Tsit5(), "give solver=diffrax.Kvaerno5"), pytest.param(diffrax.Kvaerno5(), "give a smaller learning rate", marks=pytest.mark.slow)])
 def test_a_flow_that_takes_too_many_steps_is_an_error(monkeypatch, solver, remedy):
     monkeypatch.setattr(ode_module, "_MAX_SOLVER_STEPS", 7)
     with pytest.raises(ValueError, match=f"too stiff for {type(solver).__name__} within 7 steps; {remedy}"):
@@ -177,7 +178,7 @@ def sampled(known: Known, optimizer: OptimizerConfig, noise, substeps: int, num_
 
 
 @pytest.mark.parametrize(("noise", "substeps", "sampling"), [
-    ("full", 1, "epoch"), ("diagonal", 1, "epoch"), pytest.param("full", 3, "replacement", marks=pytest.mark.slow),
+    ("diagonal", 1, "epoch"), pytest.param("full", 1, "epoch", marks=pytest.mark.slow), pytest.param("full", 3, "replacement", marks=pytest.mark.slow),
     pytest.param("diagonal-constant", 1, "replacement", marks=pytest.mark.slow)])
 def test_moments_of_the_sde(noise, substeps, sampling):
     """Also the factor (N−B)/(N−1) without replacement, and η/(1−m) in both terms."""
@@ -188,7 +189,8 @@ def test_moments_of_the_sde(noise, substeps, sampling):
     check_moments(logits, known, moments(known, RATE / (1 - MOMENTUM), STEPS, substeps, variance, noise)[-1])
 
 
-@pytest.mark.parametrize("replacement", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("replacement", [False, True])
 def test_moments_of_sgd_are_those_of_the_sde(replacement):
     """Steps of the size of the optimiser's own: the recursion is that of independent batches, whatever their distribution."""
     known, rng = noisy(), np.random.default_rng(0)
@@ -199,7 +201,7 @@ def test_moments_of_sgd_are_those_of_the_sde(replacement):
     check_moments(logits, known, moments(known, RATE, STEPS, 1, variance)[-1])
 
 
-@pytest.mark.parametrize("noise", ["full", "diagonal"])
+@pytest.mark.parametrize("noise", ["diagonal", pytest.param("full", marks=pytest.mark.slow)])
 def test_a_full_batch_without_replacement_has_no_noise(noise):
     known = noisy()
     for batch_size in (None, NOISY[0]):

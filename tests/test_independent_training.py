@@ -156,7 +156,7 @@ def check_replay(kind, name, loss, num_outputs, network, num_steps=15, record_ev
     return expected
 
 
-@pytest.mark.parametrize(("kind", "name"), quick([(kind, name) for kind in ("primal", "dual") for name in SETTINGS], [("dual", name) for name in SETTINGS] + [("primal", "everything")]))
+@pytest.mark.parametrize(("kind", "name"), quick([(kind, name) for kind in ("primal", "dual") for name in SETTINGS], [("dual", name) for name in SETTINGS]))
 def test_replay_is_optax_on_the_linear_network(kind, name):
     expected = check_replay(kind, name, "ce", 3, "curved")
     targets = task("ce", 3, "curved").targets
@@ -166,7 +166,7 @@ def test_replay_is_optax_on_the_linear_network(kind, name):
 @pytest.mark.parametrize("name", quick(["everything", "one sample at a time"], ["everything"]))
 @pytest.mark.parametrize(("loss", "num_outputs", "network", "kind"), quick(
     [(*each, kind) for each in (("ce", 2, "curved"), ("ce", 2, "linear"), ("mse", 1, "curved"), ("mse", 1, "linear"), ("mse", 2, "linear"), ("mse", 3, "curved")) for kind in ("primal", "dual")],
-    [("ce", 2, "linear", "dual"), ("mse", 1, "curved", "primal")]))
+    [("mse", 1, "curved", "primal")]))
 def test_replay_of_either_loss_and_any_number_of_outputs(name, loss, num_outputs, network, kind):
     check_replay(kind, name, loss, num_outputs, network)
 
@@ -338,7 +338,7 @@ def check_head(name, loss, num_outputs, bias, moved, curvature):
     return expected
 
 
-HEADS = quick([("heavy ball", "ce", 3, True), ("everything", "ce", 3, True), ("one sample at a time", "ce", 2, False), ("everything", "mse", 1, True), ("nesterov", "mse", 2, True)], [("everything", "ce", 3, True), ("everything", "mse", 1, True)])
+HEADS = quick([("heavy ball", "ce", 3, True), ("everything", "ce", 3, True), ("one sample at a time", "ce", 2, False), ("everything", "mse", 1, True), ("nesterov", "mse", 2, True)], [("everything", "ce", 3, True)])
 
 
 @pytest.mark.parametrize(("name", "loss", "num_outputs", "bias"), HEADS)
