@@ -44,7 +44,7 @@ def _head_path(features, kernel, bias, targets, loss):
     """W along 400 steps of gradient descent of the head alone at half its stable rate, and the loss."""
     rows = features if bias is None else jnp.concatenate([features, jnp.ones_like(features[:, :1])], 1)
     rate = len(rows) / (losses.largest_curvature_per_output(loss) * jnp.linalg.norm(rows, 2) ** 2)
-    start = kernel if bias is None else jnp.concatenate([kernel, bias[None]])
+    start = (kernel if bias is None else jnp.concatenate([kernel, bias[None]])).astype(jnp.result_type(kernel, rows))
 
     def step(weights, _):
         logits = rows @ weights

@@ -405,7 +405,7 @@ def _flow(problem: HeadProblem, carry, rate):
         logits, pullback = jax.vjp(lambda state, push: problem.logits(state, push=push), state, jnp.zeros_like(pushed))
         gradient, push = pullback(losses.mean_residuals(problem.loss, logits, problem.targets))
         gradient = eqx.tree_at(lambda gradient: gradient.decay, gradient, jnp.zeros_like(gradient.decay))
-        return jax.tree.map(lambda at, slope: at - rate * slope, (state, pushed), (gradient, push)), None
+        return jax.tree.map(lambda at, slope: (at - rate * slope).astype(at.dtype), (state, pushed), (gradient, push)), None
 
     carry, _ = jax.lax.scan(step, carry, length=_FLOW_CHUNK)
     return carry, problem.metrics(carry[0])[0]

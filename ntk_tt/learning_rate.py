@@ -31,7 +31,7 @@ def largest_curvature(problem: LinearizedProblem, logits: Float[Array, "n c"], s
         start: where the iteration begins, such as the direction at a state near by; random without.
 
     Returns:
-        λ [1/step per unit learning rate] and the eigenvector z (N, C) of Aᵀ Θ A / N, of unit length.
+        λ [1/step per unit learning rate], infinity where products overflow, and the eigenvector z (N, C) of Aᵀ Θ A / N, of unit length.
     """
     if problem.kernel.streamed:
         host = np.asarray(logits)
@@ -78,6 +78,8 @@ def largest_safe_learning_rate(curvature: float, variance: float, *, momentum: f
     mean = curvature + weight_decay
     if mean <= 0:
         return np.inf
+    if not (np.isfinite(mean) and np.isfinite(mean**2 + variance)):
+        return 0.0
     unstable = 4 * (1 + momentum) / mean  # twice the bound without noise
     stable = 0.0
     for _ in range(60):
@@ -111,15 +113,22 @@ def _largest(product, like: Float[Array, "..."], start: Float[Array, "..."] | No
         return float(product(jnp.ones_like(like)).reshape(())), jnp.ones_like(like)
 
     def matvec(vector):
-        return np.asarray(product(jnp.asarray(vector.reshape(like.shape), like.dtype)), np.float64).reshape(-1)
+        result = np.asarray(product(jnp.asarray(vector.reshape(like.shape), like.dtype)), np.float64).reshape(-1)
+        if not np.isfinite(result).all():
+            raise FloatingPointError
+        return result
 
     operator: Any = scipy.sparse.linalg.LinearOperator((size, size), matvec, dtype=np.float64)  # pyright: ignore
     begin = np.random.default_rng(0).standard_normal(size)
     if start is not None:  # not alone: an eigenvector would be taken for the largest
         begin = np.asarray(start, np.float64).reshape(-1) + 0.1 * np.linalg.norm(start) / np.linalg.norm(begin) * begin
-    if not matvec(begin).any():  # every softmax is saturated: ARPACK refuses a zero operator
-        return 0.0, jnp.asarray(begin.reshape(like.shape) / np.linalg.norm(begin), like.dtype)
-    values, vectors = scipy.sparse.linalg.eigsh(operator, k=1, which="LA", tol=1e-4, v0=begin, ncv=min(size, _BASIS))  # pyright: ignore[reportArgumentType]
+    unit = jnp.asarray(begin.reshape(like.shape) / np.linalg.norm(begin), like.dtype)
+    try:
+        if not matvec(begin).any():  # every softmax is saturated: ARPACK refuses a zero operator
+            return 0.0, unit
+        values, vectors = scipy.sparse.linalg.eigsh(operator, k=1, which="LA", tol=1e-4, v0=begin, ncv=min(size, _BASIS))  # pyright: ignore[reportArgumentType]
+    except FloatingPointError:  # past what the type can hold, as after a run that is thrown far out
+        return np.inf, unit
     return max(float(values[0]), 0.0), jnp.asarray(vectors[:, 0].reshape(like.shape), like.dtype)
 
 

@@ -75,10 +75,10 @@ def logits_rows(problem: LinearizedProblem, state: State, indices: Indices) -> F
 
 
 def sgd_step(state: Moving, velocity: Moving, gradient: Moving, rate, momentum, nesterov) -> tuple[Moving, Moving]:
-    """a ← m a + d, then u ← u − η a (Nesterov: u ← u − η (d + m a)): the state and the velocity afterwards."""
-    velocity = jax.tree.map(lambda v, d: momentum * v + d, velocity, gradient)
+    """a ← m a + d, then u ← u − η a (Nesterov: u ← u − η (d + m a)): the state and the velocity afterwards, in their own types."""
+    velocity = jax.tree.map(lambda v, d: (momentum * v + d).astype(v.dtype), velocity, gradient)
     update = jax.tree.map(lambda v, d: jnp.where(nesterov, momentum * v + d, v), velocity, gradient)
-    return jax.tree.map(lambda z, d: z - rate * d, state, update), velocity
+    return jax.tree.map(lambda z, d: (z - rate * d).astype(z.dtype), state, update), velocity
 
 
 def decayed(pulled: Any, state: State, weight_decay) -> State:

@@ -106,11 +106,11 @@ def assess(problem: LinearizedProblem | HeadProblem, apply: Apply, params: PyTre
     margin, _ = stability(problem, optimizer, num_steps, path)
     if margin < LOOK_CLOSER:
         margin = min(margin, margin_on_the_way(problem, optimizer, num_steps, key=key))
-    doubts = _doubts(problem, curve)
-    is_broken = any(most == "none" for most, _ in doubts)
-    safe = safe_learning_rate(problem, optimizer, num_steps, margin=0.0 if is_broken else margin, key=key)
     final = problem.logits(path[-1]) if isinstance(problem, HeadProblem) else np.asarray(path[-1])
     residual = linearization_residual(apply, params, inputs, labels, optimizer, final_logits=final, loss=problem.loss, seed=seed)
+    doubts = _doubts(problem, curve)
+    is_broken = not math.isfinite(residual.value) or any(most == "none" for most, _ in doubts)
+    safe = safe_learning_rate(problem, optimizer, num_steps, margin=0.0 if is_broken else margin, key=key)
     follows_kernel = isinstance(problem, HeadProblem)
     return judge(margin, safe, residual, follows_kernel=follows_kernel, doubts=doubts)
 
@@ -158,7 +158,8 @@ def linearization_residual(apply: Apply, params: PyTree, inputs: Float[Array | n
     seconds = run.seconds / (num_steps * (batch_size or count))
     initial, tangent = logits_and_tangent(apply, params, x, jax.tree.map(jnp.subtract, run.params, params))
     moved = np.asarray(jax.jit(apply)(run.params, x) - initial, np.float64)
-    distance = np.linalg.norm(moved)
+    with np.errstate(over="ignore"):  # that is no distance
+        distance = np.linalg.norm(moved)
     if not np.isfinite(distance):
         return Residual(np.inf, np.inf, seconds)
     value = float(np.linalg.norm(moved - np.asarray(tangent)) / max(distance, np.finfo(np.float32).tiny))
@@ -185,7 +186,7 @@ def judge(margin: float, safe_learning_rate: float | SafeRate, residual: Residua
         return Verdict(margin, safe.rate, value, expected, trust, reason, seconds, "kernel on its way" if follows_kernel else "frozen kernel")
 
     if value is not None and not math.isfinite(value):
-        return verdict("none", "unstable: a few real steps on a sample of the data already gave NaN or infinity; take a smaller learning rate")
+        return verdict("none", f"unstable: a few real steps on a sample of the data already gave NaN or infinity; {_remedy(safe, follows_kernel)}")
     if not margin >= 1:
         return verdict("none", _unstable(margin, safe, follows_kernel))
     if margin == math.inf and safe.rate == 0:
@@ -215,9 +216,13 @@ def _unstable(margin: float, safe: SafeRate, follows_kernel: bool) -> str:
         text = f"unstable: the learning rate is {1 / margin:.2g} times the largest stable one on its way, so real training will oscillate or diverge"
     else:
         text = "unstable: the predicted run itself leaves the finite numbers, or its loss rises to several times what it was, so real training will diverge"
-    if not safe.rate > 0:
-        return f"{text}; take a far smaller one"
-    return f"{text}; take at most {_rounded(safe.rate)}" + ("" if follows_kernel else ", and less where the kernel grows on the way: `curvature` follows it")
+    return f"{text}; {_remedy(safe, follows_kernel)}"
+
+
+def _remedy(safe: SafeRate, follows_kernel: bool) -> str:
+    if not 0 < safe.rate < math.inf:
+        return "take a far smaller one"
+    return f"take at most {_rounded(safe.rate)}" + ("" if follows_kernel else ", and less where the kernel grows on the way: `curvature` follows it")
 
 
 def _safe(safe: SafeRate, follows_kernel: bool) -> str:

@@ -1,5 +1,7 @@
 """Curvature and stability bounds against dense eigenvalues and against optimisers that do or do not diverge."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 
 import ntk_tt
 from ntk_tt import losses
+from ntk_tt.kernel import DualKernel
 from ntk_tt.learning_rate import batch_curvature_variance, largest_curvature, largest_curvature_bound, largest_safe_learning_rate
 from tests.networks import dense_jacobian, mlp
 
@@ -108,3 +111,13 @@ def test_margin_uses_the_schedules_highest_rate():
     falling, same = ntk_tt.stability(problem, ntk_tt.OptimizerConfig(lambda step: 0.2 / (1 + step)), 20)
     assert constant == pytest.approx(safe / 0.1)
     assert falling == pytest.approx(same / 0.2)
+
+
+def test_products_that_overflow_have_no_bound_that_is_safe():
+    _, _, problem, _ = make("mse")
+    huge = dataclasses.replace(problem, kernel=DualKernel(problem.kernel.ntk * 1e38))
+    curvature, direction = largest_curvature(huge, problem.initial_logits)
+    assert curvature == np.inf
+    assert np.isfinite(direction).all()
+    assert largest_safe_learning_rate(curvature, 0.0) == 0.0
+    assert ntk_tt.stability(huge, ntk_tt.OptimizerConfig(1e-3), 5)[0] == 0.0

@@ -1,6 +1,10 @@
 """What is called safe, and what is refused: safe rates that are fixed points, and verdicts on broken, coarse and saturated predictions."""
 
 import dataclasses
+import json
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -179,3 +183,26 @@ def test_a_kernel_of_zeros_is_not_trusted():
     problem = ntk_tt.LinearizedProblem(DualKernel(jnp.zeros((3, 2, 3, 2))), jnp.zeros((3, 2)), jnp.zeros((3, 2)), jnp.eye(3, 2), "ce")
     margin, _ = ntk_tt.stability(problem, OptimizerConfig(0.1), 5)
     assert judge(margin, np.inf).trust == "low"
+
+
+@pytest.mark.parametrize("rate", [1e30, 1e300])
+def test_an_absurd_rate_is_one_line_or_no_sane_loss(rate):
+    _, _, problem, _ = make("ce")
+    with pytest.raises(ValueError, match=r"learning_rate: the SDE takes .* past the stability bound"):
+        ntk_tt.simulate(problem, OptimizerConfig(rate), 5, method="sde")
+    curve = ntk_tt.simulate(problem, OptimizerConfig(rate), 5).loss
+    assert not np.isfinite(curve).all() or curve.max() > 1e10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["replay", "head", "curvature", "one-shot", "ode", "sde", "sde-diagonal"])
+def test_predictions_in_double_precision(method, tmp_path):
+    """JAX_ENABLE_X64 in the environment, as users set it; the same numbers to single precision."""
+    losses = []
+    for wide in ("0", "1"):
+        report = tmp_path / f"{wide}.json"
+        command = [sys.executable, "-m", "ntk_tt.cli", "predict", "--model", "mlp", "--weights", "random", "--image-size", "8", "--classes", "2", "--per-class", "3", "--steps", "6", "--seeds", "1", "--projections", "1000", "--method", method,
+                   "--learning-rate", "1e-4", "--json", str(report)]
+        subprocess.run(command, env={**os.environ, "JAX_ENABLE_X64": wide, "NTK_TT_CACHE": str(tmp_path)}, check=True, capture_output=True)
+        losses.append(json.loads(report.read_text())["prediction"]["loss"])
+    np.testing.assert_allclose(losses[1], losses[0], rtol=2e-2)

@@ -20,6 +20,8 @@ from ntk_tt.problem import LinearizedProblem, State, check_in_memory, logits, ze
 
 Noise = Literal["full", "diagonal", "diagonal-constant"]
 
+_MAX_SUBSTEPS = 10**4  # of Euler's method for a step of the optimiser; 2/(1−m) at the stability bound
+
 
 def solve_sde(problem: LinearizedProblem, optimizer: OptimizerConfig, num_steps: int, *, key: Key[Array, ""] | None = None, noise: Noise = "full",
               record_every: int = 1, save_logits: bool = False, substeps: int | None = None,
@@ -61,7 +63,11 @@ def solve_sde(problem: LinearizedProblem, optimizer: OptimizerConfig, num_steps:
     dtype = problem.initial_logits.dtype
     rates = effective_learning_rate(optimizer.learning_rates(num_steps), optimizer.momentum)
     if substeps is None:
-        substeps = max(1, math.ceil(rates.max() * (largest_curvature_bound(problem) + optimizer.weight_decay)))
+        wanted = rates.max() * (largest_curvature_bound(problem) + optimizer.weight_decay)
+        if not wanted <= _MAX_SUBSTEPS:
+            raise ValueError(f"learning_rate: the SDE takes {wanted:.3g} integration steps for each of the optimiser's at up to {rates.max():.3g} (η/(1−m)), and at most {_MAX_SUBSTEPS} "
+                             "are possible; the rate is that far past the stability bound: take a smaller one")
+        substeps = max(1, math.ceil(wanted))
     if path is None:
         shape = (problem.num_samples,) if noise == "full" else problem.kernel.zero().shape
         path = diffrax.UnsafeBrownianPath(jax.ShapeDtypeStruct(shape, dtype), key=jax.random.key(0) if key is None else key)
