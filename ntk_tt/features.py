@@ -16,11 +16,12 @@ from jaxtyping import Array, Float, Key, PyTree
 from ntk_tt import sharding
 from ntk_tt.bfloat16 import in_bfloat16
 from ntk_tt.layers import Layer, Product
-from ntk_tt.linearize import Apply, blocks, check_network, jacobian_block
+from ntk_tt.linearize import Apply, blocks, check_features, check_network, jacobian_block, logits_of, working_type
 from ntk_tt.memory import affordable_projections, available_bytes, compiled_bytes, refuse
 from ntk_tt.paths import named_leaves
 from ntk_tt.progress import Progress, silent
 from ntk_tt.projection import AbstractProjection, AbstractSketch, ProjectionName, SignFold, default_num_projections, make_projection
+from ntk_tt.self_check import check_pass
 from ntk_tt.store import FeatureStore, describe, folder_of
 from ntk_tt.structured import layers, structured_jacobian
 
@@ -92,7 +93,7 @@ def jacobian_features(apply: Apply, params: PyTree, inputs: Float[Array | np.nda
         progress: called as `progress(done, total)` after each block.
 
     Returns:
-        (N, C, D') in the dtype of the parameters.
+        (N, C, D') in the dtype of the parameters, float32 at least.
 
     Raises:
         ValueError: an argument out of range, NaN in inputs or weights, or more memory than there is (with what would fit).
@@ -104,7 +105,10 @@ def jacobian_features(apply: Apply, params: PyTree, inputs: Float[Array | np.nda
     plan = plan_features(
         apply, params, inputs, num_projections=num_projections, projection=projection, key=key, path=path, precision=precision,
         block_size=block_size, memory=memory, mesh=mesh)
-    return compute_features(plan, params, inputs, progress=progress)
+    check_pass(in_bfloat16(apply) if precision == "bfloat16" else apply, params, inputs, path=path)
+    features = compute_features(plan, params, inputs, progress=progress)
+    check_features(features)
+    return features
 
 
 def write_features(apply: Apply, params: PyTree, inputs: Float[Array | np.ndarray, "n ..."], store: str | Path | None = None, *,
@@ -127,11 +131,14 @@ def write_features(apply: Apply, params: PyTree, inputs: Float[Array | np.ndarra
     manifest = feature_manifest(plan, apply, params, inputs, projection=projection, key=key)
     opened = FeatureStore.open(folder_of(manifest, None if store is None else Path(store)), manifest)
     missing = opened.missing()
+    if missing:
+        check_pass(in_bfloat16(apply) if precision == "bfloat16" else apply, params, inputs, path=path)
     total = -(-plan.num_samples // plan.block_size)
     for done, index in enumerate(missing, total - len(missing) + 1):
         rows = opened.samples(index)
         start = min(rows.start, plan.num_samples - plan.block_size)  # the last block is moved back to full size
         block = _run(plan, params, jnp.asarray(inputs[start : start + plan.block_size]))
+        check_features(block, first=start)
         opened.write(index, np.asarray(block[rows.start - start :]))
         progress(done, total)
     return opened
@@ -169,7 +176,7 @@ def plan_features(apply: Apply, params: PyTree, inputs: Float[Array | np.ndarray
     num_outputs = check_network(apply, params, inputs)
     devices = 1 if mesh is None else sharding.check_mesh(mesh)
     num_samples, num_params = len(inputs), sum(leaf.size for leaf in jax.tree.leaves(params))
-    dtype = jnp.result_type(*jax.tree.leaves(params))
+    dtype = working_type(params)
     free = available_bytes()
     budget, wanted_projections = free if memory is None else memory, 0
     if num_projections == "exact":
@@ -232,7 +239,7 @@ def in_contrasts(apply: Apply, basis: Float[Array, "c k"]) -> Apply:
     """The network with the C−1 contrasts of its logits as outputs, all that softmax cross-entropy sees; see `ContrastKernel`."""
 
     def contrasts(params, inputs):
-        logits = apply(params, inputs)
+        logits = logits_of(apply, params, inputs)
         return logits @ basis.astype(logits.dtype)
 
     return contrasts
@@ -282,7 +289,7 @@ def _block_samples(apply: Apply, path: JacobianPath, projection: AbstractProject
             return [(layer.activations, layer.signals) if isinstance(layer, Product) else layer.value for layer in layers(apply, params, inputs)]
 
         needed = sum(shape.size * shape.dtype.itemsize for shape in jax.tree.leaves(jax.eval_shape(held, params, one_sample)))
-        sketches = _SKETCHES * projection.num_projections * num_outputs * jax.tree.leaves(params)[0].dtype.itemsize
+        sketches = _SKETCHES * projection.num_projections * num_outputs * working_type(params).itemsize
         size = max((limit - max(sizes)) // (needed + sketches), min(2, limit // max(1, needed)))  # one sample at a time is slow: two, where their activations and signals fit
     return max(1, min(most, size))
 

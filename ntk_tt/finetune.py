@@ -94,7 +94,7 @@ def finetune(apply: Apply, params: PyTree, inputs: Float[Array | np.ndarray, "n 
     full_batch = optimizer.is_full_batch(num_samples)
     inputs = jnp.asarray(inputs)
     output = jax.eval_shape(apply, params, inputs[:1])
-    num_outputs = output.shape[-1]
+    num_outputs = output.size
     check_outputs(loss, num_outputs)
     targets = encode_targets(labels, num_outputs, jnp.promote_types(output.dtype, jnp.float32), loss=loss)
     rates = jnp.asarray(optimizer.learning_rates(num_steps))
@@ -179,7 +179,7 @@ class _Network:
 
         def objective(params):
             logits, new_state = (self.apply(params, x), state) if self.statistics is None else self.statistics.apply_train(params, state, x)
-            logits = logits.astype(y.dtype)
+            logits = logits.astype(y.dtype).reshape(y.shape)  # of one sample, or one output, some networks drop the axis
             return (weights * self.sample_losses(logits, y)).sum(), (new_state, (weights * wrong(logits, y)).sum(), _range(logits))
 
         (value, (state, error, span)), gradient = jax.value_and_grad(objective, has_aux=True)(params)
@@ -188,7 +188,7 @@ class _Network:
     def evaluation(self, params, state, inputs, targets, indices, weights):
         """A block's share of the loss and error of the whole set, and the range of its outputs."""
         x, y = inputs[indices], targets[indices]
-        logits = (self.apply(params, x) if self.statistics is None else self.statistics.apply_eval(params, state, x)).astype(y.dtype)
+        logits = (self.apply(params, x) if self.statistics is None else self.statistics.apply_eval(params, state, x)).astype(y.dtype).reshape(y.shape)
         return (weights * self.sample_losses(logits, y)).sum(), (weights * wrong(logits, y)).sum(), _range(logits)
 
     def sample_losses(self, logits, targets) -> Array:

@@ -23,11 +23,12 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from ntk_tt import losses
+from ntk_tt.bfloat16 import in_bfloat16
 from ntk_tt.directions import head_directions
 from ntk_tt.features import MAX_FEATURE_BYTES, FeaturePlan, Precision, compute_features, plan_features
 from ntk_tt.kernel import AbstractKernel, Indices, contrast_basis, of_rows, sum_of_rows
 from ntk_tt.learning_rate import largest_curvature
-from ntk_tt.linearize import blocks, check_network, logits_and_tangent
+from ntk_tt.linearize import blocks, check_features, check_logits, check_network, logits_and_tangent, logits_of, working_type
 from ntk_tt.losses import LossName
 from ntk_tt.memory import affordable_projections, available_bytes, compiled_blocks, refuse
 from ntk_tt.models.heads import part, replaced
@@ -35,6 +36,7 @@ from ntk_tt.models.model import Model
 from ntk_tt.problem import LinearizedProblem
 from ntk_tt.progress import Progress, silent
 from ntk_tt.projection import AbstractProjection, default_num_projections, sketch_note
+from ntk_tt.self_check import check_pass
 
 ANCHOR_FALL = 0.25  # the second expansion point is where the predicted loss has fallen to this share of its start
 ROWS_PER_PROJECTION = 2  # D' of `auto` over N·(C−1): the dynamics pass over the features at each full-batch step, and more tells times little better (experiments/curvature.py)
@@ -296,16 +298,20 @@ def linearize_head(model: Model, inputs: Float[Array | np.ndarray, "n ..."], lab
     if loss == "ce" and num_outputs == 1:
         raise ValueError("loss: cross-entropy needs at least two outputs; use loss='mse' with one")
     parts = split_head(model)
-    features, along_weights = logits_and_tangent(parts.features, parts.backbone, inputs, parts.backbone, block_size=_BLOCK)
+    dtype = working_type(model.params)  # the dynamics run in one type, whatever those of backbone and head
+    parts = dataclasses.replace(parts, kernel=parts.kernel.astype(dtype), bias=None if parts.bias is None else parts.bias.astype(dtype))
+    features, along_weights = (each.astype(dtype) for each in logits_and_tangent(parts.features, parts.backbone, inputs, parts.backbone, block_size=_BLOCK))
+    check_logits(features)
+    check_pass(in_bfloat16(parts.features) if precision == "bfloat16" else parts.features, parts.backbone, inputs, outputs=features)
     targets = losses.encode_targets(labels, num_outputs, features.dtype, loss=loss)
-    few = jax.jit(model.apply)(model.params, jnp.asarray(inputs[:2]))
+    few = jax.jit(logits_of, static_argnums=0)(model.apply, model.params, jnp.asarray(inputs[:2])).astype(dtype)
     if not np.allclose(few, features[:2] @ parts.kernel + (0 if parts.bias is None else parts.bias), rtol=1e-2, atol=1e-2 * (1 + float(jnp.abs(few).max()))):
         raise ValueError(f"model: the logits of {model.name} are not its head times its features; take method='replay', the frozen kernel")
     basis = contrast_basis(num_outputs, features.dtype) if loss == "ce" else jnp.eye(num_outputs, dtype=features.dtype)
     directions, dropped = head_directions(features, parts.kernel, parts.bias, targets, basis, loss=loss, num_directions=num_directions)
     passes = directions.shape[1] + (basis.shape[1] if curvature else 0)
     usable, num_params = available_bytes() if memory is None else memory, sum(leaf.size for leaf in jax.tree.leaves(parts.backbone))
-    wanted, num_rows, itemsize = 0, len(inputs) * passes, jnp.result_type(*jax.tree.leaves(parts.backbone)).itemsize
+    wanted, num_rows, itemsize = 0, len(inputs) * passes, working_type(parts.backbone).itemsize
     if num_projections == "auto":
         wanted = min(max(_MIN_PROJECTIONS, ROWS_PER_PROJECTION * len(inputs) * basis.shape[1]), num_params)
         num_projections = (affordable_projections(num_rows, wanted, itemsize, usable, most=MAX_FEATURE_BYTES) if memory is None
@@ -317,7 +323,8 @@ def linearize_head(model: Model, inputs: Float[Array | np.ndarray, "n ..."], lab
     options: dict[str, Any] = {"key": key, "precision": precision, "memory": held}
     plan = plan_features(along(parts.features, directions), parts.backbone, inputs, num_projections=num_projections, **options)
     total = len(inputs) * (2 if curvature else 1)
-    jacobian = compute_features(plan, parts.backbone, inputs, progress=lambda done, _: progress(done, total))
+    jacobian = compute_features(plan, parts.backbone, inputs, progress=lambda done, _: progress(done, total)).astype(dtype)
+    check_features(jacobian)
     problem = HeadProblem(features, directions, jacobian, along_weights @ directions, parts.kernel, parts.bias, targets, dropped=dropped, projection=plan.projection, loss=loss,
                           note=sketch_note(jacobian, len(inputs), wanted))
     if not curvature:
@@ -327,13 +334,15 @@ def linearize_head(model: Model, inputs: Float[Array | np.ndarray, "n ..."], lab
 
 def head_of(model: Model, backbone: PyTree, state: HeadState) -> PyTree:
     """Parameters of the model with this backbone and the head of a state."""
+    like = part(model.params, model.head)
     head = {"kernel": state.kernel} | ({} if state.bias is None else {"bias": state.bias})
-    return replaced(backbone, model.head, head)
+    return replaced(backbone, model.head, {name: leaf.astype(like[name].dtype) for name, leaf in head.items()})
 
 
 def velocity_of(problem: HeadProblem, model: Model, velocity: PyTree) -> HeadState:
     """An optimiser's momentum, a tree like `model.params`, as the velocity that `replay_head` begins with."""
     assert problem.projection is not None
+    velocity = jax.tree.map(lambda leaf: leaf.astype(problem.jacobian.dtype), velocity)
     head = part(velocity, model.head)
     backbone = problem.projection(jax.tree.map(lambda leaf: leaf[None], replaced(velocity, model.head, None)))[0]
     return HeadState(backbone, jnp.zeros((), backbone.dtype), head["kernel"], head.get("bias"))
@@ -355,7 +364,7 @@ def with_curvature(problem: HeadProblem, parts: Parts, inputs, basis: Float[Arra
         moved = moved_weights(parts, problem.directions, inputs, pushed)
     inner, _ = jnp.linalg.qr(problem.directions.T @ state.kernel @ basis)
     second = plan_features(along(parts.features, problem.directions @ inner), parts.backbone, inputs, num_projections=plan.num_projections, **options)
-    change, growth = _change(compute_features(second, moved, inputs, progress=progress), problem.jacobian, inner)
+    change, growth = _change(compute_features(second, moved, inputs, progress=progress).astype(problem.jacobian.dtype), problem.jacobian, inner)
     if not np.isfinite(growth) or not bool(jnp.any(displacement)):
         raise ValueError("model: the network gives NaN at the weights that its linear model reaches; take curvature=False (method 'head')")
     return dataclasses.replace(problem, curvature=Curvature(change, change @ displacement, inner, displacement), growth=growth)
@@ -413,7 +422,7 @@ def _flow(problem: HeadProblem, carry, rate):
 
 def along(features: Callable[[PyTree, Array], Array], directions: Float[Array, "f r"]) -> Callable[[PyTree, Array], Array]:
     """The features' coordinates along some directions, as a network with r outputs."""
-    return lambda params, inputs: features(params, inputs) @ directions
+    return lambda params, inputs: logits_of(features, params, inputs) @ directions
 
 
 def in_blocks(function: Callable[..., Any], params: PyTree, *arrays) -> Iterator[Any]:
@@ -431,4 +440,6 @@ def moved_weights(parts: Parts, directions, inputs, pushed: Float[Array, "n r"])
     def pull(backbone, x, cotangents):
         return jax.vjp(lambda backbone: coordinates(backbone, x), backbone)[1](cotangents)[0]
 
-    return functools.reduce(partial(jax.tree.map, jnp.add), in_blocks(pull, parts.backbone, inputs, pushed), parts.backbone)
+    start = jax.tree.map(lambda leaf: leaf.astype(working_type(leaf)), parts.backbone)  # sums of half precision would lose the small ones
+    moved = functools.reduce(partial(jax.tree.map, jnp.add), in_blocks(pull, parts.backbone, inputs, pushed), start)
+    return jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), moved, parts.backbone)

@@ -155,6 +155,23 @@ def constants(value: Any) -> Iterator[Any]:
             yield from constants(item)
 
 
+def coarsest_rounding(closed: Any) -> float:
+    """The largest relative rounding of any type that a closed jaxpr computes in, inner jaxprs included."""
+    atoms = [*closed.jaxpr.invars, *(atom for equation in _equations(closed) for atom in equation.outvars)]
+    types = {atom.aval.dtype for atom in atoms if hasattr(atom.aval, "dtype")}
+    return max((float(jnp.finfo(dtype).eps) for dtype in types if jnp.issubdtype(dtype, jnp.inexact)), default=0.0)
+
+
+def _equations(value: Any) -> Iterator[Any]:
+    if isinstance(value, jex_core.ClosedJaxpr | jex_core.Jaxpr):
+        for equation in value.eqns:
+            yield equation
+            yield from _equations(tuple(equation.params.values()))
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from _equations(item)
+
+
 def is_traced(value: Any) -> bool:
     """Whether a value is not known yet, because JAX is tracing the function that it is in."""
     return isinstance(value, Tracer)

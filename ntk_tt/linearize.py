@@ -1,11 +1,12 @@
 """A network at its pre-trained weights w₀: logits, and products with its Jacobian J (N, C, D) that never form it."""
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, PyTree, Shaped
 
 from ntk_tt.memory import compiled_blocks
 from ntk_tt.paths import named_leaves
@@ -19,6 +20,16 @@ def blocks(num_samples: int, block_size: int) -> Iterator[slice]:
         yield slice(start, min(start + block_size, num_samples))
 
 
+def working_type(params: PyTree) -> Any:
+    """Of features, Θ, and all dynamics: the type of the parameters, float32 at least; half precision cannot add small steps up."""
+    return jnp.result_type(*jax.tree.leaves(params), jnp.float32)
+
+
+def logits_of(apply: Apply, params: PyTree, inputs: Shaped[Array, "n ..."]) -> Float[Array, "n c"]:
+    """f (N, C), also where `apply` drops axes of length one (`logits.squeeze()`): C of one sample, N of one output."""
+    return apply(params, inputs).reshape(len(inputs), -1)
+
+
 def logits_and_tangent(apply: Apply, params: PyTree, inputs: Float[Array | np.ndarray, "n ..."], tangent: PyTree, *,
                        block_size: int = 256) -> tuple[Float[Array, "n c"], Float[Array, "n c"]]:
     """f(w₀) and J·tangent for all samples, one forward-mode pass in blocks (about two forward passes).
@@ -27,7 +38,7 @@ def logits_and_tangent(apply: Apply, params: PyTree, inputs: Float[Array | np.nd
         tangent: a direction in parameter space, a tree like `params`.
         block_size: samples at a time, fewer where these do not fit into memory.
     """
-    step = jax.jit(lambda params, x, tangent: jax.jvp(lambda w: apply(w, x), (params,), (tangent,)))
+    step = jax.jit(lambda params, x, tangent: jax.jvp(lambda w: logits_of(apply, w, x), (params,), (tangent,)))
     compiled, size = compiled_blocks(lambda size: step.lower(params, jnp.asarray(inputs[:size]), tangent).compile(), len(inputs), block_size)
     parts = [(compiled if block.stop - block.start == size else step)(params, jnp.asarray(inputs[block]), tangent) for block in blocks(len(inputs), size)]
     return jnp.concatenate([part[0] for part in parts]), jnp.concatenate([part[1] for part in parts])
@@ -39,7 +50,7 @@ def jacobian_block(apply: Apply, params: PyTree, inputs: Float[Array, "n ..."]) 
     One forward pass and C vector-Jacobian products a sample. The plain reference path: right for any pure function
     whose samples do not see each other; convolutions lower to grouped convolutions, which are slow on a CPU.
     """
-    return jax.vmap(lambda x: jax.jacrev(lambda w: apply(w, x[None])[0])(params))(inputs)
+    return jax.vmap(lambda x: jax.jacrev(lambda w: apply(w, x[None]).reshape(-1))(params))(inputs)
 
 
 def ntk_vector_product(apply: Apply, params: PyTree, inputs: Float[Array, "n ..."]) -> Callable[[Float[Array, "n c"]], Float[Array, "n c"]]:
@@ -47,7 +58,7 @@ def ntk_vector_product(apply: Apply, params: PyTree, inputs: Float[Array, "n ...
 
     Holds the activations of all `inputs`: for small sets, and for checking what is built from features.
     """
-    logits, pushforward = jax.linearize(lambda w: apply(w, inputs), params)
+    logits, pushforward = jax.linearize(lambda w: logits_of(apply, w, inputs), params)
     pullback = jax.linear_transpose(pushforward, params)
 
     def product(vector):
@@ -62,7 +73,8 @@ def check_network(apply: Apply, params: PyTree, inputs: Float[Array | np.ndarray
     """The number of outputs C, after checking that `apply` is what the library takes.
 
     Raises:
-        ValueError: no samples, NaN in inputs, weights or logits (the first is named), or logits that are not (N, C).
+        ValueError: no samples, NaN in inputs or weights (the first is named), or logits that are not (N, C) real numbers; axes
+            of length one may be left out.
     """
     if len(inputs) == 0:
         raise ValueError("inputs: there are no samples")
@@ -80,10 +92,15 @@ def check_network(apply: Apply, params: PyTree, inputs: Float[Array | np.ndarray
             raise ValueError(f"params: {name!r} has dtype {leaf.dtype}; trainable parameters must be floating point")
         if not bool(jnp.isfinite(leaf).all()):
             raise ValueError(f"params: {name!r} holds NaN or infinity; the weights are damaged")
-    shape = jax.eval_shape(apply, params, inputs[:2])
-    if not hasattr(shape, "shape") or len(shape.shape) != 2 or shape.shape[0] != len(inputs[:2]):
-        raise ValueError(f"apply: must map (params, inputs) to logits of shape (N, C), got {jax.tree.map(lambda leaf: leaf.shape, shape)}")
-    return shape.shape[1]
+    sample = jnp.asarray(inputs[:1])
+    two, one = (jax.eval_shape(apply, params, jax.ShapeDtypeStruct((number, *sample.shape[1:]), sample.dtype)) for number in (2, 1))
+    if not hasattr(two, "shape") or two.shape[:1] != (2,) or len(two.shape) > 2 or two.size == 0:
+        raise ValueError(f"apply: must map (params, inputs) to logits of shape (N, C), got {jax.tree.map(lambda leaf: leaf.shape, two)} for two samples")
+    if not jnp.issubdtype(two.dtype, jnp.floating):
+        raise ValueError(f"apply: the logits have dtype {two.dtype}; they must be real floating-point numbers")
+    if 2 * one.size != two.size:
+        raise ValueError(f"apply: must map (1, …) to (1, {two.size // 2}), got {one.shape}; the outputs of a sample must not depend on how many there are")
+    return two.size // 2
 
 
 def check_logits(logits: Float[Array, "n c"]) -> None:
@@ -91,3 +108,19 @@ def check_logits(logits: Float[Array, "n c"]) -> None:
     finite = np.asarray(np.isfinite(np.asarray(logits)).all(-1))
     if not finite.all():
         raise ValueError(f"logits: the network gives NaN or infinity on {int((~finite).sum())} of {len(finite)} samples, the first is sample {int(finite.argmin())}; check its weights and the preprocessing")
+
+
+@jax.jit
+def _finite_samples(values: Float[Array, "n ..."]) -> Array:
+    return jnp.isfinite(values).all(tuple(range(1, values.ndim)))
+
+
+def check_features(features: Float[Array | np.ndarray, "n ..."], first: int = 0) -> None:
+    """Raises ValueError where gradients, or their inner products, are not finite: `first` is the number of the first sample."""
+    finite = _finite_samples(features)
+    if not bool(finite.all()):
+        which = ""
+        if finite.is_fully_addressable:
+            which = f" of {int((~finite).sum())} of {len(finite)} samples (the first is sample {first + int(finite.argmin())})"
+        raise ValueError(f"params: the gradients{which} hold NaN or infinity; the network is not differentiable there (a root or a norm of zeros), or its numbers are "
+                         "too large for their type")

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key, PyTree
 
 from ntk_tt import jaxpr as jaxprs
-from ntk_tt.linearize import Apply
+from ntk_tt.linearize import Apply, logits_of
 
 FORMAT = 4  # raise it when the files change, or what a projection makes of the same key
 DTYPES = ("float64", "float32", "float16", "bfloat16")
@@ -80,7 +80,7 @@ def identity(manifest: Mapping[str, Any]) -> str:
 def _network(apply: Apply, params: PyTree, sample: Array | np.ndarray) -> tuple[int, str]:
     """C, and the digest of what the network computes from weights and a sample."""
     def logits_and_gradient(params, sample):
-        logits, pullback = jax.vjp(lambda params: apply(params, sample), params)
+        logits, pullback = jax.vjp(lambda params: logits_of(apply, params, sample), params)
         return logits, pullback(jnp.ones_like(logits))
 
     closed = jaxprs.trace(logits_and_gradient, params, sample)

@@ -14,8 +14,9 @@ from jaxtyping import Array, Float, PyTree
 
 from ntk_tt.features import JacobianPath, check_path
 from ntk_tt.layers import Product
-from ntk_tt.linearize import Apply, blocks, check_network, jacobian_block
+from ntk_tt.linearize import Apply, blocks, check_features, check_network, jacobian_block, working_type
 from ntk_tt.progress import Progress, silent
+from ntk_tt.self_check import check_pass
 from ntk_tt.structured import layers
 
 STRIP_BYTES = 1 << 30  # of what is held of the gradients while a strip of Θ is made
@@ -39,7 +40,7 @@ def empirical_ntk(apply: Apply, params: PyTree, x1: Float[Array | np.ndarray, "n
         progress: called as `progress(done, total)` in units of blocks.
 
     Returns:
-        (N1, C, N2, C) in the dtype of the parameters; positive semi-definite as (N1·C, N1·C) where x2 is None.
+        (N1, C, N2, C) in the dtype of the parameters, float32 at least; positive semi-definite as (N1·C, N1·C) where x2 is None.
 
     Raises:
         ValueError: NaN in inputs or weights, or an `apply` of another form.
@@ -53,9 +54,11 @@ def empirical_ntk(apply: Apply, params: PyTree, x1: Float[Array | np.ndarray, "n
     columns = x1 if x2 is None else x2
     if x2 is not None and check_network(apply, params, x2) != num_outputs:
         raise ValueError("x2: the network gives another number of outputs on x2 than on x1")
-    dtype = jnp.result_type(*jax.tree.leaves(params))
+    dtype = working_type(params)
     if block_size is not None and block_size < 1:
         raise ValueError(f"block_size: must be at least 1, got {block_size}")
+    for samples in (x1,) if x2 is None else (x1, x2):
+        check_pass(apply, params, samples, path=path)
     parts = partial(_parts, apply, path, max(len(x1), len(columns)))
     shapes = jax.eval_shape(parts, params, jax.ShapeDtypeStruct((1, *np.shape(x1)[1:]), jnp.asarray(x1[:1]).dtype))
     size = block_size or max(1, STRIP_BYTES // sum(shape.size * shape.dtype.itemsize for shape in jax.tree.leaves(shapes)))
@@ -84,6 +87,7 @@ def empirical_ntk(apply: Apply, params: PyTree, x1: Float[Array | np.ndarray, "n
                 if x2 is None:
                     ntk[across, :, block, :] = product.transpose(2, 3, 0, 1)
         progress(done, len(pairs))
+    check_features(ntk)
     return jnp.asarray(ntk)
 
 

@@ -1,7 +1,7 @@
 """Algorithm 1: from a network, its data and an optimiser setting to training times, without training."""
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import equinox as eqx
 import jax
@@ -9,11 +9,12 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key, PyTree
 
+from ntk_tt.bfloat16 import in_bfloat16
 from ntk_tt.dynamics import Method, Trajectory, is_random, simulate
 from ntk_tt.features import Precision, compute_features, in_contrasts, plan_features
 from ntk_tt.head import HeadProblem
 from ntk_tt.kernel import AbstractKernel, ContrastKernel, DualKernel, PrimalKernel, contrast_basis
-from ntk_tt.linearize import Apply, check_logits, check_network, logits_and_tangent
+from ntk_tt.linearize import Apply, check_features, check_logits, check_network, logits_and_tangent, working_type
 from ntk_tt.losses import LossName, check_loss, encode_targets
 from ntk_tt.memory import available_bytes, format_bytes, refuse
 from ntk_tt.ntk import ntk_tensor_from_features
@@ -21,6 +22,7 @@ from ntk_tt.optimizer import OptimizerConfig, check_num_seeds, check_num_steps
 from ntk_tt.problem import LinearizedProblem
 from ntk_tt.progress import Progress, silent
 from ntk_tt.projection import ProjectionName, sketch_note
+from ntk_tt.self_check import check_pass
 from ntk_tt.sharded_kernel import sharded_kernel
 from ntk_tt.sharding import replicate
 from ntk_tt.store import FeatureStore
@@ -95,19 +97,22 @@ def linearize(apply: Apply, params: PyTree, inputs: Float[Array | np.ndarray, "n
         raise ValueError(f"space: unknown {space!r}; give 'auto', 'primal' or 'dual'")
     if outputs not in get_args(Outputs) or (outputs == "contrasts" and loss != "ce"):
         raise ValueError(f"outputs: give 'logits', or 'contrasts' with loss='ce'; got {outputs!r} with {loss!r}")
-    initial_logits, weight_logits = logits_and_tangent(apply, params, inputs, params)
+    dtype = working_type(params)  # the dynamics run in one type, whatever those of parameters, logits and stored features
+    initial_logits, weight_logits = (each.astype(dtype) for each in logits_and_tangent(apply, params, inputs, params))
     check_logits(initial_logits)
-    targets = encode_targets(labels, num_outputs, initial_logits.dtype, loss=loss)
-    basis = contrast_basis(num_outputs, initial_logits.dtype) if outputs == "contrasts" else None
+    targets = encode_targets(labels, num_outputs, dtype, loss=loss)
+    basis = contrast_basis(num_outputs, dtype) if outputs == "contrasts" else None
     usable, note = available_bytes(), ""
     if features is not None:
         num_kept = features.shape[2]
-        kernel = _stored_kernel(features, (len(inputs), num_outputs if basis is None else basis.shape[1]), space, usable if memory is None else memory, usable)
+        kernel = _stored_kernel(features, (len(inputs), num_outputs if basis is None else basis.shape[1]), space, usable if memory is None else memory, usable, dtype)
     else:
+        check_pass(in_bfloat16(apply) if precision == "bfloat16" else apply, params, inputs, outputs=initial_logits)
         plan = plan_features(
             apply if basis is None else in_contrasts(apply, basis), params, inputs, num_projections=num_projections, projection=projection, key=key,
             precision=precision, memory=memory, mesh=mesh)
         found = compute_features(plan, params, inputs, progress=progress)
+        check_features(found)
         note = sketch_note(found, len(inputs), plan.wanted_projections)
         kernel = _kernel(found, len(inputs), space, mesh, usable)
         num_rows = len(inputs) * plan.num_outputs
@@ -128,17 +133,17 @@ def stored_outputs(apply: Apply, num_outputs: int, outputs: Outputs) -> Apply:
     return apply if outputs == "logits" else in_contrasts(apply, contrast_basis(num_outputs, float))
 
 
-def _stored_kernel(store: FeatureStore, expected: tuple[int, int], space: Space, budget: int, usable: int) -> AbstractKernel:
+def _stored_kernel(store: FeatureStore, expected: tuple[int, int], space: Space, budget: int, usable: int, dtype: Any) -> AbstractKernel:
     if tuple(store.shape[:2]) != expected:
         raise ValueError(f"features: the store holds (samples, outputs) = {tuple(store.shape[:2])}, but the task has {expected}; build it from the same data and outputs")
-    if int(np.prod(store.shape)) * store.dtype.itemsize > budget:
+    if int(np.prod(store.shape)) * dtype.itemsize > budget:
         if space == "dual":
             raise ValueError("space: 'dual' needs the features in memory, and they are too large for it; use 'primal', which streams them")
         return StreamedKernel(store, memory_bytes=budget)
     missing = store.missing()
     if missing:
         raise ValueError(f"features: {len(missing)} blocks are missing or damaged, the first is block {missing[0]}; run write_features again, it computes only those")
-    return _kernel(in_memory(store), expected[0], space, None, usable)
+    return _kernel(in_memory(store).astype(dtype), expected[0], space, None, usable)
 
 
 def _kernel(features: Float[Array, "padded c d"], num_samples: int, space: Space, mesh: Mesh | None, usable: int) -> AbstractKernel:

@@ -10,13 +10,18 @@ from ntk_tt.taps import Apply, backpropagate, leaf_itself
 
 def layers(apply: Apply, params: PyTree, inputs: Float[Array, "n ..."]) -> list[Layer]:
     """All that the gradients of a block of samples are made of, at least one; a leaf's gradient is the sum over its layers."""
+    return outputs_and_layers(apply, params, inputs)[1]
+
+
+def outputs_and_layers(apply: Apply, params: PyTree, inputs: Float[Array, "n ..."]) -> tuple[Float[Array, "n c"], list[Layer]]:
+    """The outputs of a block of samples, each computed alone, and `layers`."""
     leaves = jax.tree.leaves(params)
-    found = [layer for tap in backpropagate(apply, params, inputs) for layer in layers_of(tap, leaves)]
-    if found:
-        return found
-    num_outputs = jax.eval_shape(apply, params, inputs[:1]).size  # a function of none of its parameters
-    index = min(range(len(leaves)), key=lambda index: leaves[index].size)
-    return [Formed(leaf_itself(index), jnp.zeros((len(inputs), num_outputs, *leaves[index].shape), leaves[index].dtype))]
+    outputs, taps = backpropagate(apply, params, inputs)
+    found: list[Layer] = [layer for tap in taps for layer in layers_of(tap, leaves)]
+    if not found:  # a function of none of its parameters
+        index = min(range(len(leaves)), key=lambda index: leaves[index].size)
+        found = [Formed(leaf_itself(index), jnp.zeros((*outputs.shape, *leaves[index].shape), leaves[index].dtype))]
+    return outputs, found
 
 
 def structured_jacobian(apply: Apply, params: PyTree, inputs: Float[Array, "n ..."]) -> PyTree[Float[Array, "n c ..."]]:

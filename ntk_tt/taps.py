@@ -64,8 +64,8 @@ def has_gradients(value: Any) -> bool:
     return jnp.issubdtype(value.dtype, jnp.inexact)
 
 
-def backpropagate(apply: Apply, params: PyTree, inputs: Float[Array, "n ..."]) -> list[Tap]:
-    """The taps of a block of samples.
+def backpropagate(apply: Apply, params: PyTree, inputs: Float[Array, "n ..."]) -> tuple[Float[Array, "n c"], list[Tap]]:
+    """The outputs of a block of samples, each computed alone, and the taps.
 
     Costs one forward pass and C backward passes through activations; holds the block's activations and signals.
     """
@@ -84,10 +84,10 @@ def backpropagate(apply: Apply, params: PyTree, inputs: Float[Array, "n ..."]) -
         zeros = [[jnp.zeros(shape.shape, shape.dtype) for shape in tap] for tap in shapes]
         logits, pullback, operands = jax.vjp(perturbed, zeros, has_aux=True)
         (signals,) = jax.vmap(pullback)(jnp.eye(logits.size, dtype=logits.dtype))
-        return operands, signals
+        return logits, operands, signals
 
-    operands, signals = jax.vmap(one_sample)(inputs)
-    return [tap._replace(operands=values, signals=signal) for tap, values, signal in zip(recorded, operands, signals, strict=True)]
+    outputs, operands, signals = jax.vmap(one_sample)(inputs)
+    return outputs, [tap._replace(operands=values, signals=signal) for tap, values, signal in zip(recorded, operands, signals, strict=True)]
 
 
 def _result_shapes(closed, leaves, x) -> list[list[jax.ShapeDtypeStruct]]:
