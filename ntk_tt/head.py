@@ -383,7 +383,7 @@ def _change(after: Float[Array, "n k d"], jacobian: Float[Array, "n r d"], inner
 def _less(after, jacobian, inner, start, size: int):
     before = jnp.einsum("rk,nrd->nkd", inner, jax.lax.dynamic_slice_in_dim(jacobian, start, size))
     change = jax.lax.dynamic_slice_in_dim(after, start, size) - before
-    return jax.lax.dynamic_update_slice_in_dim(after, change, start, 0), jnp.vdot(change, change), jnp.vdot(before, before)
+    return jax.lax.dynamic_update_slice_in_dim(after, change.astype(after.dtype), start, 0), jnp.vdot(change, change), jnp.vdot(before, before)
 
 
 def path_to(problem: HeadProblem, fall: float) -> tuple[HeadState, Float[Array, "n r"]]:

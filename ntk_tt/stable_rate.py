@@ -30,8 +30,8 @@ _STEP = 0.6  # from a rate that is not stable to the next
 _UNDER = 0.93  # of the rate that is found, which must be stable too: margins are no smooth function of the rate
 STREAMED_EVALUATIONS = 1  # each is as many passes over the disk as the prediction
 _CHUNKS = (4, 64, 1024)  # steps that are compiled together: the shortest at first
-_SPACING = 1.35  # of the steps at which the way is looked at: near the bound curvature rises and falls early, whatever T is
-_LEARNT = 0.1  # of the loss at the start: past it the softmax only gets flatter, and a kernel has done its growing
+_SPACING = 1.5  # of the steps at which the way is looked at: near the bound curvature rises and falls early, whatever T is
+_LEARNT = 0.2  # of the loss at the start: past it the softmax only gets flatter, and a kernel has done its growing
 _RISEN = 3.0  # times the loss at the start, or that of chance: a way that is not stable, whatever the curvature is by then
 _SATURATED = 0.01  # of the largest curvature that the loss can have: less, at a loss well above chance, says nothing of stability
 
@@ -133,7 +133,7 @@ class _Looked:
 
 
 def margin_on_the_way(problem: LinearizedProblem | HeadProblem, optimizer: OptimizerConfig, num_steps: int, *, key: Key[Array, ""] | None = None) -> float:
-    """The margin of `stability`, looked at closer: at steps 0, 4, 8, … that soon lie 1.35 times apart, until the loss is learnt or the margin is below 1.
+    """The margin of `stability`, looked at closer: at steps 0, 4, 8, … that soon lie 1.5 times apart, until the loss is learnt or the margin is below 1.
 
     Near the bound curvature rises and falls again within a few dozen steps, between the points of `predicted_path`. A way on which the
     loss rises to three times what it was has a margin of 0.
