@@ -38,10 +38,30 @@ def logits_and_tangent(apply: Apply, params: PyTree, inputs: Float[Array | np.nd
         tangent: a direction in parameter space, a tree like `params`.
         block_size: samples at a time, fewer where these do not fit into memory.
     """
-    step = jax.jit(lambda params, x, tangent: jax.jvp(lambda w: logits_of(apply, w, x), (params,), (tangent,)))
+    try:
+        return _in_blocks(_forward, apply, params, inputs, tangent, block_size)
+    except TypeError as error:  # JAX says so when it compiles
+        if "custom_vjp" not in str(error):
+            raise
+        return _in_blocks(_transposed, apply, params, inputs, tangent, block_size)
+
+
+def _in_blocks(product: Callable, apply: Apply, params: PyTree, inputs, tangent: PyTree, block_size: int) -> tuple[Array, Array]:
+    step = jax.jit(lambda params, x, tangent: product(lambda w: logits_of(apply, w, x), params, tangent))
     compiled, size = compiled_blocks(lambda size: step.lower(params, jnp.asarray(inputs[:size]), tangent).compile(), len(inputs), block_size)
     parts = [(compiled if block.stop - block.start == size else step)(params, jnp.asarray(inputs[block]), tangent) for block in blocks(len(inputs), size)]
     return jnp.concatenate([part[0] for part in parts]), jnp.concatenate([part[1] for part in parts])
+
+
+def _forward(function: Callable[[PyTree], Array], params: PyTree, tangent: PyTree) -> tuple[Array, Array]:
+    return jax.jvp(function, (params,), (tangent,))
+
+
+def _transposed(function: Callable[[PyTree], Array], params: PyTree, tangent: PyTree) -> tuple[Array, Array]:
+    """The same where a `jax.custom_vjp` within has no forward rule: the transpose of its backward pass."""
+    value, pullback = jax.vjp(function, params)
+    (moved,) = jax.linear_transpose(lambda cotangent: pullback(cotangent)[0], value)(tangent)
+    return value, moved
 
 
 def jacobian_block(apply: Apply, params: PyTree, inputs: Float[Array, "n ..."]) -> PyTree[Float[Array, "n c ..."]]:

@@ -46,8 +46,7 @@ def test_one_sample_and_the_kernel_between_two_sets(name):
     close(name, ntk_tt.empirical_ntk(apply, params, inputs, others, block_size=3), np.einsum("iad,jbd->iajb", one, other))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [each if each == "rounded weights with a straight gradient" else pytest.param(each, marks=pytest.mark.slow) for each in CASES])
 def test_replay_of_one_step_is_a_step_of_the_weights(name):
     """f₀ − η J Jᵀ g/N from the features, and the same from moving the weights along the gradient, to second order."""
     apply, params, inputs = network(name)
