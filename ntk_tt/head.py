@@ -438,7 +438,8 @@ def moved_weights(parts: Parts, directions, inputs, pushed: Float[Array, "n r"])
     coordinates = along(parts.features, directions)
 
     def pull(backbone, x, cotangents):
-        return jax.vjp(lambda backbone: coordinates(backbone, x), backbone)[1](cotangents)[0]
+        moved, pullback = jax.vjp(lambda backbone: coordinates(backbone, x), backbone)
+        return pullback(cotangents.astype(moved.dtype))[0]
 
     start = jax.tree.map(lambda leaf: leaf.astype(working_type(leaf)), parts.backbone)  # sums of half precision would lose the small ones
     moved = functools.reduce(partial(jax.tree.map, jnp.add), in_blocks(pull, parts.backbone, inputs, pushed), start)

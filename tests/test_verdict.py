@@ -195,7 +195,7 @@ def test_an_absurd_rate_is_one_line_or_no_sane_loss(rate):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["replay", "one-shot", "sde-diagonal"])
+@pytest.mark.parametrize("method", ["replay", "one-shot"])
 def test_predictions_in_double_precision(method, tmp_path):
     """JAX_ENABLE_X64 in the environment, as users set it; the same numbers to single precision."""
     losses = []
