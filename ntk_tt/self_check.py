@@ -60,10 +60,11 @@ def check_pass(apply: Apply, params: PyTree, inputs: Shaped[Array | np.ndarray, 
         _check_outputs(apply, params, samples, alone[: len(rows)], other, size, tolerance)
     errors, norms = distances
     whole = math.hypot(*norms)
-    for name, error, norm in zip(named_leaves(params), errors, norms, strict=True):
+    for name, norm in zip(named_leaves(params), norms, strict=True):  # all first: one that is not finite makes the whole so
         if not np.isfinite(norm):
             raise ValueError(f"params: the gradients of {name!r} hold NaN or infinity at the first samples, though the outputs do not: the network is not differentiable there "
                              "(a root or a norm of zeros), or its numbers are too large for their type")
+    for name, error, norm in zip(named_leaves(params), errors, norms, strict=True):
         if not error <= _STEEPNESS * tolerance * (norm + _NEGLIGIBLE * whole):
             _refuse_gradient(apply, params, samples, weights @ combine.T, name, float(error) / max(float(norm), 1e-30), _STEEPNESS * tolerance, path)
 

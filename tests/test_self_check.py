@@ -243,3 +243,13 @@ def test_squeezed_logits_are_what_they_are(num_outputs, number, tmp_path):
 def test_outputs_of_another_form_are_told(apply, message):
     with pytest.raises(ValueError, match=message):
         ntk_tt.empirical_ntk(apply, PARAMS, X)
+
+
+def test_gradients_that_are_not_finite_name_their_parameter():
+    params = {"first": jnp.ones((3, 2)), "root": jnp.zeros(2), "zlast": jnp.ones(2)}
+
+    def apply(params, x):
+        return x @ params["first"] * jnp.sqrt(jnp.sum(params["root"] ** 2)) + params["zlast"]
+
+    with pytest.raises(ValueError, match="gradients of 'root' hold NaN or infinity"):
+        ntk_tt.empirical_ntk(apply, params, jnp.arange(12.0).reshape(4, 3))
