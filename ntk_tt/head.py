@@ -12,7 +12,7 @@ quadratic model that has the right Jacobian at both, second-order terms along th
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -28,9 +28,9 @@ from ntk_tt.directions import head_directions
 from ntk_tt.features import MAX_FEATURE_BYTES, FeaturePlan, Precision, compute_features, plan_features
 from ntk_tt.kernel import AbstractKernel, Indices, contrast_basis, of_rows, sum_of_rows
 from ntk_tt.learning_rate import largest_curvature
-from ntk_tt.linearize import blocks, check_features, check_logits, check_network, logits_and_tangent, logits_of, working_type
+from ntk_tt.linearize import blocks, check_features, check_logits, check_network, in_blocks, logits_and_tangent, logits_of, working_type
 from ntk_tt.losses import LossName
-from ntk_tt.memory import affordable_projections, available_bytes, compiled_blocks, refuse
+from ntk_tt.memory import affordable_projections, available_bytes, refuse
 from ntk_tt.models.heads import part, replaced
 from ntk_tt.models.model import Model
 from ntk_tt.problem import LinearizedProblem
@@ -358,7 +358,7 @@ def with_curvature(problem: HeadProblem, parts: Parts, inputs, basis: Float[Arra
     displacement = state.backbone
     moved = moved_weights(parts, problem.directions, inputs, pushed)
     for _ in range(_HALVINGS):
-        if all(bool(jnp.isfinite(features).all()) for features in in_blocks(parts.features, moved, inputs)):
+        if all(bool(jnp.isfinite(features).all()) for features in in_blocks(parts.features, moved, inputs, block_size=_BLOCK)):
             break
         displacement, pushed = displacement / 2, pushed / 2
         moved = moved_weights(parts, problem.directions, inputs, pushed)
@@ -425,14 +425,6 @@ def along(features: Callable[[PyTree, Array], Array], directions: Float[Array, "
     return lambda params, inputs: logits_of(features, params, inputs) @ directions
 
 
-def in_blocks(function: Callable[..., Any], params: PyTree, *arrays) -> Iterator[Any]:
-    """`function(params, samples of each array)` for one block of samples after another, of as many as memory holds."""
-    step = jax.jit(function)
-    compiled, size = compiled_blocks(lambda size: step.lower(params, *(jnp.asarray(array[:size]) for array in arrays)).compile(), len(arrays[0]), _BLOCK)
-    for block in blocks(len(arrays[0]), size):
-        yield (compiled if block.stop - block.start == size else step)(params, *(jnp.asarray(array[block]) for array in arrays))
-
-
 def moved_weights(parts: Parts, directions, inputs, pushed: Float[Array, "n r"]) -> PyTree:
     """w₀ + Σᵢ J_φ,iᵀ U cᵢ: one backward pass over the data."""
     coordinates = along(parts.features, directions)
@@ -442,5 +434,5 @@ def moved_weights(parts: Parts, directions, inputs, pushed: Float[Array, "n r"])
         return pullback(cotangents.astype(moved.dtype))[0]
 
     start = jax.tree.map(lambda leaf: leaf.astype(working_type(leaf)), parts.backbone)  # sums of half precision would lose the small ones
-    moved = functools.reduce(partial(jax.tree.map, jnp.add), in_blocks(pull, parts.backbone, inputs, pushed), start)
+    moved = functools.reduce(partial(jax.tree.map, jnp.add), in_blocks(pull, parts.backbone, inputs, pushed, block_size=_BLOCK), start)
     return jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), moved, parts.backbone)

@@ -1,6 +1,7 @@
 """A network at its pre-trained weights w₀: logits, and products with its Jacobian J (N, C, D) that never form it."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import jax
@@ -30,6 +31,18 @@ def logits_of(apply: Apply, params: PyTree, inputs: Shaped[Array, "n ..."]) -> F
     return apply(params, inputs).reshape(len(inputs), -1)
 
 
+def in_blocks(function: Callable[..., Any], params: PyTree, *arrays: Array | np.ndarray, block_size: int) -> Iterator[Any]:
+    """`function(params, samples of each array)`, compiled, for one block of samples after another: `block_size`, or as many as memory holds.
+
+    Raises:
+        ValueError: not even one sample fits.
+    """
+    step = jax.jit(function)
+    compiled, size = compiled_blocks(lambda size: step.lower(params, *(jnp.asarray(array[:size]) for array in arrays)).compile(), len(arrays[0]), block_size)
+    for block in blocks(len(arrays[0]), size):
+        yield (compiled if block.stop - block.start == size else step)(params, *(jnp.asarray(array[block]) for array in arrays))
+
+
 def logits_and_tangent(apply: Apply, params: PyTree, inputs: Float[Array | np.ndarray, "n ..."], tangent: PyTree, *,
                        block_size: int = 256) -> tuple[Float[Array, "n c"], Float[Array, "n c"]]:
     """f(w₀) and J·tangent for all samples, one forward-mode pass in blocks (about two forward passes).
@@ -38,19 +51,19 @@ def logits_and_tangent(apply: Apply, params: PyTree, inputs: Float[Array | np.nd
         tangent: a direction in parameter space, a tree like `params`.
         block_size: samples at a time, fewer where these do not fit into memory.
     """
+    arguments, options = ((params, tangent), inputs), {"block_size": block_size}
     try:
-        return _in_blocks(_forward, apply, params, inputs, tangent, block_size)
+        parts = list(in_blocks(partial(_step, _forward, apply), *arguments, **options))
     except TypeError as error:  # JAX says so when it compiles
         if "custom_vjp" not in str(error):
             raise
-        return _in_blocks(_transposed, apply, params, inputs, tangent, block_size)
-
-
-def _in_blocks(product: Callable, apply: Apply, params: PyTree, inputs, tangent: PyTree, block_size: int) -> tuple[Array, Array]:
-    step = jax.jit(lambda params, x, tangent: product(lambda w: logits_of(apply, w, x), params, tangent))
-    compiled, size = compiled_blocks(lambda size: step.lower(params, jnp.asarray(inputs[:size]), tangent).compile(), len(inputs), block_size)
-    parts = [(compiled if block.stop - block.start == size else step)(params, jnp.asarray(inputs[block]), tangent) for block in blocks(len(inputs), size)]
+        parts = list(in_blocks(partial(_step, _transposed, apply), *arguments, **options))
     return jnp.concatenate([part[0] for part in parts]), jnp.concatenate([part[1] for part in parts])
+
+
+def _step(product: Callable, apply: Apply, params: tuple[PyTree, PyTree], inputs: Array) -> tuple[Array, Array]:
+    at, direction = params
+    return product(lambda w: logits_of(apply, w, inputs), at, direction)
 
 
 def _forward(function: Callable[[PyTree], Array], params: PyTree, tangent: PyTree) -> tuple[Array, Array]:

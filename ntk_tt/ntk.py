@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, PyTree
 from ntk_tt.features import JacobianPath, check_path
 from ntk_tt.layers import Product
 from ntk_tt.linearize import Apply, blocks, check_features, check_network, jacobian_block, working_type
+from ntk_tt.memory import available_bytes, refuse
 from ntk_tt.progress import Progress, silent
 from ntk_tt.self_check import check_pass
 from ntk_tt.structured import layers
@@ -70,7 +71,10 @@ def empirical_ntk(apply: Apply, params: PyTree, x1: Float[Array | np.ndarray, "n
         found = [parts(params, jnp.asarray(inputs[each.start + block.start : each.stop + block.start])) for each in _even_blocks(length, _BLOCK)]
         return found[0] if len(found) == 1 else _joined(found, length)
 
-    ntk = np.zeros((len(x1), num_outputs, len(columns), num_outputs), dtype)
+    needed, usable = len(x1) * len(columns) * num_outputs**2 * dtype.itemsize, available_bytes()
+    if needed > usable:
+        refuse(f"Θ of {len(x1)} × {len(columns)} samples and {num_outputs} outputs", needed, usable, "take fewer samples, or features (jacobian_features), whose products need no Θ")
+    ntk = _aligned((len(x1), num_outputs, len(columns), num_outputs), dtype)  # every number is written
     rows, others = _strips(len(x1), size, tile), _strips(len(columns), size, tile)
     pairs = [(i, j) for i in range(len(rows)) for j in range(len(others)) if x2 is not None or j <= i]
     current, strip = -1, []
@@ -87,8 +91,9 @@ def empirical_ntk(apply: Apply, params: PyTree, x1: Float[Array | np.ndarray, "n
                 if x2 is None:
                     ntk[across, :, block, :] = product.transpose(2, 3, 0, 1)
         progress(done, len(pairs))
-    check_features(ntk)
-    return jnp.asarray(ntk)
+    found = jax.device_put(ntk)
+    check_features(found)
+    return found
 
 
 def _even_blocks(num_samples: int, size: int) -> list[slice]:

@@ -15,6 +15,7 @@ import pytest
 
 from ntk_tt import kernel as kernels
 from ntk_tt import memory
+from ntk_tt.dynamics.replay import batch_indices
 from ntk_tt.dynamics.sde import _deviation
 from ntk_tt.features import jacobian_features
 from ntk_tt.finetune import finetune
@@ -23,7 +24,7 @@ from ntk_tt.kernel import DualKernel, PrimalKernel
 from ntk_tt.learning_rate import batch_curvature_variance, largest_curvature
 from ntk_tt.linearize import logits_and_tangent
 from ntk_tt.models import load_model
-from ntk_tt.ntk import _symmetric_product, ntk_from_features, ntk_tensor_from_features
+from ntk_tt.ntk import _symmetric_product, empirical_ntk, ntk_from_features, ntk_tensor_from_features
 from ntk_tt.one_shot import predict_after
 from ntk_tt.optimizer import OptimizerConfig
 from ntk_tt.predict import linearize, predict
@@ -304,6 +305,18 @@ def test_the_size_of_blocks_is_found_from_the_compiled_program(monkeypatch):
         memory.compiled_blocks(compile_block, 9, 9, 9)
 
 
+def test_orders_and_kernels_that_cannot_be_held_are_refused(monkeypatch):
+    setting = OptimizerConfig(0.1, batch_size=8)
+    assert batch_indices(16, setting, 1000, jax.random.key(0)).shape == (1000, 8)
+    free(monkeypatch, 100_000)
+    with pytest.raises(ValueError, match=r"memory: the orders of 1000 batches of 8 need 125 KiB, .* fewer steps or smaller batches"):
+        batch_indices(16, setting, 1000, jax.random.key(0))
+    case = mlp(3)
+    with pytest.raises(ValueError, match=r"memory: Θ of 60 × 60 samples and 3 outputs need 127 KiB, .* fewer samples"):
+        empirical_ntk(case.apply, case.params, case.inputs(60, 0))
+    assert empirical_ntk(case.apply, case.params, case.inputs(20, 0)).shape == (20, 3, 20, 3)
+
+
 def test_training_takes_smaller_blocks_where_memory_is_short(monkeypatch):
     case = convolutional(3, norm=True)
     inputs, labels = case.inputs(16, 0), np.arange(16) % 3
@@ -320,7 +333,7 @@ def test_training_takes_smaller_blocks_where_memory_is_short(monkeypatch):
 
 
 _PEAKS = """
-import json, re
+import gc, json, re
 from pathlib import Path
 import jax, numpy as np
 from ntk_tt import OptimizerConfig, linearize, linearize_head, load_model, predict, stability
@@ -328,6 +341,7 @@ def status(name):
     return 1024 * int(re.search(name + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 def peak(function):  # of the second call, which compiles nothing
     jax.block_until_ready(function())
+    gc.collect()
     Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
     before = status("VmRSS")
     kept = jax.block_until_ready(function())
@@ -346,6 +360,7 @@ print(json.dumps({
     "features": primal.kernel.features.nbytes, "ntk": (samples * outputs) ** 2 * 4, "head features": real.jacobian.nbytes + real.curvature.change.nbytes,
     "primal": peak(lambda: kernel("primal")), "dual": peak(lambda: kernel("dual")), "head": peak(head),
     "replay": peak(lambda: predict(primal, setting, 6, num_seeds=1)), "head replay": peak(lambda: predict(real, setting, 6, num_seeds=1)),
+    **{method: peak(lambda: predict(primal, setting, 4, method=method, num_seeds=1)) for method in ("ode", "sde", "sde-diagonal")},
     "stability": peak(lambda: stability(primal, setting, 6)), "head stability": peak(lambda: stability(real, setting, 6))}))
 """
 
@@ -359,7 +374,7 @@ def test_what_is_planned_is_what_is_taken():
     taken, slack = json.loads(run.stdout), 160e6
     for name, planned in (("primal", taken["features"]), ("dual", taken["features"] + taken["ntk"]), ("head", taken["head features"])):
         assert planned / 2 < taken[name] < planned + slack, (name, taken)
-    for name in ("replay", "head replay", "stability", "head stability"):
+    for name in ("replay", "head replay", "ode", "sde", "sde-diagonal", "stability", "head stability"):
         assert taken[name] < slack, (name, taken)
 
 

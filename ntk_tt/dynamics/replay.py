@@ -10,8 +10,11 @@ from jaxtyping import Array, Float, Int, Key
 from ntk_tt import losses
 from ntk_tt.dynamics.streamed import train
 from ntk_tt.dynamics.trajectory import Trajectory, record_steps
+from ntk_tt.memory import available_bytes, refuse
 from ntk_tt.optimizer import OptimizerConfig, check_num_steps
 from ntk_tt.problem import LinearizedProblem, State, decayed, logits, logits_rows, sgd_step, zero_state
+
+_ORDER_BYTES = 16  # of each place in the order of the data: its index, and copies while the order is drawn and cut
 
 
 def replay(problem: LinearizedProblem, optimizer: OptimizerConfig, num_steps: int, *, key: Key[Array, ""] | None = None,
@@ -76,6 +79,8 @@ def batch_indices(num_samples: int, optimizer: OptimizerConfig, num_steps: int, 
     size = optimizer.checked_batch_size(num_samples)
     if optimizer.is_full_batch(num_samples):
         return None
+    if (needed := _ORDER_BYTES * num_steps * size) > (usable := available_bytes()):
+        refuse(f"the orders of {num_steps} batches of {size}", needed, usable, "take fewer steps or smaller batches")
     if optimizer.sampling == "replacement":
         return jax.random.randint(key, (num_steps, size), 0, num_samples)
     per_epoch = num_samples // size

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree
 from sklearn.linear_model import LogisticRegression
 
+from ntk_tt.linearize import in_blocks
 from ntk_tt.models.model import Model
 
 HeadRule = Literal["pytorch", "lecun", "zero"]
@@ -70,7 +71,7 @@ def fit_linear_head(model: Model, images: Float[Array, "n h w c"], labels: Int[A
         images: normalised, as `model.apply` takes them.
         labels: 0 … K−1, each class at least once.
         regularization: of the standardised problem; more is needed for fewer images.
-        block_size: images at a time.
+        block_size: images at a time, fewer where these do not fit into memory.
 
     Returns:
         The model with other `params`; nothing else changes.
@@ -89,7 +90,7 @@ def fit_linear_head(model: Model, images: Float[Array, "n h w c"], labels: Int[A
         raise ValueError(f"labels: need one for each of {len(images)} images and every class of 0 … {model.num_classes - 1}, got {len(labels)} of classes {classes.tolist()}")
 
     function = jax.jit(model.features)
-    features = np.concatenate([np.asarray(function(model.params, images[start : start + block_size])) for start in range(0, len(images), block_size)])
+    features = np.concatenate([np.asarray(block) for block in in_blocks(model.features, model.params, images, block_size=block_size)])
     mean, scale = features.mean(0, dtype=np.float64), features.std(0, dtype=np.float64)
     scale = np.where(scale > 1e-6 * max(1e-12, scale.max()), scale, np.inf)  # a feature that never changes gets no weight
     # For two classes scikit-learn fits the difference w of the logits, W = ∓w/2, and ‖W‖² = ½‖w‖².
