@@ -7,6 +7,7 @@ tracer are told before anything is computed with them.
 """
 
 import functools
+import itertools
 import math
 from typing import Any
 
@@ -59,14 +60,15 @@ def check_pass(apply: Apply, params: PyTree, inputs: Shaped[Array | np.ndarray, 
     for size, other in batches:
         _check_outputs(apply, params, samples, alone[: len(rows)], other, size, tolerance)
     errors, norms = distances
-    whole = math.hypot(*norms)
-    for name, norm in zip(named_leaves(params), norms, strict=True):  # all first: one that is not finite makes the whole so
-        if not np.isfinite(norm):
-            raise ValueError(f"params: the gradients of {name!r} hold NaN or infinity at the first samples, though the outputs do not: the network is not differentiable there "
-                             "(a root or a norm of zeros), or its numbers are too large for their type")
-    for name, error, norm in zip(named_leaves(params), errors, norms, strict=True):
+    finite = np.isfinite(norms)
+    whole = math.hypot(*norms[finite])
+    names = list(named_leaves(params))
+    for name, error, norm in zip(itertools.compress(names, finite), errors[finite], norms[finite], strict=True):
         if not error <= _STEEPNESS * tolerance * (norm + _NEGLIGIBLE * whole):
             _refuse_gradient(apply, params, samples, weights @ combine.T, name, float(error) / max(float(norm), 1e-30), _STEEPNESS * tolerance, path)
+    for name in itertools.compress(names, ~finite):
+        raise ValueError(f"params: the gradients of {name!r} hold NaN or infinity at the first samples, though the outputs do not: the network is not differentiable there "
+                         "(a root or a norm of zeros), or its numbers are too large for their type")
 
 
 def _check_outputs(apply, params, samples, alone, other, size: str, tolerance: float) -> None:
