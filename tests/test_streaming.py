@@ -290,7 +290,7 @@ def test_incomplete_and_damaged_stores_are_refused(features, tmp_path):
     (lambda p: replay_many(p, [], 5), "optimizers: there are none"),
     (lambda p: replay_many(p, [OptimizerConfig(), OptimizerConfig(batch_size=4)], 5), "optimizers: number 1 takes mini-batches of 4; replay it alone"),
     (lambda p: replay_many(p, [OptimizerConfig(batch_size=24)], 5), "optimizers: number 0 takes mini-batches of 24"),
-    (lambda p: replay_many(p, [OptimizerConfig()], 0), "num_steps: must be at least 1"),
+    (lambda p: replay_many(p, [OptimizerConfig()], 0), "num_steps: must be a whole number of at least 1"),
     (lambda p: replay_many(p, [OptimizerConfig()], 5, record_every=0), "record_every"),
     (lambda p: replay(p, OptimizerConfig(batch_size=24), 5), "batch_size: 24 is larger than the 23 samples"),
     (lambda p: replay(p, OptimizerConfig(), 5, batches=np.full((5, 2), 23)), "batches: must hold"),
