@@ -121,7 +121,7 @@ def test_the_first_picture_of_several_is_taken(tmp_path):
 POSTSCRIPT = b"""%!PS-Adobe-3.0 EPSF-3.0
 %%BoundingBox: 0 0 8 8
 %%EndComments
-(/tmp/owned) (w) file closefile showpage
+(owned) (w) file closefile showpage
 %%EOF
 """
 
