@@ -4,7 +4,6 @@ import io
 import json
 import math
 import os
-import resource
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from ntk_tt.dynamics.trajectory import Trajectory
 from ntk_tt.models import save_weights
 from ntk_tt.predict import summarize_runs
 from ntk_tt.report import print_report
+from tests.disks import full_disk
 
 TINY_TASK = ("--classes", "2", "--per-class", "4", "--image-size", "16", "--steps", "4")
 BATCHES = ("--batch-size", "4")
@@ -513,25 +513,11 @@ def test_a_rate_past_the_stability_bound_has_no_trust(learning_rate, loss, diver
 # results that cannot be saved
 
 
-class FullDisk:
-    """After so many bytes the kernel refuses, as `ulimit -f` or a full disk does."""
-
-    def __init__(self, size):
-        self.size = size
-
-    def __enter__(self):
-        self.limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (self.size, self.limits[1]))
-
-    def __exit__(self, *_):
-        resource.setrlimit(resource.RLIMIT_FSIZE, self.limits)
-
-
 @pytest.mark.parametrize("command", ["predict", "verify"])
 def test_what_cannot_be_saved_is_printed_named_and_cleaned_up(command, tiny_run, tmp_path, capsys):
     """Both files fail, an older report stays, and the training that follows is not lost either."""
     report, figure = tmp_path / "report.json", tmp_path / "figure.png"
-    with FullDisk(2048), pytest.raises(SystemExit) as exit_:
+    with full_disk(2048), pytest.raises(SystemExit) as exit_:
         tiny_run(command, *BATCHES, "--plot", str(figure), report=report)
     assert exit_.value.code == 1
     out, err = capsys.readouterr()

@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import os
-import resource
 import stat
 import threading
 from pathlib import Path
@@ -11,17 +10,9 @@ from pathlib import Path
 import pytest
 
 from ntk_tt.files import check_writable, open_plain, write_whole
+from tests.disks import full_disk
 
 OLD, NEW = b"old" * 10, b"new" * 100_000
-
-
-@pytest.fixture
-def small_files():
-    """The kernel refuses files of more than 4 kB."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 @pytest.fixture
@@ -35,11 +26,11 @@ def unprivileged():
         os.seteuid(0)
 
 
-def test_a_failure_keeps_the_old_file_and_leaves_no_other(tmp_path, small_files):
+def test_a_failure_keeps_the_old_file_and_leaves_no_other(tmp_path):
     (tmp_path / "there").write_bytes(OLD)
     for name in ("there", "new"):
         check_writable(tmp_path / name)
-        with pytest.raises(OSError, match="File too large"):
+        with full_disk(4096), pytest.raises(OSError, match="File too large"):
             write_whole(tmp_path / name, NEW)
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
     assert (tmp_path / "there").read_bytes() == OLD

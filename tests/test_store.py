@@ -24,6 +24,7 @@ import safetensors
 from ntk_tt import store
 from ntk_tt.store import FeatureStore
 from tests import store_writer
+from tests.disks import full_disk
 from tests.networks import mlp
 
 CASE = mlp(2, inputs=3, width=4)  # D = 46
@@ -466,13 +467,9 @@ def test_failure_in_the_middle_of_a_block_leaves_the_rest(filled):
     filled = FeatureStore.open(filled.folder.with_name("large"), manifest() | {"num_projections": 100_000})
     filled.write(0, numbers(filled, 0))
     before = sorted(filled.folder.iterdir())
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, limits[1]))
-    try:
-        with pytest.raises(OSError, match=r"store: cannot write block 1 \(1.6 MB\): File too large; check the folder") as caught:
-            filled.write(1, numbers(filled, 1))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    message = r"store: cannot write block 1 \(1.6 MB\): File too large; check the folder"
+    with full_disk(1_000_000), pytest.raises(OSError, match=message) as caught:
+        filled.write(1, numbers(filled, 1))
     assert caught.value.errno == errno.EFBIG
     assert sorted(filled.folder.iterdir()) == before
     assert filled.missing() == [1, 2]
