@@ -3,7 +3,7 @@
     python -m benchmarks.convolutions              # three minutes on two cores
 
 Each row is a convolution (or max-pool) of a batch of images, forward and forward with both gradients, in processor
-milliseconds: median after compilation. `chosen` is what `ntk_tt.models.convolution.preferred_method` takes. The last rows
+milliseconds: median after compilation. `chosen` is what `ntk_tt.models.zoo.convolution.preferred_method` takes. The last rows
 are whole training steps of ResNet-18 at 64×64, with that rule and with XLA's convolutions alone. Read ratios.
 """
 
@@ -24,10 +24,11 @@ import optax
 import tyro
 from flax import nnx
 
-from ntk_tt.models import convolution, load_model
-from ntk_tt.models.convolution import convolve, preferred_method
-from ntk_tt.models.layers import max_pool
-from ntk_tt.report import environment
+from ntk_tt.models import load_model
+from ntk_tt.models.zoo import convolution
+from ntk_tt.models.zoo.blocks import max_pool
+from ntk_tt.models.zoo.convolution import convolve, preferred_method
+from ntk_tt.report.document import environment
 
 RESULTS = Path(__file__).parent / "results"
 

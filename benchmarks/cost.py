@@ -25,12 +25,12 @@ import tyro
 from jaxtyping import Array
 
 import ntk_tt
-from ntk_tt.features import compute_features, in_contrasts, plan_features
-from ntk_tt.kernel import ContrastKernel, DualKernel, contrast_basis
+from ntk_tt.features.compute import compute_features, in_contrasts, plan_features
+from ntk_tt.kernels.empirical import ntk_from_features
+from ntk_tt.kernels.operators import ContrastKernel, DualKernel, contrast_basis
 from ntk_tt.losses import encode_targets
-from ntk_tt.ntk import ntk_from_features
-from ntk_tt.problem import LinearizedProblem
-from ntk_tt.report import environment
+from ntk_tt.report.document import environment
+from ntk_tt.surrogate.linear import LinearizedProblem
 
 SMALL = 16384  # D' ≥ 4·N·C here: the least that a spectrum should have, see docs/features.md
 RESULTS = Path(__file__).parent / "results"

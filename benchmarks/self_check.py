@@ -13,9 +13,9 @@ import jax
 import numpy as np
 
 from ntk_tt import load_model
-from ntk_tt.features import compute_features, in_contrasts, plan_features
-from ntk_tt.kernel import contrast_basis
-from ntk_tt.self_check import check_pass
+from ntk_tt.features.compute import compute_features, in_contrasts, plan_features
+from ntk_tt.jacobian.self_check import check_pass
+from ntk_tt.kernels.operators import contrast_basis
 
 SAMPLES, REPEATS = 100, 5
 

@@ -21,10 +21,10 @@ from sklearn.isotonic import isotonic_regression
 
 from experiments import methods
 from experiments.run import result_path
-from ntk_tt import closed_loop
-from ntk_tt.calibration import COVERAGE, MARGINS, Interval, from_quantiles, group_of, kaplan_meier
-from ntk_tt.report import write_json
-from ntk_tt.verdict import Trust, judge
+from ntk_tt.prediction.verdict import Trust, judge
+from ntk_tt.report.document import write_json
+from ntk_tt.times import online as closed_loop
+from ntk_tt.times.calibration import COVERAGE, MARGINS, Interval, from_quantiles, group_of, kaplan_meier
 
 TABLE = Path(closed_loop.__file__).parent / "calibration.json"
 SHARES = {"replay": (0.0,), "head": (0.0,), "curvature": (0.0, 0.1, 0.25), "one-shot": (0.0,)}

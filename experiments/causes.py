@@ -26,9 +26,9 @@ from experiments.comparison import SEEDS, TINY_TASK, Setting, median_times, on, 
 from experiments.statistics import describe, number, over_estimated, pairs, percent
 from experiments.tasks import TaskConfig, real_run
 from ntk_tt.dynamics import LinearizedProblem, replay
-from ntk_tt.finetune import _batches
-from ntk_tt.kernel import DualKernel
-from ntk_tt.predict import plateau_window
+from ntk_tt.kernels.operators import DualKernel
+from ntk_tt.prediction.algorithm import plateau_window
+from ntk_tt.training import _batches
 
 CLAIM = "the linear model with its approximations is close enough to real fine-tuning; overestimation comes from non-linearity"
 PAPER = "no numbers"

@@ -22,10 +22,10 @@ from experiments.extrapolation import power_law, stretched_exponential
 from experiments.tasks import LoadedTask, RealRun, TaskConfig, load, real_run
 from ntk_tt.dynamics import LinearizedProblem
 from ntk_tt.dynamics import Method as Dynamics
-from ntk_tt.kernel import DualKernel, PrimalKernel
-from ntk_tt.predict import plateau_window
-from ntk_tt.stopwatch import Stopwatch
-from ntk_tt.training_time import plateau_time, smooth, training_times
+from ntk_tt.kernels.operators import DualKernel, PrimalKernel
+from ntk_tt.prediction.algorithm import plateau_window
+from ntk_tt.runtime.stopwatch import Stopwatch
+from ntk_tt.times.crossing import plateau_time, smooth, training_times
 
 EPSILONS = (0.01, 0.1, 0.4)
 LOSS_FRACTIONS = (0.5, 0.25, 0.1)

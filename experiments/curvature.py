@@ -20,9 +20,9 @@ import numpy as np
 import ntk_tt
 from experiments.comparison import on
 from experiments.tasks import TUNING, LoadedTask, TaskConfig, load, real_run
-from ntk_tt.head import HeadProblem, head_of, linearize_head, moved_weights, path_to, split_head
-from ntk_tt.stopwatch import Stopwatch
-from ntk_tt.training_time import crossing_time, smooth
+from ntk_tt.runtime.stopwatch import Stopwatch
+from ntk_tt.surrogate.head import HeadProblem, head_of, linearize_head, moved_weights, path_to, split_head
+from ntk_tt.times.crossing import crossing_time, smooth
 
 CLAIM = "ours: the backbone's second-order terms along the path remove most of what a real head leaves"
 PAPER = "–"

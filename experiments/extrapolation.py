@@ -3,7 +3,7 @@
 import numpy as np
 import scipy.optimize
 
-from ntk_tt.extrapolation import fit_power_law
+from ntk_tt.times.loss_law import fit_loss_law
 
 FLOOR = 1e-4
 """Of the first value: an error of 0 has no logarithm."""
@@ -13,7 +13,7 @@ def power_law(steps: np.ndarray, values: np.ndarray, wanted: np.ndarray) -> np.n
     """a + b (1 + t/c)^−p, fitted to the logarithm of `values` at `steps`, at `wanted`; a curve that diverged stays at its first value."""
     if not _continuable(values):
         return np.full(len(wanted), values[0])
-    return fit_power_law(steps, np.maximum(values, FLOOR * values[0]))(wanted)
+    return fit_loss_law(steps, np.maximum(values, FLOOR * values[0]))(wanted)
 
 
 def stretched_exponential(steps: np.ndarray, values: np.ndarray, wanted: np.ndarray) -> np.ndarray:

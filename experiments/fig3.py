@@ -17,7 +17,7 @@ import scipy.stats
 import ntk_tt
 from experiments.comparison import prepare
 from experiments.tasks import TaskConfig
-from ntk_tt.kernel import PrimalKernel
+from ntk_tt.kernels.operators import PrimalKernel
 
 CLAIM = "gradients separate the classes better than features; predicted trajectories cluster by class and by training time"
 PAPER = "pictures only (3 classes of CIFAR-10)"

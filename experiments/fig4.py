@@ -18,10 +18,10 @@ import ntk_tt
 from experiments.comparison import on, priced
 from experiments.tasks import TaskConfig, load, real_run
 from ntk_tt.dynamics import LinearizedProblem
-from ntk_tt.kernel import DualKernel
-from ntk_tt.linearize import logits_and_tangent
+from ntk_tt.features.projections import expected_relative_error
+from ntk_tt.jacobian.network import logits_and_tangent
+from ntk_tt.kernels.operators import DualKernel
 from ntk_tt.losses import encode_targets
-from ntk_tt.projection import expected_relative_error
 
 CLAIM = "the projected Θ gives the curve of the exact one, its error and its spectrum are close, and spectra of growing sets approach one power law"
 PAPER = "curves coincide; relative difference in Frobenius norm below about 10 %, cost far below the exact Θ's; spectra are lines in log–log scale (no numbers)"

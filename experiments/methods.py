@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 
 import ntk_tt
-from ntk_tt.calibration import Slowdown, slowed
-from ntk_tt.closed_loop import Predictor
-from ntk_tt.extrapolation import MIN_POINTS, fit_power_law
-from ntk_tt.one_shot import affordable_steps
-from ntk_tt.training_time import crossing_time, epsilon_time, smooth
+from ntk_tt.prediction.one_shot import affordable_steps
+from ntk_tt.times.calibration import Slowdown, slowed
+from ntk_tt.times.crossing import crossing_time, epsilon_time, smooth
+from ntk_tt.times.loss_law import MIN_POINTS, fit_loss_law
+from ntk_tt.times.online import Predictor
 
 LOSS_SHARES, ERROR_LEVELS, EPSILONS = (0.5, 0.25, 0.1), (0.2, 0.1, 0.05), (0.01, 0.1, 0.4)
 CURVES = ("replay", "head", "curvature", "one-shot")
@@ -65,7 +65,7 @@ def curve_of(run: dict[str, Any], method: str) -> tuple[np.ndarray, np.ndarray, 
         return forecast.steps, forecast.loss, None
     if not np.isfinite(loss[seen]).all():
         return steps, np.full(len(steps), np.nan), None
-    law = fit_power_law(steps[seen], np.maximum(loss[seen], 1e-9))
+    law = fit_loss_law(steps[seen], np.maximum(loss[seen], 1e-9))
     return steps, np.where(seen, loss, law(steps)), None
 
 

@@ -24,7 +24,7 @@ from flax import nnx
 from ntk_tt.data import load_task
 from ntk_tt.models import from_nnx, save_weights
 from ntk_tt.models.model import set_values
-from ntk_tt.models.resnet8 import ResNet8
+from ntk_tt.models.zoo.resnet8 import ResNet8
 
 BUNDLED = Path(__file__).parents[1] / "ntk_tt" / "models" / "bundled"
 

@@ -14,7 +14,7 @@ import numpy as np
 import tyro
 
 from experiments import methods, run
-from ntk_tt import verdict
+from ntk_tt.prediction import verdict
 
 HERE = Path(__file__).parent
 START, END = "<!-- {}: written by python -m experiments.readme -->\n", "<!-- end -->\n"

@@ -26,7 +26,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from ntk_tt.report import environment, write_json
+from ntk_tt.report.document import environment, write_json
 
 FOLDER = Path(__file__).parent
 RESULTS = FOLDER / "results"

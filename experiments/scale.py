@@ -31,15 +31,15 @@ import tyro
 import ntk_tt
 from ntk_tt.data import UpTo
 from ntk_tt.dynamics import replay, replay_many
-from ntk_tt.features import write_features
-from ntk_tt.linearize import logits_and_tangent
+from ntk_tt.features.compute import write_features
+from ntk_tt.features.projections import choose_num_projections, projection_advice
+from ntk_tt.features.store import FeatureStore
+from ntk_tt.jacobian.network import logits_and_tangent
+from ntk_tt.kernels.streaming import StreamedKernel
 from ntk_tt.losses import encode_targets
-from ntk_tt.progress import progress_bar
-from ntk_tt.projection import choose_num_projections, projection_advice
-from ntk_tt.report import environment, write_json
-from ntk_tt.stopwatch import Stopwatch
-from ntk_tt.store import FeatureStore
-from ntk_tt.streaming import StreamedKernel
+from ntk_tt.report.document import environment, write_json
+from ntk_tt.runtime.progress import progress_bar
+from ntk_tt.runtime.stopwatch import Stopwatch
 
 RESULTS = Path(__file__).parent / "results" / "scale"
 CLASSES, IMAGE_CLASSES = 10, 200  # Tiny-ImageNet's classes are taken modulo 10

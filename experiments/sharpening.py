@@ -22,9 +22,9 @@ from experiments.tasks import TUNING, LoadedTask, TaskConfig, load
 from ntk_tt import losses
 from ntk_tt.dynamics import replay
 from ntk_tt.dynamics.head_replay import states_along
-from ntk_tt.head import linearize_head
-from ntk_tt.learning_rate import largest_curvature
-from ntk_tt.linearize import blocks
+from ntk_tt.jacobian.network import blocks
+from ntk_tt.surrogate.head import linearize_head
+from ntk_tt.surrogate.sharpness import largest_curvature
 
 CLAIM = "ours: sharpness grows faster than any expansion at one or two points says"
 PAPER = "–"

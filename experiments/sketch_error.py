@@ -20,9 +20,9 @@ import numpy as np
 import tyro
 
 import ntk_tt
-from ntk_tt.features import projected_jacobian
-from ntk_tt.projection import SignFold, expected_relative_error
-from ntk_tt.report import environment
+from ntk_tt.features.compute import projected_jacobian
+from ntk_tt.features.projections import SignFold, expected_relative_error
+from ntk_tt.report.document import environment
 
 RESULTS = Path(__file__).parent / "results" / "sketch_error"
 # Weights, side, the data that is reported on, and the data that the fold's 512 rows were chosen on.

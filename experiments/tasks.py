@@ -19,7 +19,7 @@ import numpy as np
 
 import ntk_tt
 from ntk_tt.data import UpTo
-from ntk_tt.report import environment, write_json
+from ntk_tt.report.document import environment, write_json
 
 # Constants are chosen on the first and reported on the second; digits ship with scikit-learn, so they are always there.
 TUNING = ("cifar100", "dtd", "stanford_cars", "houses_rooms")

@@ -18,9 +18,9 @@ import numpy as np
 import tyro
 
 import ntk_tt
-from ntk_tt.report import environment
-from ntk_tt.training_time import training_times
-from ntk_tt.verdict import Residual, judge
+from ntk_tt.prediction.verdict import Residual, judge
+from ntk_tt.report.document import environment
+from ntk_tt.times.crossing import training_times
 
 TUNING, REPORTING = ("cifar100", "dtd"), ("digits", "cifar10", "trashnet")
 RESULTS = Path(__file__).parent / "results" / "trust"

@@ -4,26 +4,27 @@ from importlib.metadata import PackageNotFoundError, version
 
 import jax
 
-from ntk_tt.adapters import from_equinox, from_function, from_linen, load_factory
-from ntk_tt.calibration import slowdown, slowed
-from ntk_tt.closed_loop import Forecast, Predictor, loss_callback
 from ntk_tt.data import Task, UpTo, describe_data, list_data, load_task, task_from_arrays
 from ntk_tt.dynamics import LinearizedProblem, Trajectory, simulate
-from ntk_tt.features import jacobian_features, write_features
-from ntk_tt.finetune import TrainingRun, finetune
-from ntk_tt.head import HeadProblem, linearize_head
-from ntk_tt.jaxpr import warn_if_untested
+from ntk_tt.features.compute import jacobian_features, write_features
+from ntk_tt.features.store import FeatureStore
+from ntk_tt.jacobian.jaxpr import warn_if_untested
+from ntk_tt.kernels.empirical import empirical_ntk, ntk_from_features
+from ntk_tt.kernels.spectrum import Spectrum, fit_power_law, ntk_spectrum
 from ntk_tt.models import Model, fit_linear_head, from_nnx, list_models, load_model
-from ntk_tt.ntk import empirical_ntk, ntk_from_features
-from ntk_tt.one_shot import OneShot, predict_after
+from ntk_tt.models.adapters import from_equinox, from_function, from_linen, load_factory
+from ntk_tt.models.trainable import LoRA, restrict
 from ntk_tt.optimizer import OptimizerConfig
-from ntk_tt.predict import Prediction, linearize, predict, stored_outputs
-from ntk_tt.sharding import sample_mesh
-from ntk_tt.spectrum import Spectrum, extrapolate_loss, extrapolate_power_law, extrapolate_resolvent, fit_power_law, measure_alpha, ntk_spectrum
-from ntk_tt.store import FeatureStore
-from ntk_tt.trainable import LoRA, restrict
-from ntk_tt.training_time import training_times
-from ntk_tt.verdict import Verdict, assess, judge, linearization_residual, stability
+from ntk_tt.prediction.algorithm import Prediction, linearize, predict, stored_outputs
+from ntk_tt.prediction.one_shot import OneShot, predict_after
+from ntk_tt.prediction.verdict import Verdict, assess, judge, linearization_residual, stability
+from ntk_tt.runtime.sharding import sample_mesh
+from ntk_tt.scaling import extrapolate_loss, extrapolate_power_law, extrapolate_resolvent, measure_alpha
+from ntk_tt.surrogate.head import HeadProblem, linearize_head
+from ntk_tt.times.calibration import slowdown, slowed
+from ntk_tt.times.crossing import training_times
+from ntk_tt.times.online import Forecast, Predictor, loss_callback
+from ntk_tt.training import TrainingRun, finetune
 
 try:
     __version__ = version("ntk-tt")

@@ -9,7 +9,7 @@ from jaxtyping import install_import_hook
 
 install_import_hook("ntk_tt", "beartype.beartype")  # before anything imports ntk_tt
 
-from ntk_tt.compilation import keep_compiled  # noqa: E402
+from ntk_tt.runtime.compilation import keep_compiled  # noqa: E402
 
 os.environ["NTK_TT_TRACEBACK"] = "1"  # of what nobody foresaw, tests want all
 ROOT = Path(__file__).resolve().parents[1]

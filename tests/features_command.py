@@ -4,7 +4,7 @@ import os
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from ntk_tt import cli
+from ntk_tt.cli import commands as cli
 
 NETWORK = '''
 import jax, jax.numpy as jnp

@@ -19,8 +19,8 @@ if PROCESS:
 import numpy as np  # noqa: E402 (JAX is set up before anything uses it)
 
 import ntk_tt  # noqa: E402
-from ntk_tt.learning_rate import largest_curvature  # noqa: E402
-from ntk_tt.sharding import sample_mesh  # noqa: E402
+from ntk_tt.runtime.sharding import sample_mesh  # noqa: E402
+from ntk_tt.surrogate.sharpness import largest_curvature  # noqa: E402
 from tests.networks import convolutional  # noqa: E402
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntk_tt import store
+from ntk_tt.features import store
 
 NUM_PROJECTIONS, BLOCK_SIZE = 200, 4
 INPUTS = np.random.default_rng(0).normal(size=(19, 6)).astype(np.float32)

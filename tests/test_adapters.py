@@ -11,11 +11,11 @@ import pytest
 from flax import linen as nn
 
 import ntk_tt
-from ntk_tt.adapters import from_equinox, from_function, from_linen, load_factory
 from ntk_tt.models import Model
-from ntk_tt.paths import named_leaves
-from ntk_tt.setup import Setup, load
-from ntk_tt.trainable import LoRA, restrict
+from ntk_tt.models.adapters import from_equinox, from_function, from_linen, load_factory
+from ntk_tt.models.trainable import LoRA, restrict
+from ntk_tt.prediction.setup import Setup, load
+from ntk_tt.runtime.parameter_names import named_leaves
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 KEY = jax.random.key(3)
@@ -251,7 +251,7 @@ PLAIN = "apply = lambda params, x: x.mean((1, 2)) @ params\n"
 
 
 @pytest.mark.parametrize("text", [
-    "from ntk_tt.adapters import from_function\ndef factory(num_classes): return from_function(apply, jnp.ones((3, num_classes)), num_classes=num_classes)",
+    "from ntk_tt.models.adapters import from_function\ndef factory(num_classes): return from_function(apply, jnp.ones((3, num_classes)), num_classes=num_classes)",
     "def factory(num_classes, width=3): return apply, jnp.ones((width, num_classes))",
     "def factory(**options): return apply, jnp.ones((3, options['num_classes']))",
     "factory = lambda num_classes, image_size, key: (apply, jax.random.normal(key, (3, num_classes)) * 0 + image_size / 8)",
@@ -272,7 +272,7 @@ def test_a_factory_may_return_any_network(text, tmp_path, images):
 def test_what_a_factory_does_not_say_is_said(tmp_path):
     plain = load_factory(write(tmp_path, PLAIN + "def factory(num_classes): return apply, jnp.ones((3, num_classes))"), num_classes=2, image_size=8)
     assert plain.note == "images are normalised by ImageNet's mean and standard deviation, since 'factory' does not say otherwise; return ntk_tt.from_nnx(…, mean=…, std=…) or its like"
-    said = load_factory(write(tmp_path, PLAIN + "from ntk_tt.adapters import from_function\ndef factory(num_classes): return from_function(apply, jnp.ones((3, num_classes)), mean=(0.0, 0.0, 0.0))"),
+    said = load_factory(write(tmp_path, PLAIN + "from ntk_tt.models.adapters import from_function\ndef factory(num_classes): return from_function(apply, jnp.ones((3, num_classes)), mean=(0.0, 0.0, 0.0))"),
                         num_classes=2, image_size=8)
     assert said.note == ""
 

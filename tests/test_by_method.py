@@ -5,9 +5,9 @@ import types
 import numpy as np
 import pytest
 
-from ntk_tt.by_method import Predicted, intervals
-from ntk_tt.training_time import training_times
-from ntk_tt.verdict import Verdict
+from ntk_tt.prediction.by_method import Predicted, intervals
+from ntk_tt.prediction.verdict import Verdict
+from ntk_tt.times.crossing import training_times
 
 STEPS = np.arange(0, 461, 10)
 

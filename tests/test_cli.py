@@ -14,13 +14,14 @@ from flax import nnx
 from PIL import Image
 
 import ntk_tt.models
-from ntk_tt import OptimizerConfig, cli
-from ntk_tt.by_method import Predicted, Reading, as_slow_as
-from ntk_tt.calibration import slowdown
+from ntk_tt import OptimizerConfig
+from ntk_tt.cli import commands as cli
 from ntk_tt.dynamics.trajectory import Trajectory
 from ntk_tt.models import save_weights
-from ntk_tt.predict import summarize_runs
-from ntk_tt.report import print_report
+from ntk_tt.prediction.algorithm import summarize_runs
+from ntk_tt.prediction.by_method import Predicted, Reading, as_slow_as
+from ntk_tt.report.document import print_report
+from ntk_tt.times.calibration import slowdown
 from tests.disks import full_disk
 
 TINY_TASK = ("--classes", "2", "--per-class", "4", "--image-size", "16", "--steps", "4")

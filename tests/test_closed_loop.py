@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from ntk_tt.calibration import Slowdown, from_quantiles, interval, kaplan_meier, slowdown, slowed
-from ntk_tt.closed_loop import Predictor, loss_callback, remaining
-from ntk_tt.extrapolation import PowerLaw, fit_power_law
-from ntk_tt.training_time import crossing_time
+from ntk_tt.times.calibration import Slowdown, from_quantiles, interval, kaplan_meier, slowdown, slowed
+from ntk_tt.times.crossing import crossing_time
+from ntk_tt.times.loss_law import LossLaw, fit_loss_law
+from ntk_tt.times.online import Predictor, loss_callback, remaining
 
 STEPS = np.arange(0, 301, 3)
 
@@ -230,17 +230,17 @@ def test_a_slowed_curve_keeps_its_beginning_and_takes_longer_after_it():
     np.testing.assert_allclose(after[later], np.exp(-(20 + (STEPS[later] - 20) / 2) / 30), rtol=2e-3)
 
 
-@pytest.mark.parametrize("law", [PowerLaw(0.1, 1.4, 0.8, 10.0), PowerLaw(0.01, 2.0, 2.0, 60.0)])
+@pytest.mark.parametrize("law", [LossLaw(0.1, 1.4, 0.8, 10.0), LossLaw(0.01, 2.0, 2.0, 60.0)])
 def test_a_power_law_is_found_again(law):
-    found = fit_power_law(STEPS[:30], law(STEPS[:30]))
+    found = fit_loss_law(STEPS[:30], law(STEPS[:30]))
     np.testing.assert_allclose(found(STEPS), law(STEPS), rtol=0.05)
 
 
 def test_too_little_or_broken_curves_are_refused():
     with pytest.raises(ValueError, match=r"at least 4 records"):
-        fit_power_law(STEPS[:3], curve(STEPS[:3]))
+        fit_loss_law(STEPS[:3], curve(STEPS[:3]))
     with pytest.raises(ValueError, match=r"positive and finite"):
-        fit_power_law(STEPS[:5], np.asarray([1.0, 0.5, np.nan, 0.2, 0.1]))
+        fit_loss_law(STEPS[:5], np.asarray([1.0, 0.5, np.nan, 0.2, 0.1]))
 
 
 def test_crossing_between_records():

@@ -6,12 +6,12 @@ import sys
 
 import pytest
 
-from ntk_tt.compilation import remove_oldest
+from ntk_tt.runtime.compilation import remove_oldest
 
 PROGRAM = """
 import pathlib, resource, sys, jax
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
-from ntk_tt.compilation import keep_compiled
+from ntk_tt.runtime.compilation import keep_compiled
 found = []
 jax.monitoring.register_event_listener(lambda event, **_: found.append(event))
 keep_compiled(pathlib.Path(sys.argv[1]))

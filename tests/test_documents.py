@@ -36,7 +36,7 @@ def test_links_in_documents_lead_somewhere():
 
 
 def test_flags_in_the_json_document_exist():
-    from ntk_tt.cli import Predict, Watch
+    from ntk_tt.cli.commands import Predict, Watch
 
     flags = {"--" + name.replace("_", "-") for command in (Predict, Watch) for name in command.__dataclass_fields__}
     assert set(re.findall(r"--[a-z][a-z-]+", (ROOT / "docs" / "json.md").read_text())) <= flags

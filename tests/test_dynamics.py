@@ -11,9 +11,9 @@ import ntk_tt
 from ntk_tt.dynamics import replay, simulate, solve_closed_form, solve_ode, solve_sde
 from ntk_tt.dynamics.replay import batch_indices
 from ntk_tt.dynamics.sde import _integrate, noise_variance
-from ntk_tt.kernel import DualKernel, PrimalKernel
+from ntk_tt.kernels.operators import DualKernel, PrimalKernel
 from ntk_tt.optimizer import OptimizerConfig, named_schedule
-from ntk_tt.problem import zero_state
+from ntk_tt.surrogate.linear import zero_state
 from tests.networks import dense_jacobian, mlp
 
 NUM_SAMPLES, NUM_OUTPUTS = 12, 3

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ntk_tt.files import check_writable, open_plain, write_whole
+from ntk_tt.runtime.files import check_writable, open_plain, write_whole
 from tests.disks import full_disk
 
 OLD, NEW = b"old" * 10, b"new" * 100_000

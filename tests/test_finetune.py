@@ -12,9 +12,9 @@ import pytest
 from flax import nnx
 
 import ntk_tt
-from ntk_tt.finetune import _padded_blocks
 from ntk_tt.models import from_nnx
 from ntk_tt.optimizer import OptimizerConfig
+from ntk_tt.training import _padded_blocks
 from tests.networks import _ConvNet, mlp
 
 
@@ -26,10 +26,10 @@ def problem_of(width, num_samples=24, num_outputs=3, loss="ce"):
 
 
 def test_finetune_imports_nothing_of_the_prediction():
-    source = (Path(ntk_tt.__file__).parent / "finetune.py").read_text()
+    source = (Path(ntk_tt.__file__).parent / "training.py").read_text()
     imported = {node.module for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom) and node.module}
     imported |= {alias.name for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Import) for alias in node.names}
-    assert {name for name in imported if name.startswith("ntk_tt")} == {"ntk_tt.memory", "ntk_tt.models.model", "ntk_tt.optimizer", "ntk_tt.progress", "ntk_tt.targets"}
+    assert {name for name in imported if name.startswith("ntk_tt")} == {"ntk_tt.runtime.memory", "ntk_tt.models.model", "ntk_tt.optimizer", "ntk_tt.runtime.progress", "ntk_tt.targets"}
 
 
 @pytest.mark.parametrize("loss", ["ce", "mse"])
@@ -58,7 +58,7 @@ def test_gradient_descent_equals_a_plain_loop_in_any_block_size(loss, block_size
 def test_by_default_a_cpu_trains_in_small_blocks_with_the_same_numbers(monkeypatch):
     case, x, labels = problem_of(12, num_samples=70)
     optimizer, blocks = OptimizerConfig(0.2, 0.9), []
-    monkeypatch.setattr(sys.modules["ntk_tt.finetune"], "_padded_blocks", lambda indices, size: blocks.append(size) or _padded_blocks(indices, size))
+    monkeypatch.setattr(sys.modules["ntk_tt.training"], "_padded_blocks", lambda indices, size: blocks.append(size) or _padded_blocks(indices, size))
     run = ntk_tt.finetune(case.apply, case.params, x, labels, optimizer, 4)
     assert jax.default_backend() != "cpu" or set(blocks) == {24}  # 70 in three blocks, none above 32
     whole = ntk_tt.finetune(case.apply, case.params, x, labels, optimizer, 4, block_size=70)
@@ -211,7 +211,7 @@ def test_residual_grows_with_the_step_and_vanishes_for_a_linear_model():
 
 
 def test_a_frozen_kernel_that_will_change_points_to_the_method_that_follows_it():
-    moved, still = (ntk_tt.verdict.judge(10.0, 0.1, ntk_tt.verdict.Residual(0.01, expected, 1e-3)) for expected in (0.5, 0.05))
+    moved, still = (ntk_tt.prediction.verdict.judge(10.0, 0.1, ntk_tt.prediction.verdict.Residual(0.01, expected, 1e-3)) for expected in (0.5, 0.05))
     assert "`curvature`" in moved.reason
     assert moved.trust == "medium"
     assert "`curvature`" not in still.reason

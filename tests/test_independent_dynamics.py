@@ -13,9 +13,9 @@ import ntk_tt
 from ntk_tt.dynamics import ode as ode_module
 from ntk_tt.dynamics import replay, solve_closed_form, solve_ode, solve_sde
 from ntk_tt.dynamics.sde import _integrate, noise_variance
-from ntk_tt.kernel import DualKernel, PrimalKernel
+from ntk_tt.kernels.operators import DualKernel, PrimalKernel
 from ntk_tt.optimizer import OptimizerConfig
-from ntk_tt.problem import LinearizedProblem, zero_state
+from ntk_tt.surrogate.linear import LinearizedProblem, zero_state
 from tests import oracles
 
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import ntk_tt
-from ntk_tt.closed_loop import Predictor
-from ntk_tt.extrapolation import fit_power_law
-from ntk_tt.training_time import combine_times, continued_time, crossing_time, epsilon_time, plateau_time, smooth, threshold_time, training_times
+from ntk_tt.times.crossing import combine_times, continued_time, crossing_time, epsilon_time, plateau_time, smooth, threshold_time, training_times
+from ntk_tt.times.loss_law import fit_loss_law
+from ntk_tt.times.online import Predictor
 
 THRESHOLDS = (0.01, 0.05, 0.1, 0.4, 0.75)
 
@@ -209,11 +209,11 @@ def test_an_exact_power_law_is_continued_exactly(offset, amplitude, exponent, sc
         return scale_of_loss * (offset + amplitude * (1 + steps / scale) ** -exponent)
 
     seen, later = np.arange(0, 201, 4.0), np.asarray([400.0, 1_000.0])
-    np.testing.assert_allclose(fit_power_law(seen, law(seen))(later), law(later), rtol=0.02)
-    np.testing.assert_allclose(fit_power_law(seen * 50, law(seen))(later * 50), law(later), rtol=0.02)  # in other units of time
+    np.testing.assert_allclose(fit_loss_law(seen, law(seen))(later), law(later), rtol=0.02)
+    np.testing.assert_allclose(fit_loss_law(seen * 50, law(seen))(later * 50), law(later), rtol=0.02)  # in other units of time
 
 
 def test_a_constant_is_continued_as_itself_and_an_exponential_falls():
     steps = np.arange(0, 100, 5)
-    np.testing.assert_allclose(fit_power_law(steps, np.full(20, 0.7))(np.asarray([1_000])), 0.7, rtol=0.01)
-    np.testing.assert_allclose(fit_power_law(steps, np.exp(-steps / 30))(np.asarray([120])), np.exp(-4), rtol=0.25)
+    np.testing.assert_allclose(fit_loss_law(steps, np.full(20, 0.7))(np.asarray([1_000])), 0.7, rtol=0.01)
+    np.testing.assert_allclose(fit_loss_law(steps, np.exp(-steps / 30))(np.asarray([120])), np.exp(-4), rtol=0.25)

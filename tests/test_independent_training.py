@@ -20,7 +20,7 @@ import ntk_tt
 from ntk_tt.dynamics import replay, replay_head, replay_many
 from ntk_tt.dynamics.replay import batch_indices
 from ntk_tt.optimizer import OptimizerConfig
-from ntk_tt.problem import LinearizedProblem
+from ntk_tt.surrogate.linear import LinearizedProblem
 from tests import oracles
 
 NUM_SAMPLES, NUM_INPUTS = 7, 4

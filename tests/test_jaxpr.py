@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ntk_tt import jaxpr as jaxprs
+from ntk_tt.jacobian import jaxpr as jaxprs
 
 
 def equations(function, *arguments) -> list:

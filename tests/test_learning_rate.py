@@ -9,8 +9,8 @@ import pytest
 
 import ntk_tt
 from ntk_tt import losses
-from ntk_tt.kernel import DualKernel
-from ntk_tt.learning_rate import batch_curvature_variance, largest_curvature, largest_curvature_bound, largest_safe_learning_rate
+from ntk_tt.kernels.operators import DualKernel
+from ntk_tt.surrogate.sharpness import batch_curvature_variance, largest_curvature, largest_curvature_bound, largest_safe_learning_rate
 from tests.networks import dense_jacobian, mlp
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from ntk_tt.log_columns import number, seconds
-from ntk_tt.loss_log import LossLog
+from ntk_tt.times.log_columns import number, seconds
+from ntk_tt.times.loss_log import LossLog
 
 ROWS = [(10, 1.5), (20, 1.25), (30, 1.0), (40, 0.5)]
 CSV = "step,loss\n" + "".join(f"{step},{loss}\n" for step, loss in ROWS)
@@ -277,7 +277,7 @@ def test_only_plain_files_are_logs(tmp_path):
 
 
 def test_a_line_without_end_takes_no_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr("ntk_tt.loss_log._MAX_LINE", 2 << 20)
+    monkeypatch.setattr("ntk_tt.times.loss_log._MAX_LINE", 2 << 20)
     log = LossLog(tmp_path / "log")
     log.path.write_bytes(CSV.encode() + b"x" * (10 << 20) + b"\n50,0.25\n" + b"\0" * (5 << 20) + b"60,0.2\n")
     assert log.read() == MORE
@@ -334,7 +334,7 @@ def test_a_log_of_200_megabytes_is_read_in_bounded_memory(tmp_path):
     child = f"""
 import resource, time
 from pathlib import Path
-from ntk_tt.watch import LossLog, Watcher
+from ntk_tt.times.watcher import LossLog, Watcher
 log, watcher = LossLog(Path({str(path)!r})), Watcher(target=0.001)
 before, started, count = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time(), 0
 for batch in log.batches(last=True):

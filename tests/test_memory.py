@@ -13,22 +13,22 @@ import numpy as np
 import psutil
 import pytest
 
-from ntk_tt import kernel as kernels
-from ntk_tt import memory
 from ntk_tt.dynamics.replay import batch_indices
 from ntk_tt.dynamics.sde import _deviation
-from ntk_tt.features import jacobian_features
-from ntk_tt.finetune import finetune
-from ntk_tt.head import linearize_head
-from ntk_tt.kernel import DualKernel, PrimalKernel
-from ntk_tt.learning_rate import batch_curvature_variance, largest_curvature
-from ntk_tt.linearize import logits_and_tangent
+from ntk_tt.features.compute import jacobian_features
+from ntk_tt.features.projections import expected_relative_error, sketch_error
+from ntk_tt.jacobian.network import logits_and_tangent
+from ntk_tt.kernels import operators as kernels
+from ntk_tt.kernels.empirical import _symmetric_product, empirical_ntk, ntk_from_features, ntk_tensor_from_features
+from ntk_tt.kernels.operators import DualKernel, PrimalKernel
 from ntk_tt.models import load_model
-from ntk_tt.ntk import _symmetric_product, empirical_ntk, ntk_from_features, ntk_tensor_from_features
-from ntk_tt.one_shot import predict_after
 from ntk_tt.optimizer import OptimizerConfig
-from ntk_tt.predict import linearize, predict
-from ntk_tt.projection import expected_relative_error, sketch_error
+from ntk_tt.prediction.algorithm import linearize, predict
+from ntk_tt.prediction.one_shot import predict_after
+from ntk_tt.runtime import memory
+from ntk_tt.surrogate.head import linearize_head
+from ntk_tt.surrogate.sharpness import batch_curvature_variance, largest_curvature
+from ntk_tt.training import finetune
 from tests.networks import convolutional, mlp
 
 GIB = 1 << 30
@@ -102,7 +102,7 @@ def test_limits_of_the_process_count_less_what_it_has_taken(machine):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not hold to this limit")
 def test_an_address_space_limit_of_a_real_process_is_seen():
-    program = "import resource; resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30)); from ntk_tt.memory import host_bytes; print(host_bytes())"
+    program = "import resource; resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30)); from ntk_tt.runtime.memory import host_bytes; print(host_bytes())"
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert 0 < int(run.stdout) < (3 << 30) // 2
 
@@ -121,7 +121,7 @@ def test_amounts_that_are_none(text):
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not hold to this limit")
 @pytest.mark.parametrize("mebibytes", [700, 1000, 1300])
 def test_a_limit_too_tight_for_the_compiler_ends_in_one_line(mebibytes):
-    program = f"import resource; resource.setrlimit(resource.RLIMIT_AS, ({mebibytes} << 20,) * 2); from ntk_tt.cli import main; main(['predict', '--classes', '2', '--per-class', '4'])"
+    program = f"import resource; resource.setrlimit(resource.RLIMIT_AS, ({mebibytes} << 20,) * 2); from ntk_tt.cli.commands import main; main(['predict', '--classes', '2', '--per-class', '4'])"
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert run.returncode == 2, run.stderr
     assert run.stderr.startswith("ntk-tt: memory: JAX and its compiler need ")
@@ -321,7 +321,7 @@ def test_training_takes_smaller_blocks_where_memory_is_short(monkeypatch):
     case = convolutional(3, norm=True)
     inputs, labels = case.inputs(16, 0), np.arange(16) % 3
     compile_blocks, found = memory.compiled_blocks, []
-    monkeypatch.setattr(sys.modules["ntk_tt.finetune"], "compiled_blocks", lambda *arguments: found.append(compile_blocks(*arguments)) or found[-1])
+    monkeypatch.setattr(sys.modules["ntk_tt.training"], "compiled_blocks", lambda *arguments: found.append(compile_blocks(*arguments)) or found[-1])
     roomy = finetune(case.apply, case.params, inputs, labels, OptimizerConfig(0.05), 3)
     free(monkeypatch, memory.compiled_bytes(found[0][0]) * 2 // 3)
     tight = finetune(case.apply, case.params, inputs, labels, OptimizerConfig(0.05), 3)
@@ -386,7 +386,7 @@ def test_a_thousand_images_of_twenty_classes_fit_into_eight_gibibytes_of_address
     labels = np.repeat(np.arange(20), 50)
     images = np.clip(random.integers(0, 256, (20, 32, 32, 3))[labels] + random.normal(0, 40, (1000, 32, 32, 3)), 0, 255).astype(np.uint8)
     np.savez(tmp_path / "data.npz", images=images, labels=labels)
-    program = "import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (8 << 30,) * 2); from ntk_tt.cli import main; main(sys.argv[1:])"
+    program = "import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (8 << 30,) * 2); from ntk_tt.cli.commands import main; main(sys.argv[1:])"
     flags = ["predict", "--data", f"arrays:{tmp_path / 'data.npz'}", "--classes", "20", "--per-class", "50", "--steps", "3", "--method", method, "--json", str(tmp_path / "report.json")]
     run = subprocess.run([sys.executable, "-c", program, *flags], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr

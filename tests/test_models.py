@@ -9,10 +9,10 @@ from flax import nnx
 from ntk_tt.data import load_task
 from ntk_tt.models import MODELS, Model, from_nnx, load_model, read_weights, save_weights
 from ntk_tt.models.load import weight_file
-from ntk_tt.models.mlp import MLP
 from ntk_tt.models.model import IMAGENET_MEAN, IMAGENET_STD, set_values
-from ntk_tt.models.resnet8 import ResNet8
-from ntk_tt.paths import named_leaves
+from ntk_tt.models.zoo.mlp import MLP
+from ntk_tt.models.zoo.resnet8 import ResNet8
+from ntk_tt.runtime.parameter_names import named_leaves
 
 NUM_PRETRAINED_CLASSES = 200
 

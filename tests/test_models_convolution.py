@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from ntk_tt.models import convolution
-from ntk_tt.models.convolution import Convolution, convolve, preferred_method
+from ntk_tt.models.zoo import convolution
+from ntk_tt.models.zoo.convolution import Convolution, convolve, preferred_method
 
 # map, input channels, output channels, kernel, stride, padding, groups
 CASES = {

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from ntk_tt.models.layers import max_pool
+from ntk_tt.models.zoo.blocks import max_pool
 
 
 def distinct(*shape: int) -> jax.Array:

@@ -11,10 +11,10 @@ import pytest
 import safetensors.numpy
 
 from ntk_tt.models import MODELS, load_model
-from ntk_tt.models.alexnet import AlexNet
 from ntk_tt.models.catalogue import densenet, resnet, vision_transformer
-from ntk_tt.models.resnet import Bottleneck
-from ntk_tt.models.vision_transformer import resize_positions
+from ntk_tt.models.zoo.alexnet import AlexNet
+from ntk_tt.models.zoo.resnet import Bottleneck
+from ntk_tt.models.zoo.vision_transformer import resize_positions
 from tests import parity
 
 REFERENCES = json.loads((Path(__file__).parent / "fixtures" / "parity.json").read_text())

@@ -19,8 +19,8 @@ from flax import nnx
 
 from ntk_tt.models import MODELS, from_nnx, load_model, read_weights, save_weights
 from ntk_tt.models.load import weight_file
-from ntk_tt.models.resnet8 import ResNet8
-from ntk_tt.paths import named_leaves
+from ntk_tt.models.zoo.resnet8 import ResNet8
+from ntk_tt.runtime.parameter_names import named_leaves
 
 NUM_PRETRAINED_CLASSES = 200
 

@@ -8,7 +8,7 @@ import pytest
 import safetensors.numpy
 
 from ntk_tt.models import load_model
-from ntk_tt.paths import named_leaves
+from ntk_tt.runtime.parameter_names import named_leaves
 from tests.torch_files import Checkpoint
 
 SHAPES = {"layers.0.weight": (8, 12), "layers.0.bias": (8,), "layers.1.weight": (8, 8), "layers.1.bias": (8,), "head.weight": (4, 8), "head.bias": (4,)}

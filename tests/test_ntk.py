@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import ntk_tt
-from ntk_tt.features import _writer, jacobian_features, plan_features
-from ntk_tt.linearize import logits_and_tangent, ntk_vector_product
-from ntk_tt.ntk import ntk_from_features
+from ntk_tt.features.compute import _writer, jacobian_features, plan_features
+from ntk_tt.jacobian.network import logits_and_tangent, ntk_vector_product
+from ntk_tt.kernels.empirical import ntk_from_features
 from tests.networks import CASES, dense_jacobian, dense_ntk, mlp
 
 

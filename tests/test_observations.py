@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from ntk_tt.closed_loop import Predictor
-from ntk_tt.observations import Observations
+from ntk_tt.times.observations import Observations
+from ntk_tt.times.online import Predictor
 
 NAN = math.nan
 

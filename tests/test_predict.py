@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 import ntk_tt
-from ntk_tt.kernel import DualKernel, PrimalKernel
-from ntk_tt.training_time import training_times
+from ntk_tt.kernels.operators import DualKernel, PrimalKernel
+from ntk_tt.times.crossing import training_times
 from tests.networks import mlp
 
 

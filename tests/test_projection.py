@@ -7,8 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ntk_tt.features import jacobian_features, projected_jacobian
-from ntk_tt.projection import Identity, choose_num_projections, default_num_projections, expected_relative_error, make_projection, projection_advice
+from ntk_tt.features.compute import jacobian_features, projected_jacobian
+from ntk_tt.features.projections import (
+    Identity,
+    choose_num_projections,
+    default_num_projections,
+    expected_relative_error,
+    make_projection,
+    projection_advice,
+)
 from tests.networks import mlp
 
 KINDS = ["fold", "achlioptas", "gaussian"]

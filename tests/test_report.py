@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ntk_tt.report import write_json
-from ntk_tt.stopwatch import Stopwatch, _union
+from ntk_tt.report.document import write_json
+from ntk_tt.runtime.stopwatch import Stopwatch, _union
 
 
 def test_stopwatch_hears_of_compilation_and_of_nothing_else():
@@ -27,7 +27,7 @@ def test_stopwatch_hears_of_compilation_and_of_nothing_else():
 
 def test_stopwatch_takes_compilation_out(monkeypatch):
     now = [10.0]
-    monkeypatch.setattr("ntk_tt.stopwatch.time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr("ntk_tt.runtime.stopwatch.time", SimpleNamespace(perf_counter=lambda: now[0]))
     with Stopwatch() as outer:
         now[0] += 5
         with Stopwatch() as inner:

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 import ntk_tt
-from ntk_tt import layers as layer_rules
 from ntk_tt import load_model
-from ntk_tt.bfloat16 import in_bfloat16
-from ntk_tt.layers import Formed
-from ntk_tt.self_check import _two_samples, check_pass
+from ntk_tt.jacobian import layers as layer_rules
+from ntk_tt.jacobian.bfloat16 import in_bfloat16
+from ntk_tt.jacobian.layers import Formed
+from ntk_tt.jacobian.self_check import _two_samples, check_pass
 from tests.networks import CASES, Case, mlp
 
 X = jax.random.normal(jax.random.key(0), (7, 6, 6, 3))

@@ -6,8 +6,8 @@ import pytest
 
 import ntk_tt
 from ntk_tt.dynamics import LinearizedProblem, simulate
-from ntk_tt.kernel import DualKernel
-from ntk_tt.spectrum import continue_projections
+from ntk_tt.kernels.operators import DualKernel
+from ntk_tt.scaling import continue_projections
 
 
 def sampled(num_samples, rng, decay=1.0, dimension=400):

@@ -21,8 +21,8 @@ import numpy as np
 import pytest
 import safetensors
 
-from ntk_tt import store
-from ntk_tt.store import FeatureStore
+from ntk_tt.features import store
+from ntk_tt.features.store import FeatureStore
 from tests import store_writer
 from tests.disks import full_disk
 from tests.networks import mlp

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ntk_tt.store import FeatureStore
+from ntk_tt.features.store import FeatureStore
 from tests import features_command
 
 KILLS = int(os.environ.get("NTK_TT_KILLS", "3"))

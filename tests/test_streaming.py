@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 
 import ntk_tt
-from ntk_tt import streaming
 from ntk_tt.dynamics import replay, replay_many
-from ntk_tt.kernel import ContrastKernel, PrimalKernel, contrast_basis
-from ntk_tt.learning_rate import batch_curvature_variance, largest_curvature, largest_curvature_bound
+from ntk_tt.features.store import FeatureStore
+from ntk_tt.kernels import streaming
+from ntk_tt.kernels.operators import ContrastKernel, PrimalKernel, contrast_basis
+from ntk_tt.kernels.streaming import StreamedKernel
 from ntk_tt.optimizer import OptimizerConfig, named_schedule
-from ntk_tt.problem import LinearizedProblem
-from ntk_tt.store import FeatureStore
-from ntk_tt.streaming import StreamedKernel
+from ntk_tt.surrogate.linear import LinearizedProblem
+from ntk_tt.surrogate.sharpness import batch_curvature_variance, largest_curvature, largest_curvature_bound
 from tests.networks import mlp
 
 NUM_SAMPLES, NUM_OUTPUTS, NUM_PROJECTIONS, BLOCK_SIZE = 23, 3, 40, 5  # the last block is shorter
@@ -328,9 +328,9 @@ from pathlib import Path
 import jax.numpy as jnp, numpy as np
 from ntk_tt.dynamics import replay, replay_many
 from ntk_tt.optimizer import OptimizerConfig
-from ntk_tt.problem import LinearizedProblem
-from ntk_tt.store import FeatureStore
-from ntk_tt.streaming import StreamedKernel
+from ntk_tt.surrogate.linear import LinearizedProblem
+from ntk_tt.features.store import FeatureStore
+from ntk_tt.kernels.streaming import StreamedKernel
 
 def run(kernel):
     num_samples, num_outputs, _ = kernel.store.shape

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ntk_tt.features import jacobian_features
-from ntk_tt.layers import Product
-from ntk_tt.linearize import jacobian_block
-from ntk_tt.ntk import empirical_ntk
-from ntk_tt.projection import SignFold, make_projection
-from ntk_tt.structured import layers, structured_jacobian
+from ntk_tt.features.compute import jacobian_features
+from ntk_tt.features.projections import SignFold, make_projection
+from ntk_tt.jacobian.layers import Product
+from ntk_tt.jacobian.network import jacobian_block
+from ntk_tt.jacobian.structured import layers, structured_jacobian
+from ntk_tt.kernels.empirical import empirical_ntk
 from tests.networks import Case, dense_jacobian
 
 

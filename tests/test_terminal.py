@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from ntk_tt.terminal import check_output, is_closed_by_reader, plain, print_table, safe_output, say
+from ntk_tt.runtime.terminal import check_output, is_closed_by_reader, plain, print_table, safe_output, say
 
 TEXT = "θ of 5×3 images – 1…4, ‖f‖² = ½, é, Θ, ─│┼, 中, \udcff"
 PLAIN = "theta of 5x3 images - 1...4, ||f||2 = 1/2, e, Theta, -|+, ?, ?"

@@ -9,11 +9,11 @@ import pytest
 from flax import nnx
 
 import ntk_tt
-from ntk_tt.features import jacobian_features
-from ntk_tt.linearize import jacobian_block
+from ntk_tt.features.compute import jacobian_features
+from ntk_tt.jacobian.network import jacobian_block
 from ntk_tt.models import Model, from_nnx
-from ntk_tt.paths import named_leaves
-from ntk_tt.trainable import LoRA, restrict
+from ntk_tt.models.trainable import LoRA, restrict
+from ntk_tt.runtime.parameter_names import named_leaves
 
 
 class Block(nnx.Module):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ntk_tt.training_time import (
+from ntk_tt.times.crossing import (
     combine_times,
     continued_time,
     epsilon_time,

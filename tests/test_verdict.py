@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 
 import ntk_tt
-from ntk_tt import stable_rate
-from ntk_tt.by_method import Predicted, diverged_at, intervals, is_hopeless, without_times
-from ntk_tt.finetune import TrainingRun
-from ntk_tt.kernel import DualKernel
-from ntk_tt.one_shot import check_beginning, predict_after
+from ntk_tt.kernels.operators import DualKernel
 from ntk_tt.optimizer import OptimizerConfig, named_schedule, scaled
-from ntk_tt.predict import summarize_runs
-from ntk_tt.stable_rate import SafeRate, margin_on_the_way, safe_learning_rate
-from ntk_tt.verdict import Residual, judge
+from ntk_tt.prediction import stable_rate
+from ntk_tt.prediction.algorithm import summarize_runs
+from ntk_tt.prediction.by_method import Predicted, diverged_at, intervals, is_hopeless, without_times
+from ntk_tt.prediction.one_shot import check_beginning, predict_after
+from ntk_tt.prediction.stable_rate import SafeRate, margin_on_the_way, safe_learning_rate
+from ntk_tt.prediction.verdict import Residual, judge
+from ntk_tt.training import TrainingRun
 from tests.test_head import data, network  # noqa: F401
 from tests.test_learning_rate import make
 

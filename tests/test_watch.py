@@ -9,9 +9,10 @@ import time
 import numpy as np
 import pytest
 
-from ntk_tt import cli, closed_loop
-from ntk_tt.closed_loop import Predictor
-from ntk_tt.watch import LossLog, Watcher, follow, predictor_of
+from ntk_tt.cli import commands as cli
+from ntk_tt.times import online as closed_loop
+from ntk_tt.times.online import Predictor
+from ntk_tt.times.watcher import LossLog, Watcher, follow, predictor_of
 
 STEPS = np.arange(0, 201, 2)
 
@@ -279,7 +280,7 @@ def test_a_log_in_which_nothing_is_found_yet_is_waited_for(tmp_path, monkeypatch
     log, seen, notes = tmp_path / "log", [], []
     contents = iter(['{"config": {"lr": 0.1}}\n', '{"config": {"lr": 0.1}}\nstarting\n', '{"config": {"lr": 0.1}}\nstarting\n{"step": 1, "loss": 1.0}\n',
                      '{"config": {"lr": 0.1}}\nstarting\n{"step": 1, "loss": 1.0}\n{"step": 2, "loss": 0.01}\n'])
-    monkeypatch.setattr("ntk_tt.watch.time.sleep", lambda seconds: log.write_text(next(contents)))
+    monkeypatch.setattr("ntk_tt.times.watcher.time.sleep", lambda seconds: log.write_text(next(contents)))
     follow(LossLog(log), Watcher(), seen.append, note=notes.append)
     assert [status.step for status in seen] == [1, 2]
     assert len(notes) == 2
@@ -296,14 +297,14 @@ def test_a_watch_goes_on_whatever_becomes_of_the_file(tmp_path, monkeypatch):
         text = next(contents)
         log.unlink(missing_ok=True) if text is None else log.write_text(text)
 
-    monkeypatch.setattr("ntk_tt.watch.time.sleep", next_content)
+    monkeypatch.setattr("ntk_tt.times.watcher.time.sleep", next_content)
     follow(LossLog(log), Watcher(target=0.05, predictor=predictor_of(write_report(tmp_path / "report.json"))[0]), seen.append)
     assert [status.step for status in seen] == [45, 55, 25, 200]
 
 
 def test_a_status_of_many_records_takes_one_forecast_and_each_record_is_looked_at_once(tmp_path, monkeypatch):
     fits = []
-    monkeypatch.setattr(closed_loop, "fit_power_law", lambda steps, loss: fits.append(len(steps)) or (lambda at: np.ones(len(at))))
+    monkeypatch.setattr(closed_loop, "fit_loss_law", lambda steps, loss: fits.append(len(steps)) or (lambda at: np.ones(len(at))))
     predictor = Predictor(np.arange(0, 40_001, 400), curve(np.arange(0, 40_001, 400) / 200))
     status, _ = once(tmp_path, rows(range(20_000), lambda step: curve(step / 200)), Watcher(target=1e-9, predictor=predictor))
     assert status.step == 19_999

@@ -6,10 +6,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ntk_tt.data.arrays import read_arrays, read_npz
-from ntk_tt.data.catalog import PAPER_DATASETS, DataRow, PaperDataset, resolve, summarize
 from ntk_tt.data.digits import read_digits
 from ntk_tt.data.folders import read_folder
 from ntk_tt.data.lists import read_list
+from ntk_tt.data.registry import PAPER_DATASETS, DataRow, PaperDataset, resolve, summarize
 from ntk_tt.data.task import PAPER_CLASSES, PAPER_PER_CLASS, OnCorrupt, Source, Task, UnreadableImage, UpTo, sample
 from ntk_tt.data.tfds import read_tfds
 

@@ -9,10 +9,10 @@ import numpy as np
 from numpy.lib import format as npy_format
 from PIL import Image
 
-from ntk_tt.data.files import require_source_file
 from ntk_tt.data.images import bytes_of_floats, square
+from ntk_tt.data.regular_files import require_source_file
 from ntk_tt.data.task import Source
-from ntk_tt.memory import format_bytes, host_bytes
+from ntk_tt.runtime.memory import format_bytes, host_bytes
 
 _REMEDY = "write it with numpy.savez(path, images=..., labels=...)"
 _MOST_EXPANSION = 100  # of a compressed array of more than …

@@ -10,9 +10,9 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
-from ntk_tt.data.files import require_regular_file
+from ntk_tt.data.regular_files import require_regular_file
 from ntk_tt.data.task import UnreadableImage
-from ntk_tt.memory import format_bytes, host_bytes
+from ntk_tt.runtime.memory import format_bytes, host_bytes
 
 # Formats that Pillow decodes in this process. Of the others it knows, some start programs (PostScript: Ghostscript), some
 # open what they contain as any format, and some are no pictures.

@@ -9,8 +9,8 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-from ntk_tt.data.files import require_regular_file, require_source_file
 from ntk_tt.data.images import IMAGE_SUFFIXES, read_square
+from ntk_tt.data.regular_files import require_regular_file, require_source_file
 from ntk_tt.data.task import Source
 
 _REMEDY = "give list:FILE@ROOT, with one image a line and ROOT the folder they are relative to"

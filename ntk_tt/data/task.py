@@ -5,7 +5,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
-from ntk_tt.memory import format_bytes, host_bytes
+from ntk_tt.runtime.memory import format_bytes, host_bytes
 
 OnCorrupt = Literal["raise", "skip"]
 

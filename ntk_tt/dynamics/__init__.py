@@ -8,12 +8,12 @@ from ntk_tt.dynamics.closed_form import solve_closed_form
 from ntk_tt.dynamics.head_replay import replay_head
 from ntk_tt.dynamics.ode import solve_ode
 from ntk_tt.dynamics.replay import replay
+from ntk_tt.dynamics.replay_streamed import replay_many
 from ntk_tt.dynamics.sde import Noise, solve_sde
-from ntk_tt.dynamics.streamed import replay_many
 from ntk_tt.dynamics.trajectory import Trajectory
-from ntk_tt.head import HeadProblem
 from ntk_tt.optimizer import OptimizerConfig
-from ntk_tt.problem import LinearizedProblem
+from ntk_tt.surrogate.head import HeadProblem
+from ntk_tt.surrogate.linear import LinearizedProblem
 
 Method = Literal["replay", "ode", "sde", "sde-diagonal", "sde-diagonal-constant", "closed-form"]
 _NOISES: dict[str, Noise] = {"sde": "full", "sde-diagonal": "diagonal", "sde-diagonal-constant": "diagonal-constant"}

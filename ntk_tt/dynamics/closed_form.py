@@ -6,9 +6,9 @@ from jaxtyping import Array, Float
 
 from ntk_tt.dynamics.ode import clock
 from ntk_tt.dynamics.trajectory import Trajectory, record_steps
-from ntk_tt.kernel import DualKernel, PrimalKernel
+from ntk_tt.kernels.operators import DualKernel, PrimalKernel
 from ntk_tt.optimizer import OptimizerConfig, check_num_steps
-from ntk_tt.problem import LinearizedProblem, check_in_memory
+from ntk_tt.surrogate.linear import LinearizedProblem, check_in_memory
 
 
 def solve_closed_form(problem: LinearizedProblem, optimizer: OptimizerConfig, num_steps: int, *, record_every: int = 1, save_logits: bool = False) -> Trajectory:

@@ -8,9 +8,9 @@ from jaxtyping import Array, Int, Key
 
 from ntk_tt.dynamics.replay import batch_indices, checked_batches, hyper
 from ntk_tt.dynamics.trajectory import Trajectory, record_steps
-from ntk_tt.head import HeadProblem, HeadState
 from ntk_tt.optimizer import OptimizerConfig, check_num_steps
-from ntk_tt.problem import sgd_step
+from ntk_tt.surrogate.head import HeadProblem, HeadState
+from ntk_tt.surrogate.linear import sgd_step
 
 PATH_SPANS = 6  # spans between the states that a replay keeps
 

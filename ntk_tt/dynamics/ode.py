@@ -11,9 +11,9 @@ from jaxtyping import Array, Float
 
 from ntk_tt import losses
 from ntk_tt.dynamics.trajectory import Trajectory, record_steps
-from ntk_tt.learning_rate import effective_learning_rate
 from ntk_tt.optimizer import OptimizerConfig, check_num_steps
-from ntk_tt.problem import LinearizedProblem, State, check_in_memory, logits, zero_state
+from ntk_tt.surrogate.linear import LinearizedProblem, State, check_in_memory, logits, zero_state
+from ntk_tt.surrogate.sharpness import effective_learning_rate
 
 _MAX_SOLVER_STEPS = 1_000_000
 _DENSE_IMPLICIT_SIZE = 256  # states up to this size are cheap to solve implicitly

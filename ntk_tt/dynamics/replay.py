@@ -8,11 +8,11 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from ntk_tt import losses
-from ntk_tt.dynamics.streamed import train
+from ntk_tt.dynamics.replay_streamed import train
 from ntk_tt.dynamics.trajectory import Trajectory, record_steps
-from ntk_tt.memory import available_bytes, refuse
 from ntk_tt.optimizer import OptimizerConfig, check_num_steps
-from ntk_tt.problem import LinearizedProblem, State, decayed, logits, logits_rows, sgd_step, zero_state
+from ntk_tt.runtime.memory import available_bytes, refuse
+from ntk_tt.surrogate.linear import LinearizedProblem, State, decayed, logits, logits_rows, sgd_step, zero_state
 
 _ORDER_BYTES = 16  # of each place in the order of the data: its index, and copies while the order is drawn and cut
 

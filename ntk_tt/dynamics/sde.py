@@ -13,10 +13,10 @@ from jaxtyping import Array, Float, Key
 
 from ntk_tt import losses
 from ntk_tt.dynamics.trajectory import Trajectory, record_steps
-from ntk_tt.kernel import PrimalKernel, sum_of_rows
-from ntk_tt.learning_rate import effective_learning_rate, largest_curvature_bound
+from ntk_tt.kernels.operators import PrimalKernel, sum_of_rows
 from ntk_tt.optimizer import OptimizerConfig, check_num_steps
-from ntk_tt.problem import LinearizedProblem, State, check_in_memory, logits, zero_state
+from ntk_tt.surrogate.linear import LinearizedProblem, State, check_in_memory, logits, zero_state
+from ntk_tt.surrogate.sharpness import effective_learning_rate, largest_curvature_bound
 
 Noise = Literal["full", "diagonal", "diagonal-constant"]
 

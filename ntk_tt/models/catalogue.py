@@ -9,14 +9,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax import nnx
 
-from ntk_tt.models.alexnet import AlexNet
-from ntk_tt.models.cifar_resnet import CifarResNet
-from ntk_tt.models.densenet import DenseNet
-from ntk_tt.models.mlp import MLP
-from ntk_tt.models.resnet import BasicBlock, Bottleneck, ResNet
-from ntk_tt.models.resnet8 import ResNet8
-from ntk_tt.models.squeezenet import FIRES, SqueezeNet
-from ntk_tt.models.vision_transformer import VisionTransformer, resize_positions
+from ntk_tt.models.zoo.alexnet import AlexNet
+from ntk_tt.models.zoo.cifar_resnet import CifarResNet
+from ntk_tt.models.zoo.densenet import DenseNet
+from ntk_tt.models.zoo.mlp import MLP
+from ntk_tt.models.zoo.resnet import BasicBlock, Bottleneck, ResNet
+from ntk_tt.models.zoo.resnet8 import ResNet8
+from ntk_tt.models.zoo.squeezenet import FIRES, SqueezeNet
+from ntk_tt.models.zoo.vision_transformer import VisionTransformer, resize_positions
 
 Arrays = dict[str, np.ndarray]
 

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree
 from sklearn.linear_model import LogisticRegression
 
-from ntk_tt.linearize import in_blocks
+from ntk_tt.jacobian.network import in_blocks
 from ntk_tt.models.model import Model
 
 HeadRule = Literal["pytorch", "lecun", "zero"]

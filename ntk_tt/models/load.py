@@ -11,7 +11,7 @@ from ntk_tt.models.catalogue import MODELS, Architecture
 from ntk_tt.models.heads import HeadRule, check_head_rule, head_values, part, replaced
 from ntk_tt.models.model import IMAGENET_MEAN, IMAGENET_STD, Model, from_nnx, set_values
 from ntk_tt.models.weights import fit_weights, read_checkpoint
-from ntk_tt.paths import named_leaves
+from ntk_tt.runtime.parameter_names import named_leaves
 
 
 def load_model(name: str = "resnet8", *, weights: str | None = None, num_classes: int | None = None, image_size: int | None = None,

@@ -11,7 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float, PyTree, UInt8
 
 from ntk_tt.models.switches import Call, check_unchanged, depends_on, evaluated, evaluation_value, read_call, training_mode
-from ntk_tt.paths import named_leaves, path_name
+from ntk_tt.runtime.parameter_names import named_leaves, path_name
 
 Apply = Callable[[PyTree, Array], Array]
 

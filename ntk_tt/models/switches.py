@@ -13,8 +13,8 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 import jax
 
-from ntk_tt.jaxpr import arguments_used, returned_unchanged
-from ntk_tt.paths import named_leaves
+from ntk_tt.jacobian.jaxpr import arguments_used, returned_unchanged
+from ntk_tt.runtime.parameter_names import named_leaves
 
 # The telling words of a switch's name, and its value in evaluation; words that tell nothing are left out before.
 _SWITCHES: Mapping[tuple[str, ...], bool] = {

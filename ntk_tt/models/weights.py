@@ -18,7 +18,7 @@ from ntk_tt.models.stored import Stored, kind_of, quoted, reason, regular_file
 from ntk_tt.models.torch_format import is_torch_format, our_layout, our_name
 from ntk_tt.models.torch_pickle import open_torch
 from ntk_tt.models.wrappers import choose
-from ntk_tt.paths import named_leaves, path_name
+from ntk_tt.runtime.parameter_names import named_leaves, path_name
 
 _LARGEST_IMAGE = 16384  # side, in a record [pixels]
 

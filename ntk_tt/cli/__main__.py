@@ -1,0 +1,3 @@
+from ntk_tt.cli.commands import main
+
+main()

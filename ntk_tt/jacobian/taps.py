@@ -1,0 +1,152 @@
+"""Where parameters meet activations: the operands and back-propagated signals of every such place, for any JAX function.
+
+The network is traced once to a jaxpr. Every equation that takes a parameter (or a reshaped, transposed, broadcast or
+cast one) gets a zero perturbation added to its result, a *tap*. One forward pass keeps the taps' other operands, and one
+pullback for each output, mapped together, gives the signals δ = ∂f/∂tap: backward passes through activations only, no
+weight gradient is formed. The gradient of a parameter is the sum over its taps of the equation's own transpose applied
+to δ (`ntk_tt.layers`).
+
+That is the chain rule and nothing else, so shared parameters, complex numbers, `custom_jvp`, `scan`, `remat` (taps of a whole equation) and
+primitives unknown to this package come out right.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Inexact, PyTree
+
+from ntk_tt.jacobian import jaxpr as jaxprs
+
+Apply = Callable[[PyTree, Array], Float[Array, "n c"]]
+
+
+class Source(NamedTuple):
+    """Which parameter leaf an operand is, and how it was rearranged.
+
+    Attributes:
+        leaf: its index in the flattened parameters.
+        rearrange: from the leaf to the operand.
+        keeps_inner_products: whether gradients of the operand have the inner products of gradients of the leaf.
+        is_same_matrix: whether operand and leaf are the same matrix of the last axis and all others.
+    """
+
+    leaf: int
+    rearrange: Callable[[Array], Array]
+    keeps_inner_products: bool = True
+    is_same_matrix: bool = True
+
+
+def leaf_itself(index: int) -> Source:
+    """The operand that is a leaf as it is."""
+    return Source(index, lambda leaf: leaf)
+
+
+class Tap(NamedTuple):
+    """One meeting of parameters with activations, for a block of n samples.
+
+    Attributes:
+        equation: of the jaxpr of one sample, or None where a parameter is itself an output.
+        sources: for each operand the parameter it is, or None.
+        operands: the values of the others (n, ...), None for parameters.
+        signals: ∂f/∂result (n, C, ...), one for each result that has gradients.
+    """
+
+    equation: Any
+    sources: tuple[Source | None, ...]
+    operands: tuple[Any, ...]
+    signals: list[Inexact[Array, "n c ..."]]
+
+
+def has_gradients(value: Any) -> bool:
+    """Whether numbers of this type have gradients: real or complex ones."""
+    return jnp.issubdtype(value.dtype, jnp.inexact)
+
+
+def backpropagate(apply: Apply, params: PyTree, inputs: Float[Array, "n ..."]) -> tuple[Float[Array, "n c"], list[Tap]]:
+    """The outputs of a block of samples, each computed alone, and the taps.
+
+    Costs one forward pass and C backward passes through activations; holds the block's activations and signals.
+    """
+    leaves, tree = jax.tree.flatten(params)
+    closed = jaxprs.trace(lambda leaves, x: apply(jax.tree.unflatten(tree, leaves), x[None]).reshape(-1), leaves, inputs[0])
+    shapes = _result_shapes(closed, leaves, inputs[0])
+    recorded: list[Tap] = []
+
+    def one_sample(x):
+        def perturbed(perturbations):
+            recorder = _Recorder(leaves, perturbations)
+            logits = recorder.run(closed, x)
+            recorded[:] = recorder.taps
+            return logits, [tap.operands for tap in recorder.taps]
+
+        zeros = [[jnp.zeros(shape.shape, shape.dtype) for shape in tap] for tap in shapes]
+        logits, pullback, operands = jax.vjp(perturbed, zeros, has_aux=True)
+        (signals,) = jax.vmap(pullback)(jnp.eye(logits.size, dtype=logits.dtype))
+        return logits, operands, signals
+
+    outputs, operands, signals = jax.vmap(one_sample)(inputs)
+    return outputs, [tap._replace(operands=values, signals=signal) for tap, values, signal in zip(recorded, operands, signals, strict=True)]
+
+
+def _result_shapes(closed, leaves, x) -> list[list[jax.ShapeDtypeStruct]]:
+    """The shapes of each tap's results that have gradients, found by running the recorder abstractly without perturbations."""
+    found = []
+
+    def run(leaves, x):
+        recorder = _Recorder(leaves, None)
+        logits = recorder.run(closed, x)
+        found.extend([jax.ShapeDtypeStruct(result.shape, result.dtype) for result in tap.signals] for tap in recorder.taps)
+        return logits
+
+    jax.eval_shape(run, leaves, x)
+    return found
+
+
+class _Recorder:
+    """Evaluates a jaxpr of one sample; adds the perturbations to the taps' results and keeps the taps.
+
+    Until the signals are known a tap holds its own results in their place.
+    """
+
+    def __init__(self, leaves: list[Array], perturbations: list[list[Array]] | None):
+        self.leaves, self.perturbations = leaves, perturbations
+        self.taps: list[Tap] = []
+
+    def run(self, closed, x: Array) -> Array:
+        arguments = [leaf_itself(index) for index in range(len(self.leaves))]
+        (logits,) = self._evaluate(closed.jaxpr, closed.consts, [*arguments, x])
+        return self._tap(None, [logits])[0] if isinstance(logits, Source) else logits
+
+    def _evaluate(self, jaxpr, consts, arguments: list) -> list:
+        """Values are arrays, or `Source`s for what is still nothing but a parameter."""
+
+        def run(equation, operands: list) -> list:
+            source = next((operand for operand in operands if isinstance(operand, Source)), None)
+            inner = jaxprs.inner_jaxpr(equation)
+            if source is None:
+                return jaxprs.bind(equation, operands)
+            if jaxprs.rearranges(equation):
+                return [_rearranged(equation, source)]
+            return self._tap(equation, operands) if inner is None else self._evaluate(inner.jaxpr, inner.consts, operands)
+
+        return jaxprs.evaluate(jaxpr, consts, arguments, run)
+
+    def _tap(self, equation, operands: list) -> list[Array]:
+        sources = tuple(operand if isinstance(operand, Source) else None for operand in operands)
+        values = [source.rearrange(self.leaves[source.leaf]) if source else operand for source, operand in zip(sources, operands, strict=True)]
+        results = values if equation is None else jaxprs.bind(equation, values)
+        if any(map(has_gradients, results)):
+            if self.perturbations is not None:
+                perturbation = iter(self.perturbations[len(self.taps)])
+                results = [result + next(perturbation) if has_gradients(result) else result for result in results]
+            rest = tuple(None if source else value for source, value in zip(sources, values, strict=True))
+            self.taps.append(Tap(equation, sources, rest, [result for result in results if has_gradients(result)]))
+        return results
+
+
+def _rearranged(equation, source: Source) -> Source:
+    return Source(source.leaf, lambda leaf: jaxprs.bind(equation, [source.rearrange(leaf)])[0],
+                  source.keeps_inner_products and jaxprs.keeps_inner_products(equation),
+                  source.is_same_matrix and jaxprs.keeps_matrix(equation))

@@ -1,0 +1,170 @@
+"""What every command begins with: the task, the network, its trainable part, and where its features come from."""
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+
+from ntk_tt.data import Task, UpTo, load_task
+from ntk_tt.features import store as stores
+from ntk_tt.features.compute import Precision, feature_manifest, jacobian_features, plan_features, write_features
+from ntk_tt.features.projections import ProjectionName
+from ntk_tt.features.store import FeatureStore
+from ntk_tt.jacobian.bfloat16 import relative_error
+from ntk_tt.losses import LossName
+from ntk_tt.models import MODELS, Model, fit_linear_head, load_model, with_new_head
+from ntk_tt.models.adapters import load_factory
+from ntk_tt.models.trainable import restrict
+from ntk_tt.prediction.algorithm import Outputs, stored_outputs
+from ntk_tt.runtime.limits import MAX_CLASSES, MAX_IMAGE_SIZE, MAX_PER_CLASS, MAX_PROJECTIONS, MAX_SEED, check_range
+from ntk_tt.runtime.memory import parse_bytes
+from ntk_tt.runtime.progress import Progress
+
+_PRECISION_SAMPLES = 8  # on which bfloat16 is compared with float32
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """A network, a task and the features of one on the other."""
+
+    model: str = "resnet8"
+    """Name of the network (`ntk-tt models` lists them), or `path/to/file.py:factory` for your own: that file is run as any Python program is, so give only one that you trust."""
+    weights: str | None = None
+    """A .safetensors or .pth file, `hf:owner/name`, `bundled` or `random`; by default the bundled ones where there are some."""
+    head: Literal["pytorch", "lecun", "zero", "probe"] = "pytorch"
+    """How the new head starts; `probe` fits it to the frozen features first. A network of your own keeps its head unless `lecun`, `zero` or `probe` is given."""
+    trainable: str = "all"
+    """What trains: `all`, `head`, `last:2`, `bias`, `norm`, `glob:PATTERN`, `regex:PATTERN`, `lora:8`, or several joined by `+`."""
+    data: str = "digits"
+    """`digits`, `folder:PATH` (PATH/<split>/<class>/<image>), `tfds:NAME`, `arrays:FILE.npz`, `list:FILE@ROOT` (see `ntk-tt data`)."""
+    split: str = "train"
+    """Of the data set."""
+    on_corrupt: Literal["raise", "skip"] = "raise"
+    """`skip` draws another image for one that cannot be read, and says how many."""
+    classes: int = 5
+    """Random classes of the data set to learn."""
+    per_class: int | Literal["all"] | None = None
+    """Random images of each class; by default up to 150."""
+    image_size: int = 32
+    """Side of the images [pixels]."""
+    loss: LossName = "ce"
+    """Softmax cross-entropy, or ½‖f − y‖²."""
+    projections: Literal["auto", "exact"] | int = "auto"
+    """Dimension D' of the projected gradients; `exact` projects nothing."""
+    projection: ProjectionName = "fold"
+    """Kind of random projection."""
+    precision: Precision = "float32"
+    """Of products and convolutions in the feature pass; sums stay float32."""
+    memory: str | None = None
+    """For the features, such as 4GiB: bounds D' where it is `auto`, and streams stored features that are larger."""
+    store: Path | None = None
+    """Folder for features on disk; by default $NTK_TT_CACHE or the user's cache folder."""
+    seed: int = 0
+    """Of classes, images, head, projection and data order."""
+
+    def check(self) -> None:
+        """What can be said to be wrong before any data is read."""
+        if isinstance(self.projections, int):
+            check_range("projections", self.projections, 1, MAX_PROJECTIONS)
+        check_range("image-size", self.image_size, 1, MAX_IMAGE_SIZE)
+        check_range("classes", self.classes, 2, MAX_CLASSES)
+        if isinstance(self.per_class, int):
+            check_range("per-class", self.per_class, 1, MAX_PER_CLASS)
+        if not 0 <= self.seed <= MAX_SEED:
+            raise ValueError(f"seed: must lie in 0 … {MAX_SEED}, got {self.seed}")
+        if self.memory is not None:
+            parse_bytes(self.memory)
+        if self.weights is None and self.model in MODELS and MODELS[self.model].bundled is None:
+            raise ValueError(f"weights: none of {self.model} ship with the package; give --weights FILE, hf:owner/name, or random for an untrained network")
+
+    @property
+    def memory_bytes(self) -> int | None:
+        return None if self.memory is None else parse_bytes(self.memory)
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """What a setup stands for.
+
+    Attributes:
+        images: normalised, as `model.apply` takes them.
+        total_params: of the network, trainable or not.
+    """
+
+    task: Task
+    model: Model
+    images: Any
+    total_params: int
+
+
+def load(setup: Setup) -> Loaded:
+    """The task and the network with its new head, restricted to what trains.
+
+    Raises:
+        ValueError: there is no device to compute on, or anything wrong with the task or the network.
+    """
+    _check_devices()
+    per_class = UpTo(150) if setup.per_class is None else None if setup.per_class == "all" else setup.per_class
+    task = load_task(setup.data, num_classes=setup.classes, per_class=per_class, image_size=setup.image_size, seed=setup.seed,
+                     split=setup.split, on_corrupt=setup.on_corrupt)
+    key = jax.random.key(setup.seed)
+    if ".py:" in setup.model:
+        if setup.weights is not None:
+            raise ValueError(f"weights: the factory {setup.model!r} loads its own; leave --weights out, got {setup.weights!r}")
+        model = load_factory(setup.model, num_classes=task.num_classes, image_size=setup.image_size, key=key)
+        if setup.head in ("lecun", "zero"):  # pytorch is the default, and means the factory's own
+            model = with_new_head(model, setup.head, key)
+    else:
+        rule = "pytorch" if setup.head == "probe" else setup.head
+        model = load_model(setup.model, weights=setup.weights, num_classes=task.num_classes, image_size=setup.image_size, key=key, head=rule)
+    images = model.preprocess(task.images)
+    if setup.head == "probe":
+        model = fit_linear_head(model, images, task.labels)
+    return Loaded(task, restrict(model, setup.trainable, key=key), images, model.num_params)
+
+
+def _check_devices() -> None:
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # the latter where a plugin is missing altogether
+        reason = " ".join(str(error).split()) or "there is no such device"
+        raise ValueError(f"JAX_PLATFORMS: JAX cannot compute on {os.environ.get('JAX_PLATFORMS') or 'any device'!r} here ({reason[:200]}); "
+                         "unset it or set it to cpu, or install JAX for that device (pip install 'ntk-tt[cuda]' for NVIDIA's)") from error
+
+
+def find_features(setup: Setup, loaded: Loaded, outputs: Outputs) -> FeatureStore | None:
+    """Features that an earlier `ntk-tt features` wrote for exactly this, or None."""
+    try:
+        root = setup.store or stores.default_folder()
+    except ValueError:  # no home folder
+        return None
+    if not os.path.isdir(root):
+        return None
+    apply, params = stored_outputs(loaded.model.apply, loaded.task.num_classes, outputs), loaded.model.params
+    settings = _settings(setup)
+    plan = plan_features(apply, params, loaded.images, **settings, memory=setup.memory_bytes, stored=True, compiled=False)
+    manifest = feature_manifest(plan, apply, params, loaded.images, projection=setup.projection, key=settings["key"])
+    return stores.find(manifest, root)
+
+
+def build_features(setup: Setup, loaded: Loaded, outputs: Outputs, progress: Progress) -> FeatureStore:
+    """Computes the features to disk; goes on where an earlier call was stopped."""
+    apply = stored_outputs(loaded.model.apply, loaded.task.num_classes, outputs)
+    return write_features(apply, loaded.model.params, loaded.images, setup.store, **_settings(setup), memory=setup.memory_bytes, progress=progress)
+
+
+def precision_error(setup: Setup, loaded: Loaded) -> float | None:
+    """Relative error of Θ from bfloat16 on a few samples; None where the features are in float32."""
+    if setup.precision == "float32":
+        return None
+    few = loaded.images[:_PRECISION_SAMPLES]
+    precisions: tuple[Precision, ...] = (setup.precision, "float32")
+    rounded, reference = (
+        jacobian_features(loaded.model.apply, loaded.model.params, few, num_projections=4096, key=jax.random.key(setup.seed), precision=each) for each in precisions)
+    return relative_error(rounded, reference)
+
+
+def _settings(setup: Setup) -> dict[str, Any]:
+    return {"num_projections": setup.projections, "projection": setup.projection, "precision": setup.precision, "key": jax.random.key(setup.seed)}
