@@ -1,11 +1,14 @@
-"""Peak memory of `ntk-tt predict` by method and number of classes, under a limit of address space, each in a process of its own.
+"""Peak memory of `ntk-tt predict` by method and number of classes, under a limit of address space,
+each in a process of its own.
 
-    python -m benchmarks.memory --data folder:PATH                                     # 20 and 40 classes × 50 images, 8 GiB
-    python -m benchmarks.memory --data folder:PATH --label before --tree ../older      # the same of another checkout
-    python -m benchmarks.memory --table                                                # what was measured, as a table
+    python -m benchmarks.memory --data folder:PATH                                     # 20 and 40
+    classes × 50 images, 8 GiB python -m benchmarks.memory --data folder:PATH --label before --tree
+    ../older      # the same of another checkout python -m benchmarks.memory --table
+                                   # what was measured, as a table
 
-What is in the report is not measured again, so a run that was stopped goes on. Memory is the process's own account (VmHWM: most
-that was resident; VmPeak: most address space, which is what the limit counts). Steps hardly matter for it, so few are taken.
+What is in the report is not measured again, so a run that was stopped goes on. Memory is the
+process's own account (VmHWM: most that was resident; VmPeak: most address space, which is what the
+limit counts). Steps hardly matter for it, so few are taken.
 """
 
 import argparse
@@ -33,13 +36,21 @@ except SystemExit as ended:
     code = ended.code
 status = dict(line.split(":", 1) for line in open("/proc/self/status"))
 used = resource.getrusage(resource.RUSAGE_SELF)
-print("\\n" + json.dumps({"exit": code, "resident_bytes": 1024 * int(status["VmHWM"].split()[0]), "address_bytes": 1024 * int(status["VmPeak"].split()[0]),
-                         "processor_seconds": round(used.ru_utime + used.ru_stime, 1), "jax": jax.__version__, "python": sys.version.split()[0]}))
+print("\\n" + json.dumps({
+    "exit": code,
+    "resident_bytes": 1024 * int(status["VmHWM"].split()[0]),
+    "address_bytes": 1024 * int(status["VmPeak"].split()[0]),
+    "processor_seconds": round(used.ru_utime + used.ru_stime, 1),
+    "jax": jax.__version__,
+    "python": sys.version.split()[0],
+}))
 """
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", help="folder:PATH with at least as many classes as are asked for")
     parser.add_argument("--methods", nargs="+", choices=_METHODS, default=_METHODS)
     parser.add_argument("--classes", nargs="+", type=int, default=[20, 40])
@@ -47,8 +58,15 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--limit-gib", type=float, default=8.0)
     parser.add_argument("--label", default="now")
-    parser.add_argument("--tree", type=Path, default=Path(__file__).parents[1], help="checkout whose package is measured")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "memory.json")
+    parser.add_argument(
+        "--tree",
+        type=Path,
+        default=Path(__file__).parents[1],
+        help="checkout whose package is measured",
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path(__file__).parent / "results" / "memory.json"
+    )
     parser.add_argument("--table", action="store_true", help="only print what was measured")
     given = parser.parse_args()
     rows = json.loads(given.out.read_text()) if given.out.exists() else {}
@@ -67,17 +85,51 @@ def main() -> None:
 
 def measure(given: argparse.Namespace, method: str, classes: int) -> dict[str, Any]:
     """One prediction; what it took, or how it ended."""
-    batches = ["--batch-size", "64", "--seeds", "1"] if method.startswith("sde") else []  # without mini-batches there is no noise
-    command = [sys.executable, "-c", _CHILD, str(int(given.limit_gib * 2**30)), "predict", "--data", given.data, "--classes", str(classes), "--per-class", str(given.per_class),
-               "--method", method, "--steps", str(given.steps), *batches]
+    # without mini-batches there is no noise
+    batches = ["--batch-size", "64", "--seeds", "1"] if method.startswith("sde") else []
+    command = [
+        sys.executable,
+        "-c",
+        _CHILD,
+        str(int(given.limit_gib * 2**30)),
+        "predict",
+        "--data",
+        given.data,
+        "--classes",
+        str(classes),
+        "--per-class",
+        str(given.per_class),
+        "--method",
+        method,
+        "--steps",
+        str(given.steps),
+        *batches,
+    ]
     start = time.monotonic()
-    run = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": str(given.tree)})
-    row: dict[str, Any] = {"limit_bytes": int(given.limit_gib * 2**30), "steps": given.steps, "seconds": round(time.monotonic() - start, 1), "environment": machine()}
+    run = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(given.tree)},
+    )
+    row: dict[str, Any] = {
+        "limit_bytes": int(given.limit_gib * 2**30),
+        "steps": given.steps,
+        "seconds": round(time.monotonic() - start, 1),
+        "environment": machine(),
+    }
     if run.returncode == 0:
         row |= json.loads(run.stdout.splitlines()[-1])
-        row["notes"] = [line.removeprefix("note: ") for line in run.stdout.splitlines() if line.startswith("note: memory")]
+        row["notes"] = [
+            line.removeprefix("note: ")
+            for line in run.stdout.splitlines()
+            if line.startswith("note: memory")
+        ]
     last = (run.stderr.strip().splitlines() or [""])[-1]
-    row["outcome"] = f"killed ({run.returncode})" if run.returncode else "done" if row["exit"] == 0 else last
+    row["outcome"] = (
+        f"killed ({run.returncode})" if run.returncode else "done" if row["exit"] == 0 else last
+    )
     return row
 
 
@@ -85,7 +137,10 @@ def print_table(rows: dict[str, dict[str, Any]]) -> None:
     """Rows method × classes, columns by label."""
     labels = list(dict.fromkeys(name.split("/")[0] for name in rows))
     tasks = dict.fromkeys(name.split("/", 1)[1] for name in rows)
-    print("| method | classes × images |" + "".join(f" {label}: resident, address space [GiB] | CPU-s |" for label in labels))
+    print(
+        "| method | classes × images |"
+        + "".join(f" {label}: resident, address space [GiB] | CPU-s |" for label in labels)
+    )
     print("|---|---|" + "---|---|" * len(labels))
     for task in tasks:
         cells = [_cells(rows.get(f"{label}/{task}")) for label in labels]
@@ -97,7 +152,10 @@ def _cells(row: dict[str, Any] | None) -> tuple[str, str]:
         return "", ""
     if row["outcome"] != "done":
         return row["outcome"], ""
-    return f"{row['resident_bytes'] / 2**30:.1f}, {row['address_bytes'] / 2**30:.1f}", f"{row['processor_seconds']:.0f}"
+    return (
+        f"{row['resident_bytes'] / 2**30:.1f}, {row['address_bytes'] / 2**30:.1f}",
+        f"{row['processor_seconds']:.0f}",
+    )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
-"""What looking at two samples costs beside a pass: processor seconds of the check and of the features of 100 samples.
+"""What looking at two samples costs beside a pass: processor seconds of the check and of the
+features of 100 samples.
 
     python -m benchmarks.self_check [--models resnet8 vit_s_16] [--classes 3 10]
 
-Medians of several runs, compilation apart; the outputs are the C−1 contrasts that cross-entropy sees, as in `ntk-tt predict`.
+Medians of several runs, compilation apart; the outputs are the C−1 contrasts that cross-entropy
+sees, as in `ntk-tt predict`.
 """
 
 import argparse
@@ -30,29 +32,52 @@ def processor_seconds(call: Callable[[], object]) -> float:
 def measure(name: str, num_classes: int) -> dict[str, float]:
     """Medians of a pass and of its check, and what each takes to compile, in processor seconds."""
     model = load_model(name, num_classes=num_classes)
-    inputs = np.asarray(jax.random.normal(jax.random.key(0), (SAMPLES, model.image_size, model.image_size, 3)))
+    inputs = np.asarray(
+        jax.random.normal(jax.random.key(0), (SAMPLES, model.image_size, model.image_size, 3))
+    )
     apply = in_contrasts(model.apply, contrast_basis(num_classes))
     first_check = processor_seconds(lambda: check_pass(apply, model.params, inputs))
     start = time.process_time()
     plan = plan_features(apply, model.params, inputs)
     compile_pass = time.process_time() - start
     compute_features(plan, model.params, inputs).block_until_ready()
-    check, whole = (float(np.median([processor_seconds(call) for _ in range(REPEATS)])) for call in (
-        lambda: check_pass(apply, model.params, inputs), lambda: compute_features(plan, model.params, inputs)))
-    return {"check": check, "pass": whole, "share": check / whole, "compile check": first_check - check, "compile pass": compile_pass}
+    check, whole = (
+        float(np.median([processor_seconds(call) for _ in range(REPEATS)]))
+        for call in (
+            lambda: check_pass(apply, model.params, inputs),
+            lambda: compute_features(plan, model.params, inputs),
+        )
+    )
+    return {
+        "check": check,
+        "pass": whole,
+        "share": check / whole,
+        "compile check": first_check - check,
+        "compile pass": compile_pass,
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--models", nargs="+", default=["resnet8", "resnet20", "mlp"])
     parser.add_argument("--classes", nargs="+", type=int, default=[3, 5, 10])
     options = parser.parse_args()
     jax.config.update("jax_enable_compilation_cache", False)
-    print(f"{'network':12s} {'classes':>7s} {'check':>9s} {'pass':>9s} {'share':>7s} {'compiling: check':>17s} {'pass':>7s}")
+    print(
+        f"{'network':12s} {'classes':>7s} {'check':>9s} {'pass':>9s} {'share':>7s} "
+        f"{'compiling: check':>17s} {'pass':>7s}"
+    )
     for name in options.models:
         for num_classes in options.classes:
             found = measure(name, num_classes)
-            print(f"{name:12s} {num_classes:7d} {found['check']:8.3f}s {found['pass']:8.2f}s {found['share']:7.1%} {found['compile check']:16.1f}s {found['compile pass']:6.1f}s", flush=True)
+            print(
+                f"{name:12s} {num_classes:7d} {found['check']:8.3f}s {found['pass']:8.2f}s "
+                f"{found['share']:7.1%} {found['compile check']:16.1f}s "
+                f"{found['compile pass']:6.1f}s",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

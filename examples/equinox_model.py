@@ -1,6 +1,6 @@
 """An Equinox network of your own, with state, for
 
-    ntk-tt predict --model examples/equinox_model.py:factory --learning-rate 0.001
+ntk-tt predict --model examples/equinox_model.py:factory --learning-rate 0.001
 """
 
 import equinox as eqx
@@ -8,7 +8,9 @@ import jax
 
 
 class Network(eqx.Module):
-    """Two convolutions, batch norm, a linear head, for one image (3, H, W): ntk-tt maps it over the batch."""
+    """Two convolutions, batch norm, a linear head, for one image (3, H, W): ntk-tt maps it over the
+    batch.
+    """
 
     conv1: eqx.nn.Conv2d
     norm1: eqx.nn.BatchNorm

@@ -1,6 +1,6 @@
 """A Flax Linen network of your own, for
 
-    ntk-tt predict --model examples/linen_model.py:factory --learning-rate 0.001
+ntk-tt predict --model examples/linen_model.py:factory --learning-rate 0.001
 """
 
 import jax
@@ -32,7 +32,17 @@ class Network(nn.Module):
 
 
 def factory(num_classes: int, image_size: int, key):
-    """Your checkpoint goes where `variables` is. Returning `(module, variables)` would do; this also says how images are normalised."""
+    """Your checkpoint goes where `variables` is. Returning `(module, variables)` would do; this
+    also says how images are normalised.
+    """
     module = Network(num_classes)
     variables = jax.jit(module.init)(key, jnp.zeros((1, image_size, image_size, 3)))
-    return from_linen(module, variables, name="my linen network", num_classes=num_classes, image_size=image_size, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    return from_linen(
+        module,
+        variables,
+        name="my linen network",
+        num_classes=num_classes,
+        image_size=image_size,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.5, 0.5, 0.5),
+    )

@@ -19,7 +19,9 @@ class Network(nnx.Module):
         self.head = nnx.Linear(width, num_classes, rngs=rngs)
 
     def features(self, images):
-        """Activations before the head; with this method, what needs only those can be had from it."""
+        """Activations before the head; with this method, what needs only those can be had from
+        it.
+        """
         x = jax.nn.relu(self.norm1(self.conv1(images)))
         return jax.nn.relu(self.conv2(x)).mean(axis=(1, 2))
 
@@ -29,5 +31,7 @@ class Network(nnx.Module):
 
 
 def factory(num_classes: int, key):
-    """Put your weights in before you return the module; without, training from a random start is predicted."""
+    """Put your weights in before you return the module; without, training from a random start is
+    predicted.
+    """
     return Network(num_classes, rngs=nnx.Rngs(key))

@@ -1,8 +1,10 @@
-"""What experiments compare: the times of a real curve, of the predictions of it, and of guesses that need no kernel.
+"""What experiments compare: the times of a real curve, of the predictions of it, and of guesses
+that need no kernel.
 
-A `Setting` names a run by its learning rate *relative to the largest stable one* at the pre-trained weights, so that no
-task is past the bound by accident. `compare` gives one record a setting, as plain values: the times of every method
-(`METHODS`), what each side cost, and the stability margin. Prediction and truth take different random orders of the data.
+A `Setting` names a run by its learning rate *relative to the largest stable one* at the pre-trained
+weights, so that no task is past the bound by accident. `compare` gives one record a setting, as
+plain values: the times of every method (`METHODS`), what each side cost, and the stability margin.
+Prediction and truth take different random orders of the data.
 """
 
 import contextlib
@@ -35,13 +37,18 @@ PLATEAU_EPOCHS = (1, 5)
 """Over which the error falls by less than 1 %; an epoch counts as at least 10 steps."""
 SMOOTHING = 3
 METHODS = {
-    "replay": "frozen kernel, replay (ours)", "paper": "frozen kernel, the paper's ODE or diagonal SDE",
-    "power_law": "power law through real steps that cost as much", "exponential": "stretched exponential through the same",
-    "power_law_tenth": "power law through the first T/10 real steps", "exponential_tenth": "stretched exponential through the same",
+    "replay": "frozen kernel, replay (ours)",
+    "paper": "frozen kernel, the paper's ODE or diagonal SDE",
+    "power_law": "power law through real steps that cost as much",
+    "exponential": "stretched exponential through the same",
+    "power_law_tenth": "power law through the first T/10 real steps",
+    "exponential_tenth": "stretched exponential through the same",
     "single_rate": "log(1/ε)/(η λ̄)",
 }
 SEEDS = {"replay": 3, "ode": 1, "sde-diagonal": 1}
-"""Orders of the data, or noise paths, whose median time is the prediction. A path in D' dimensions costs many replays."""
+"""Orders of the data, or noise paths, whose median time is the prediction. A path in D' dimensions
+costs many replays.
+"""
 MAX_PROJECTIONS = 16384
 """D' is 16 N C, but at most this: a Brownian path of the paper's SDE has D' dimensions."""
 
@@ -66,7 +73,9 @@ class Setting:
 
 def on(data: str, task: TaskConfig) -> TaskConfig:
     """The same task on another data set, with as many classes as that has."""
-    return dataclasses.replace(task, data=data, classes=min(task.classes, NUM_CLASSES.get(data, task.classes)))
+    return dataclasses.replace(
+        task, data=data, classes=min(task.classes, NUM_CLASSES.get(data, task.classes))
+    )
 
 
 class Prepared(NamedTuple):
@@ -102,7 +111,13 @@ def priced() -> Iterator[list[Cost]]:
     with Stopwatch() as watch:
         yield found
     wall = watch.seconds + watch.compile_seconds
-    found.append(Cost(watch.seconds, (time.process_time() - processor) * watch.seconds / wall, watch.compile_seconds))
+    found.append(
+        Cost(
+            watch.seconds,
+            (time.process_time() - processor) * watch.seconds / wall,
+            watch.compile_seconds,
+        )
+    )
 
 
 @functools.lru_cache(maxsize=2)
@@ -110,11 +125,22 @@ def prepare(config: TaskConfig) -> Prepared:
     task = load(config)
     num_projections = min(16 * len(task.images) * config.classes, MAX_PROJECTIONS)
     with priced() as cost:
-        primal = ntk_tt.linearize(task.model.apply, task.model.params, task.images, task.labels, space="primal", num_projections=num_projections,
-                                  key=jax.random.key(config.seed + 1000))
+        primal = ntk_tt.linearize(
+            task.model.apply,
+            task.model.params,
+            task.images,
+            task.labels,
+            space="primal",
+            num_projections=num_projections,
+            key=jax.random.key(config.seed + 1000),
+        )
         features = cast(PrimalKernel, primal.kernel).features
         rows = features.shape[:2]
-        problem = eqx.tree_at(lambda each: each.kernel, primal, DualKernel(ntk_tt.ntk_from_features(features).reshape(*rows, *rows)))
+        problem = eqx.tree_at(
+            lambda each: each.kernel,
+            primal,
+            DualKernel(ntk_tt.ntk_from_features(features).reshape(*rows, *rows)),
+        )
         jax.block_until_ready(problem.kernel)
     return Prepared(task, problem, primal, cost[0])
 
@@ -127,22 +153,41 @@ def optimizer_of(setting: Setting, problem: LinearizedProblem) -> dict[str, Any]
     return {"learning_rate": float(f"{setting.rate * largest:.2g}"), **rest}
 
 
-def read_times(steps: np.ndarray, loss: np.ndarray, error: np.ndarray, window: int) -> dict[str, dict[str, int | None]]:
-    """Times by family: ε-times of the loss, fractions of the initial loss, levels of the error, the plateau."""
+def read_times(
+    steps: np.ndarray, loss: np.ndarray, error: np.ndarray, window: int
+) -> dict[str, dict[str, int | None]]:
+    """Times by family: ε-times of the loss, fractions of the initial loss, levels of the error, the
+    plateau.
+    """
     of_loss = training_times(steps, loss, error, thresholds=EPSILONS, smoothing=SMOOTHING)
-    fractions = training_times(steps, loss / loss[0], error, thresholds=LOSS_FRACTIONS, smoothing=SMOOTHING)
+    fractions = training_times(
+        steps, loss / loss[0], error, thresholds=LOSS_FRACTIONS, smoothing=SMOOTHING
+    )
     levels = training_times(steps, loss, error, thresholds=ERROR_LEVELS, smoothing=SMOOTHING)
-    plateau = {f"{epochs} epochs": plateau_time(steps, smooth(error, SMOOTHING), window=epochs * window) for epochs in PLATEAU_EPOCHS}
-    return {"epsilon_relative": of_loss["epsilon_relative"], "epsilon_absolute": of_loss["epsilon_absolute"],
-            "loss_below": fractions["loss_below"], "error_below": levels["error_below"], "plateau": plateau}
+    plateau = {
+        f"{epochs} epochs": plateau_time(steps, smooth(error, SMOOTHING), window=epochs * window)
+        for epochs in PLATEAU_EPOCHS
+    }
+    return {
+        "epsilon_relative": of_loss["epsilon_relative"],
+        "epsilon_absolute": of_loss["epsilon_absolute"],
+        "loss_below": fractions["loss_below"],
+        "error_below": levels["error_below"],
+        "plateau": plateau,
+    }
 
 
 def median_times(each: list[dict[str, dict[str, int | None]]]) -> dict[str, dict[str, int | None]]:
     """Of several seeds; "not reached" counts as later than every number."""
+
     def median(values: list[int | None]) -> int | None:
         middle = sorted(np.inf if value is None else value for value in values)[len(values) // 2]
         return None if np.isinf(middle) else int(middle)
-    return {family: {name: median([times[family][name] for times in each]) for name in each[0][family]} for family in each[0]}
+
+    return {
+        family: {name: median([times[family][name] for times in each]) for name in each[0][family]}
+        for family in each[0]
+    }
 
 
 def paper_dynamics(setting: Setting) -> Dynamics:
@@ -151,7 +196,8 @@ def paper_dynamics(setting: Setting) -> Dynamics:
 
 
 def compare(setting: Setting, *, curves: bool = False) -> dict[str, Any]:
-    """One record: the setting, `times` by method (`real` and `METHODS`), `cost`, and the stability margin along the prediction.
+    """One record: the setting, `times` by method (`real` and `METHODS`), `cost`, and the stability
+    margin along the prediction.
 
     Args:
         curves: with the curves of the real run and of both predictions, at most 50 records each.
@@ -160,38 +206,93 @@ def compare(setting: Setting, *, curves: bool = False) -> dict[str, Any]:
     problem = prepared.problem
     optimizer = optimizer_of(setting, problem)
     config = ntk_tt.OptimizerConfig(**optimizer)
-    real = real_run(setting.task, optimizer, setting.num_steps, seed=setting.seed, record_every=setting.record_every)
+    real = real_run(
+        setting.task,
+        optimizer,
+        setting.num_steps,
+        seed=setting.seed,
+        record_every=setting.record_every,
+    )
     window = plateau_window(config, problem.num_samples)
 
     def predict(method: Dynamics) -> tuple[dict, Any, Cost]:
         with priced() as cost:
-            prediction = ntk_tt.predict(problem if method == "replay" else prepared.primal, config, setting.num_steps, method=method, num_seeds=SEEDS[method], key=jax.random.key(setting.seed + 2000),
-                                        record_every=setting.record_every)
-        return median_times([read_times(run.steps, run.loss, run.error, window) for run in prediction.runs]), prediction, cost[0]
+            prediction = ntk_tt.predict(
+                problem if method == "replay" else prepared.primal,
+                config,
+                setting.num_steps,
+                method=method,
+                num_seeds=SEEDS[method],
+                key=jax.random.key(setting.seed + 2000),
+                record_every=setting.record_every,
+            )
+        return (
+            median_times(
+                [read_times(run.steps, run.loss, run.error, window) for run in prediction.runs]
+            ),
+            prediction,
+            cost[0],
+        )
 
     replay_times, replay, cost = predict("replay")
     paper_times, paper, _ = predict(paper_dynamics(setting))
     margin, _ = ntk_tt.stability(problem, config, setting.num_steps)
     seconds_per_step = real.processor_seconds / setting.num_steps
-    probe_steps = max(3 * setting.record_every, round((prepared.cost.processor_seconds + cost.processor_seconds) / seconds_per_step))
+    probe_steps = max(
+        3 * setting.record_every,
+        round((prepared.cost.processor_seconds + cost.processor_seconds) / seconds_per_step),
+    )
     rate = initial_rate(problem, optimizer)
     record = {
-        **dataclasses.asdict(setting), **optimizer, "num_samples": problem.num_samples, "stability_margin": margin,
-        "diverged_at": real.diverged_at, "final_loss": {"real": float(real.loss[-1]), "replay": float(replay.loss[-1]), "paper": float(paper.loss[-1])},
-        "initial_rate": rate, "probe_steps": probe_steps,
-        "times": {"real": read_times(real.steps, real.loss, real.error, window), "replay": replay_times, "paper": paper_times,
-                  **{name: read_times(*curve, window) for name, curve in guesses(real, probe_steps, rate).items()}},
-        "cost": {"features_seconds": prepared.cost.seconds, "features_processor_seconds": prepared.cost.processor_seconds, "predict_seconds": cost.seconds,
-                 "predict_processor_seconds": cost.processor_seconds, "compile_seconds": prepared.cost.compile_seconds + cost.compile_seconds,
-                 "train_seconds": real.seconds, "train_processor_seconds": real.processor_seconds},
+        **dataclasses.asdict(setting),
+        **optimizer,
+        "num_samples": problem.num_samples,
+        "stability_margin": margin,
+        "diverged_at": real.diverged_at,
+        "final_loss": {
+            "real": float(real.loss[-1]),
+            "replay": float(replay.loss[-1]),
+            "paper": float(paper.loss[-1]),
+        },
+        "initial_rate": rate,
+        "probe_steps": probe_steps,
+        "times": {
+            "real": read_times(real.steps, real.loss, real.error, window),
+            "replay": replay_times,
+            "paper": paper_times,
+            **{
+                name: read_times(*curve, window)
+                for name, curve in guesses(real, probe_steps, rate).items()
+            },
+        },
+        "cost": {
+            "features_seconds": prepared.cost.seconds,
+            "features_processor_seconds": prepared.cost.processor_seconds,
+            "predict_seconds": cost.seconds,
+            "predict_processor_seconds": cost.processor_seconds,
+            "compile_seconds": prepared.cost.compile_seconds + cost.compile_seconds,
+            "train_seconds": real.seconds,
+            "train_processor_seconds": real.processor_seconds,
+        },
     }
     if curves:
         every = max(1, -(-len(real.steps) // 50))
-        record["curves"] = {name: {"steps": run.steps[::every].tolist(), "loss": run.loss[::every].tolist(), "error": run.error[::every].tolist()}
-                            for name, run in (("real", real), ("replay", replay), ("paper", paper))}
-    print(f"{setting.task.network} {setting.task.data} ({setting.task.seed}) N={problem.num_samples} η={optimizer['learning_rate']:g} "
-          f"B={setting.batch_size}: loss {real.loss[0]:.3g} -> {real.loss[-1]:.3g} real, {replay.loss[-1]:.3g} predicted; "
-          f"{probe_steps} probe steps, training {real.seconds:.1f} s", flush=True)
+        record["curves"] = {
+            name: {
+                "steps": run.steps[::every].tolist(),
+                "loss": run.loss[::every].tolist(),
+                "error": run.error[::every].tolist(),
+            }
+            for name, run in (("real", real), ("replay", replay), ("paper", paper))
+        }
+    print(
+        f"{setting.task.network} {setting.task.data} ({setting.task.seed}) N={problem.num_samples} "
+        f"η={optimizer['learning_rate']:g} "
+        f"B={setting.batch_size}: loss {real.loss[0]:.3g} -> {real.loss[-1]:.3g} real, "
+        f"{replay.loss[-1]:.3g} predicted; "
+        f"{probe_steps} probe steps, training {real.seconds:.1f} s",
+        flush=True,
+    )
     return record
 
 
@@ -201,21 +302,30 @@ def compare_all(settings: Iterable[Setting]) -> list[dict[str, Any]]:
 
 
 def initial_rate(problem: LinearizedProblem, optimizer: dict[str, Any]) -> float:
-    """η̃ λ̄ with λ̄ = gᵀΘg/(N²L₀): the rate at which gradient flow begins to reduce the loss [1/step], d log L/dt at 0."""
+    """η̃ λ̄ with λ̄ = gᵀΘg/(N²L₀): the rate at which gradient flow begins to reduce the loss
+    [1/step], d log L/dt at 0.
+    """
     residuals = jax.nn.softmax(problem.initial_logits) - problem.targets
     loss, _ = problem.metrics(problem.initial_logits)
     decay = jnp.vdot(residuals, problem.kernel.product(residuals)) / (problem.num_samples**2 * loss)
     return float(optimizer["learning_rate"] / (1 - optimizer["momentum"]) * decay)
 
 
-def guesses(real: RealRun, probe_steps: int, rate: float) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """(steps, loss, error) by the methods that need no kernel; those from real steps see the first `probe_steps`, or a tenth, only."""
+def guesses(
+    real: RealRun, probe_steps: int, rate: float
+) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """(steps, loss, error) by the methods that need no kernel; those from real steps see the first
+    `probe_steps`, or a tenth, only.
+    """
     steps = real.steps
     found = {}
     for suffix, last in (("", probe_steps), ("_tenth", steps[-1] / 10)):
         seen = steps <= max(last, steps[min(3, len(steps) - 1)])
         for name, extrapolate in (("power_law", power_law), ("exponential", stretched_exponential)):
-            loss, error = (np.where(seen, curve, extrapolate(steps[seen], curve[seen], steps)) for curve in (real.loss, real.error))
+            loss, error = (
+                np.where(seen, curve, extrapolate(steps[seen], curve[seen], steps))
+                for curve in (real.loss, real.error)
+            )
             found[name + suffix] = (steps, loss, error)
     decay = np.exp(-rate * steps)
     return {**found, "single_rate": (steps, real.loss[0] * decay, real.error[0] * decay)}

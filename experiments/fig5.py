@@ -2,9 +2,9 @@
 
     python -m experiments.run fig5 --scale cpu        # seconds, from the results of fig1 and tab1
 
-Both sides in wall time of one process on the same core, compilation kept apart; training without the evaluation of its
-curve. The core was shared with other work, so read ratios.
-Expected at `cpu`: training with the full batch costs tens of predictions, with small batches only a few.
+Both sides in wall time of one process on the same core, compilation kept apart; training without
+the evaluation of its curve. The core was shared with other work, so read ratios. Expected at `cpu`:
+training with the full batch costs tens of predictions, with small batches only a few.
 """
 
 import dataclasses
@@ -16,7 +16,10 @@ from experiments import run
 from experiments.baselines import runs_of
 from experiments.statistics import number
 
-CLAIM = "predicting is 30 to 45 times cheaper than the T = 150 steps of training it replaces, on a GPU and on a CPU"
+CLAIM = (
+    "predicting is 30 to 45 times cheaper than the T = 150 steps of training it replaces, on "
+    "a GPU and on a CPU"
+)
 PAPER = "30–45× (training on a GPU)"
 RATIO = 30
 FURTHER = 10
@@ -27,7 +30,9 @@ FURTHER = 10
 class Config:
     scale: run.Scale
     experiments: tuple[str, ...] = ("tab1", "fig1")
-    """Whose runs are taken: of each network the first with the full batch and the first with small ones."""
+    """Whose runs are taken: of each network the first with the full batch and the first with small
+    ones.
+    """
 
 
 SCALES = {"tiny": Config("tiny"), "cpu": Config("cpu"), "gpu": Config("gpu")}
@@ -40,22 +45,46 @@ def compute(config: Config) -> dict[str, Any]:
     rows = []
     for record in chosen.values():
         cost = record["cost"]
-        rows.append({"network": record["task"]["network"], "num_samples": record["num_samples"], "batch_size": record["batch_size"], "num_steps": record["num_steps"], **cost,
-                     "ratio": cost["train_seconds"] / (cost["features_seconds"] + cost["predict_seconds"]),
-                     "ratio_further": FURTHER * cost["train_seconds"] / (cost["features_seconds"] + FURTHER * cost["predict_seconds"])})
+        rows.append(
+            {
+                "network": record["task"]["network"],
+                "num_samples": record["num_samples"],
+                "batch_size": record["batch_size"],
+                "num_steps": record["num_steps"],
+                **cost,
+                "ratio": cost["train_seconds"]
+                / (cost["features_seconds"] + cost["predict_seconds"]),
+                "ratio_further": FURTHER
+                * cost["train_seconds"]
+                / (cost["features_seconds"] + FURTHER * cost["predict_seconds"]),
+            }
+        )
     return {"runs": list(chosen.values()), "rows": rows}
 
 
 def summarize(results: dict[str, Any]) -> tuple[str, str]:
-    """Reproduced: every full-batch ratio at least 30 and every other as well; partly: some ratio at least 30, or a ratio over ten settings; else not."""
-    text = "; ".join(f"{row['network']}, {row['num_samples']} images, {'full batch' if row['batch_size'] is None else 'B = ' + str(row['batch_size'])}: "
-                     f"{number(row['features_seconds'] + row['predict_seconds'], '.1f')} s against {number(row['train_seconds'], '.1f')} s, "
-                     f"ratio {number(row['ratio'], '.1f')} ({number(row['ratio_further'], '.0f')} for {FURTHER} settings)" for row in results["rows"])
+    """Reproduced: every full-batch ratio at least 30 and every other as well; partly: some ratio at
+    least 30, or a ratio over ten settings; else not.
+    """
+    text = "; ".join(
+        f"{row['network']}, {row['num_samples']} images, "
+        f"{'full batch' if row['batch_size'] is None else 'B = ' + str(row['batch_size'])}: "
+        f"{number(row['features_seconds'] + row['predict_seconds'], '.1f')} s against "
+        f"{number(row['train_seconds'], '.1f')} s, "
+        f"ratio {number(row['ratio'], '.1f')} ({number(row['ratio_further'], '.0f')} for {FURTHER} "
+        "settings)"
+        for row in results["rows"]
+    )
     good = [row["ratio"] >= RATIO for row in results["rows"]]
     further = [row["ratio_further"] >= RATIO for row in results["rows"]]
-    word = "reproduced" if all(good) else "partly" if any(good) or any(further) else "not reproduced"
-    return text, (f"{word}: {sum(good)} of {len(good)} ratios reach {RATIO} for one setting, {sum(further)} for {FURTHER} settings with the same features; "
-                  "small batches train cheaply, so less is saved")
+    word = (
+        "reproduced" if all(good) else "partly" if any(good) or any(further) else "not reproduced"
+    )
+    return text, (
+        f"{word}: {sum(good)} of {len(good)} ratios reach {RATIO} for one setting, {sum(further)} "
+        f"for {FURTHER} settings with the same features; "
+        "small batches train cheaply, so less is saved"
+    )
 
 
 def draw(results: dict[str, Any], path: Any) -> None:
@@ -64,10 +93,29 @@ def draw(results: dict[str, Any], path: Any) -> None:
     figure, axes = subplots(1, 1, side=3.4, aspect=2)
     axis, rows = axes[0, 0], results["rows"]
     position = np.arange(len(rows))
-    bars = (("features_seconds", "features", PREDICTED), ("predict_seconds", "replay", OTHER), ("train_seconds", "training", REAL))
+    bars = (
+        ("features_seconds", "features", PREDICTED),
+        ("predict_seconds", "replay", OTHER),
+        ("train_seconds", "training", REAL),
+    )
     for index, (name, label, colour) in enumerate(bars):
-        axis.bar(position + 0.27 * (index - 1), [row[name] for row in rows], 0.25, color=colour, label=label)
-    axis.set_xticks(position, [f"{row['network']}, N = {row['num_samples']}\n{'GD' if row['batch_size'] is None else 'SGD, B = ' + str(row['batch_size'])}" for row in rows], fontsize=8)
+        axis.bar(
+            position + 0.27 * (index - 1),
+            [row[name] for row in rows],
+            0.25,
+            color=colour,
+            label=label,
+        )
+    axis.set_xticks(
+        position,
+        [
+            f"{row['network']}, N = "
+            f"{row['num_samples']}\n"
+            + ("GD" if row["batch_size"] is None else f"SGD, B = {row['batch_size']}")
+            for row in rows
+        ],
+        fontsize=8,
+    )
     axis.set(yscale="log", ylabel="seconds")
     axis.legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=130)

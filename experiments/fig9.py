@@ -2,9 +2,10 @@
 
     python -m experiments.run fig9 --scale cpu        # about 2 minutes on one core
 
-GD on the network and on its linearisation in weight space (one JVP and one VJP a step), from the same weights. Errors are relative to
-how far the real ones have moved, ‖w − w_lin‖/‖w − w₀‖ and ‖f − f_lin‖/‖f − f₀‖, and to their norms. Expected: outputs better than weights at
-a small learning rate in both readings; at a larger one as well, by less.
+GD on the network and on its linearisation in weight space (one JVP and one VJP a step), from the
+same weights. Errors are relative to how far the real ones have moved, ‖w − w_lin‖/‖w − w₀‖ and ‖f −
+f_lin‖/‖f − f₀‖, and to their norms. Expected: outputs better than weights at a small learning rate
+in both readings; at a larger one as well, by less.
 """
 
 import dataclasses
@@ -18,7 +19,10 @@ import optax
 import ntk_tt
 from experiments.tasks import TaskConfig, load
 
-CLAIM = "the relative error in predicting outputs is much smaller than that in predicting weights, at all times"
+CLAIM = (
+    "the relative error in predicting outputs is much smaller than that in predicting "
+    "weights, at all times"
+)
 PAPER = "curves only"
 MUCH = 0.5
 """Of the weights' error: below it the outputs' is much smaller."""
@@ -35,14 +39,24 @@ class Config:
 
 
 SCALES = {
-    "tiny": Config(TaskConfig(classes=3, per_class=4), ("digits",), rates=(0.1,), num_steps=4, record_every=2),
+    "tiny": Config(
+        TaskConfig(classes=3, per_class=4), ("digits",), rates=(0.1,), num_steps=4, record_every=2
+    ),
     "cpu": Config(TaskConfig(per_class=12), ("cifar10", "scene15"), num_steps=100),
-    "gpu": Config(TaskConfig("resnet18", per_class=150, image_size=224), ("cifar10", "scene15"), num_steps=150),
+    "gpu": Config(
+        TaskConfig("resnet18", per_class=150, image_size=224), ("cifar10", "scene15"), num_steps=150
+    ),
 }
 
 
 def compute(config: Config) -> dict[str, Any]:
-    return {"runs": [record for data in config.data for record in compare(config, dataclasses.replace(config.task, data=data))]}
+    return {
+        "runs": [
+            record
+            for data in config.data
+            for record in compare(config, dataclasses.replace(config.task, data=data))
+        ]
+    }
 
 
 def compare(config: Config, task: TaskConfig) -> list[dict[str, Any]]:
@@ -51,7 +65,9 @@ def compare(config: Config, task: TaskConfig) -> list[dict[str, Any]]:
     apply, initial = model.apply, model.params
     targets = jax.nn.one_hot(labels, task.classes)
     problem = ntk_tt.linearize(apply, initial, images, labels)
-    _, largest = ntk_tt.stability(problem, ntk_tt.OptimizerConfig(1.0), 1, np.asarray(problem.initial_logits)[None])
+    _, largest = ntk_tt.stability(
+        problem, ntk_tt.OptimizerConfig(1.0), 1, np.asarray(problem.initial_logits)[None]
+    )
 
     def loss(logits):
         return optax.softmax_cross_entropy(logits, targets).mean()
@@ -70,10 +86,18 @@ def compare(config: Config, task: TaskConfig) -> list[dict[str, Any]]:
     @jax.jit
     def errors(params, displacement, logits, linear, start):
         moved = jax.tree.map(jnp.subtract, params, initial)
-        off, travelled = optax.tree_utils.tree_norm(jax.tree.map(jnp.subtract, moved, displacement)), optax.tree_utils.tree_norm(moved)
-        return {"weights": off / travelled, "outputs": jnp.linalg.norm(logits - linear) / jnp.linalg.norm(logits - start),
-                "weights_of_norm": off / optax.tree_utils.tree_norm(params), "outputs_of_norm": jnp.linalg.norm(logits - linear) / jnp.linalg.norm(logits),
-                "loss": loss(logits), "loss_linear": loss(linear)}
+        off, travelled = (
+            optax.tree_utils.tree_norm(jax.tree.map(jnp.subtract, moved, displacement)),
+            optax.tree_utils.tree_norm(moved),
+        )
+        return {
+            "weights": off / travelled,
+            "outputs": jnp.linalg.norm(logits - linear) / jnp.linalg.norm(logits - start),
+            "weights_of_norm": off / optax.tree_utils.tree_norm(params),
+            "outputs_of_norm": jnp.linalg.norm(logits - linear) / jnp.linalg.norm(logits),
+            "loss": loss(logits),
+            "loss_linear": loss(linear),
+        }
 
     records = []
     for relative in config.rates:
@@ -84,25 +108,58 @@ def compare(config: Config, task: TaskConfig) -> list[dict[str, Any]]:
             after, moved, logits, linear, start = step(params, displacement, rate)
             if index and (index % config.record_every == 0 or index == config.num_steps):
                 steps.append(index)
-                curves.append({name: float(value) for name, value in errors(params, displacement, logits, linear, start).items()})
+                curves.append(
+                    {
+                        name: float(value)
+                        for name, value in errors(
+                            params, displacement, logits, linear, start
+                        ).items()
+                    }
+                )
             params, displacement = after, moved
-        records.append({"task": dataclasses.asdict(task), "seed": task.seed, "learning_rate": rate, "relative_rate": relative, "momentum": 0.0, "batch_size": None, "num_samples": len(images),
-                        "steps": steps, **{name: [each[name] for each in curves] for name in curves[0]}})
-        print(f"fig9: {task.data} η={rate:g}: weights {records[-1]['weights'][-1]:.2f}, outputs {records[-1]['outputs'][-1]:.2f}", flush=True)
+        records.append(
+            {
+                "task": dataclasses.asdict(task),
+                "seed": task.seed,
+                "learning_rate": rate,
+                "relative_rate": relative,
+                "momentum": 0.0,
+                "batch_size": None,
+                "num_samples": len(images),
+                "steps": steps,
+                **{name: [each[name] for each in curves] for name in curves[0]},
+            }
+        )
+        print(
+            f"fig9: {task.data} η={rate:g}: weights {records[-1]['weights'][-1]:.2f}, outputs "
+            f"{records[-1]['outputs'][-1]:.2f}",
+            flush=True,
+        )
     return records
 
 
 def summarize(results: dict[str, Any]) -> tuple[str, str]:
-    """By displacement. Reproduced: the outputs' error is below MUCH times the weights' at every record of every run; partly: it is smaller
-    at most records; else not."""
+    """By displacement. Reproduced: the outputs' error is below MUCH times the weights' at every
+    record of every run; partly: it is smaller at most records; else not.
+    """
     ratios = [np.asarray(run["outputs"]) / np.asarray(run["weights"]) for run in results["runs"]]
     smaller = float(np.mean([(ratio < 1).mean() for ratio in ratios]))
     much = float(np.mean([(ratio < MUCH).mean() for ratio in ratios]))
     word = "reproduced" if much == 1 else "partly" if smaller > 0.5 else "not reproduced"
-    outcome = "at the last step, weights / outputs relative to how far they moved (to their norm): " + "; ".join(
-        f"{run['task']['data']}, η = {run['learning_rate']:g}: {100 * run['weights'][-1]:.0f} % / {100 * run['outputs'][-1]:.0f} % ({100 * run['weights_of_norm'][-1]:.1f} % / {100 * run['outputs_of_norm'][-1]:.0f} %)"
-        for run in results["runs"])
-    return outcome, f"{word}: relative to the distance moved, outputs are better than weights at {100 * smaller:.0f} % of the records, by a factor of {1 / MUCH:g} at {100 * much:.0f} %"
+    outcome = (
+        "at the last step, weights / outputs relative to how far they moved (to their norm): "
+        + "; ".join(
+            f"{run['task']['data']}, η = {run['learning_rate']:g}: {100 * run['weights'][-1]:.0f} "
+            f"% / {100 * run['outputs'][-1]:.0f} % ({100 * run['weights_of_norm'][-1]:.1f} % / "
+            f"{100 * run['outputs_of_norm'][-1]:.0f} %)"
+            for run in results["runs"]
+        )
+    )
+    return (
+        outcome,
+        f"{word}: relative to the distance moved, outputs are better than weights at "
+        f"{100 * smaller:.0f} % of the records, by a factor of {1 / MUCH:g} at {100 * much:.0f} %",
+    )
 
 
 def draw(results: dict[str, Any], path: Any) -> None:
@@ -113,7 +170,13 @@ def draw(results: dict[str, Any], path: Any) -> None:
     for axis, run in zip(axes[0], runs, strict=True):
         for name, colour in (("weights", REAL), ("outputs", PREDICTED)):
             axis.plot(run["steps"], run[name], color=colour, label=f"{name}, of the distance moved")
-            axis.plot(run["steps"], run[f"{name}_of_norm"], ":", color=colour, label=f"{name}, of the norm")
+            axis.plot(
+                run["steps"],
+                run[f"{name}_of_norm"],
+                ":",
+                color=colour,
+                label=f"{name}, of the norm",
+            )
         axis.set(xlabel="step", ylabel="relative error", ylim=(0, None))
         axis.set_title(f"{run['task']['data']}, η = {run['learning_rate']:g}", fontsize=9)
     axes[0, 0].legend(frameon=False, fontsize=7)

@@ -2,8 +2,9 @@
 
     python -m experiments.pretrain            # about 20 minutes on two cores
 
-Reads `$NTK_TT_DATA/tiny_imagenet32/{train,test}/<class>/*` and writes ntk_tt/models/bundled/resnet8_tiny_imagenet32.safetensors
-with the record of the run (data, steps, accuracy, seed, versions) in the file's metadata and beside it as JSON.
+Reads `$NTK_TT_DATA/tiny_imagenet32/{train,test}/<class>/*` and writes
+ntk_tt/models/bundled/resnet8_tiny_imagenet32.safetensors with the record of the run (data, steps,
+accuracy, seed, versions) in the file's metadata and beside it as JSON.
 """
 
 import dataclasses
@@ -60,8 +61,13 @@ def main(config: Config) -> None:
     assert statistics is not None
     steps_per_epoch = len(train.labels) // config.batch_size
     num_steps = config.epochs * steps_per_epoch
-    schedule = optax.warmup_cosine_decay_schedule(0.0, config.peak_learning_rate, steps_per_epoch, num_steps)
-    optimizer = optax.chain(optax.add_decayed_weights(config.weight_decay), optax.sgd(schedule, config.momentum, nesterov=True))
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0, config.peak_learning_rate, steps_per_epoch, num_steps
+    )
+    optimizer = optax.chain(
+        optax.add_decayed_weights(config.weight_decay),
+        optax.sgd(schedule, config.momentum, nesterov=True),
+    )
 
     @partial(jax.jit, donate_argnums=(0, 1, 2))
     def step(params, state, opt_state, images, labels):
@@ -77,29 +83,60 @@ def main(config: Config) -> None:
         set_values(module, params)
         set_values(module, state)
         trained = from_nnx(module)
-        correct = jax.jit(lambda images, labels: (trained.apply(trained.params, trained.preprocess(images)).argmax(-1) == labels).sum())
+        correct = jax.jit(
+            lambda images, labels: (
+                trained.apply(trained.params, trained.preprocess(images)).argmax(-1) == labels
+            ).sum()
+        )
         blocks = [slice(i, i + batch) for i in range(0, len(task.labels), batch)]
-        return float(sum(correct(task.images[block], task.labels[block]) for block in blocks) / len(task.labels))
+        return float(
+            sum(correct(task.images[block], task.labels[block]) for block in blocks)
+            / len(task.labels)
+        )
 
     rng = np.random.default_rng(config.seed)
     params, state = jax.tree.map(jnp.array, (model.params, statistics.state))
     opt_state, start = optimizer.init(params), time.time()
     for epoch in range(config.epochs):
-        order = rng.permutation(len(train.labels))[: steps_per_epoch * config.batch_size].reshape(-1, config.batch_size)
+        order = rng.permutation(len(train.labels))[: steps_per_epoch * config.batch_size].reshape(
+            -1, config.batch_size
+        )
         total = 0.0
         for batch in order:
-            params, state, opt_state, value = step(params, state, opt_state, augment(rng, train.images[batch]), train.labels[batch])
+            params, state, opt_state, value = step(
+                params, state, opt_state, augment(rng, train.images[batch]), train.labels[batch]
+            )
             total += float(value)
-        print(f"epoch {epoch + 1}/{config.epochs}  loss {total / steps_per_epoch:.3f}  test accuracy {accuracy(test):.3f}  {time.time() - start:.0f} s", flush=True)
+        print(
+            f"epoch {epoch + 1}/{config.epochs}  loss {total / steps_per_epoch:.3f}  test accuracy "
+            f"{accuracy(test):.3f}  {time.time() - start:.0f} s",
+            flush=True,
+        )
 
     record = {
-        "network": "resnet8", "data": "tiny_imagenet32, split train", "classes": train.num_classes, "images": len(train.labels), "image_size": 32,
-        **{field: value for field, value in dataclasses.asdict(config).items() if field not in ("data", "output")},
-        "steps": num_steps, "train_accuracy": accuracy(train), "test_accuracy": accuracy(test), "seconds": round(time.time() - start),
-        "date": datetime.date.today().isoformat(), "jax": jax.__version__, "device": jax.devices()[0].device_kind, "cores": os.cpu_count(),
+        "network": "resnet8",
+        "data": "tiny_imagenet32, split train",
+        "classes": train.num_classes,
+        "images": len(train.labels),
+        "image_size": 32,
+        **{
+            field: value
+            for field, value in dataclasses.asdict(config).items()
+            if field not in ("data", "output")
+        },
+        "steps": num_steps,
+        "train_accuracy": accuracy(train),
+        "test_accuracy": accuracy(test),
+        "seconds": round(time.time() - start),
+        "date": datetime.date.today().isoformat(),
+        "jax": jax.__version__,
+        "device": jax.devices()[0].device_kind,
+        "cores": os.cpu_count(),
     }
     Path(config.output).parent.mkdir(parents=True, exist_ok=True)
-    save_weights(config.output, nnx.to_pure_dict(nnx.state(module)), dtype=np.float32, record=record)
+    save_weights(
+        config.output, nnx.to_pure_dict(nnx.state(module)), dtype=np.float32, record=record
+    )
     Path(config.output).with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
     print(json.dumps(record, indent=1))
 

@@ -1,7 +1,7 @@
 """Writes the tables of experiments/README.md and of the README from the committed results.
 
-    python -m experiments.readme             # seconds
-    python -m experiments.readme --check     # fails where a table is not what the results say
+python -m experiments.readme             # seconds
+python -m experiments.readme --check     # fails where a table is not what the results say
 """
 
 import dataclasses
@@ -18,7 +18,24 @@ from ntk_tt.prediction import verdict
 
 HERE = Path(__file__).parent
 START, END = "<!-- {}: written by python -m experiments.readme -->\n", "<!-- end -->\n"
-ORDER = ("fig1", "fig2", "fig3", "fig4", "tab1", "tab2", "fig5", "fig6", "fig7", "fig8", "fig9", "fig10", "reply", "batchnorm", "baselines", "causes")
+ORDER = (
+    "fig1",
+    "fig2",
+    "fig3",
+    "fig4",
+    "tab1",
+    "tab2",
+    "fig5",
+    "fig6",
+    "fig7",
+    "fig8",
+    "fig9",
+    "fig10",
+    "reply",
+    "batchnorm",
+    "baselines",
+    "causes",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,8 +47,13 @@ class Arguments:
 def table() -> str:
     """Markdown, a row an experiment: claim, command, the paper's result, ours, verdict."""
     known = run.names()
-    names = [name for name in ORDER if name in known] + [name for name in known if name not in ORDER]
-    lines = ["| | the paper's claim | the paper's result | ours (`cpu`) | verdict |", "|---|---|---|---|---|"]
+    names = [name for name in ORDER if name in known] + [
+        name for name in known if name not in ORDER
+    ]
+    lines = [
+        "| | the paper's claim | the paper's result | ours (`cpu`) | verdict |",
+        "|---|---|---|---|---|",
+    ]
     for name in names:
         experiment, path = run.load(name), run.result_path(name, "cpu")
         claim, paper = (text.strip() for text in (experiment.CLAIM, experiment.PAPER))
@@ -42,10 +64,16 @@ def table() -> str:
             if path.with_suffix(".png").exists():
                 files += f", [figure](results/{name}/cpu.png)"
             word, _, reason = judgement.partition(":")
-            outcome, judgement = f"{outcome} ({files}; {document['environment']['date']})", f"**{word}**{':' if reason else ''}{reason}"
+            outcome, judgement = (
+                f"{outcome} ({files}; {document['environment']['date']})",
+                f"**{word}**{':' if reason else ''}{reason}",
+            )
         else:
             outcome, judgement = "not run", "–"
-        lines.append(f"| `{name}` | {' | '.join(_cell(text) for text in (claim, paper, outcome, judgement))} |")
+        lines.append(
+            f"| `{name}` | "
+            f"{' | '.join(_cell(text) for text in (claim, paper, outcome, judgement))} |"
+        )
     return "\n".join(lines) + "\n"
 
 
@@ -54,28 +82,57 @@ def _cell(text: str) -> str:
 
 
 def accuracy() -> str:
-    """Markdown: errors by method on the reporting data, every number from `experiments.accuracy`."""
+    """Markdown: errors by method on the reporting data, every number from
+    `experiments.accuracy`.
+    """
     results = _accuracy("cpu.json")["results"]
     costs = []
     for network in dict.fromkeys(each["network"] for each in results["runs"]):
         runs = [each for each in results["runs"] if each["network"] == network]
-        ratios = (f"{np.median([each['gd_seconds'] / each['seconds'][method] for each in runs]):.0f}× ({method})" for method in ("head", "curvature", "one-shot"))
+        ratios = (
+            f"{np.median([each['gd_seconds'] / each['seconds'][method] for each in runs]):.0f}× "
+            f"({method})"
+            for method in ("head", "curvature", "one-shot")
+        )
         costs.append(f"{network} {', '.join(ratios)}")
-    return methods.markdown(results["tables"], "reporting") + f"\nCost by network, of all runs: 150 GD steps are {'; '.join(costs)}.\n"
+    return (
+        methods.markdown(results["tables"], "reporting")
+        + f"\nCost by network, of all runs: 150 GD steps are {'; '.join(costs)}.\n"
+    )
 
 
 def trust() -> str:
-    """Markdown: errors on the reporting data by the verdict's trust, beside those of another real run, and what the intervals hold."""
+    """Markdown: errors on the reporting data by the verdict's trust, beside those of another real
+    run, and what the intervals hold.
+    """
     found = _accuracy("calibration.json")
-    limits = {"high": f"high: at least {verdict.WIDE_MARGIN:g}", "medium": f"medium: {verdict.CLOSE_MARGIN:g} to {verdict.WIDE_MARGIN:g}", "low": f"low: 1 to {verdict.CLOSE_MARGIN:g}", "none": "none: below 1, refused"}
-    lines = ["| method | trust: margin | runs | median error | within 20 % | within 2× | another real run: median | within 20 % | within 2× |", "|---|---|---|---|---|---|---|---|---|"]
+    limits = {
+        "high": f"high: at least {verdict.WIDE_MARGIN:g}",
+        "medium": f"medium: {verdict.CLOSE_MARGIN:g} to {verdict.WIDE_MARGIN:g}",
+        "low": f"low: 1 to {verdict.CLOSE_MARGIN:g}",
+        "none": "none: below 1, refused",
+    }
+    lines = [
+        "| method | trust: margin | runs | median error | within 20 % | within 2× | another real "
+        "run: median | within 20 % | within 2× |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
     for method, grades in found["by trust"]["reporting"].items():
         for grade, row in grades.items():
-            cells = [f"{row[of][measure]:.0%}" for of in (method, "another run") for measure in ("median", "within_20", "within_2x")]
+            cells = [
+                f"{row[of][measure]:.0%}"
+                for of in (method, "another run")
+                for measure in ("median", "within_20", "within_2x")
+            ]
             lines.append(f"| {' | '.join([method, limits[grade], str(row['runs']), *cells])} |")
     held = {name: row["covered"] for name, row in found["coverage"]["reporting"].items()}
-    return "\n".join(lines) + (f"\n\nOf the real times of the reporting runs the 90 % intervals hold {held['curvature, 0% seen']:.0%} (`curvature`), {held['one-shot, 0% seen']:.0%} (`one-shot`), and with a tenth and a quarter "
-                               f"of the run seen {held['curvature, 10% seen']:.0%} and {held['curvature, 25% seen']:.0%}.\n")
+    return "\n".join(lines) + (
+        "\n\nOf the real times of the reporting runs the 90 % intervals hold "
+        f"{held['curvature, 0% seen']:.0%} (`curvature`), {held['one-shot, 0% seen']:.0%} "
+        "(`one-shot`), and with a tenth and a quarter "
+        f"of the run seen {held['curvature, 10% seen']:.0%} and "
+        f"{held['curvature, 25% seen']:.0%}.\n"
+    )
 
 
 def _accuracy(name: str) -> dict[str, Any]:
@@ -83,7 +140,10 @@ def _accuracy(name: str) -> dict[str, Any]:
 
 
 # Which document has which sections, each between its marks.
-DOCUMENTS = {HERE / "README.md": {"reproduction": table}, HERE.parent / "README.md": {"accuracy": accuracy, "trust": trust}}
+DOCUMENTS = {
+    HERE / "README.md": {"reproduction": table},
+    HERE.parent / "README.md": {"accuracy": accuracy, "trust": trust},
+}
 
 
 def text(path: Path) -> str:
@@ -92,7 +152,9 @@ def text(path: Path) -> str:
     for name, write in DOCUMENTS[path].items():
         before, mark, rest = document.partition(START.format(name))
         if not mark or END not in rest:
-            sys.exit(f"{path}: has no section between {START.format(name).strip()} and {END.strip()}")
+            sys.exit(
+                f"{path}: has no section between {START.format(name).strip()} and {END.strip()}"
+            )
         document = before + mark + write() + END + rest.partition(END)[2]
     return document
 
@@ -102,7 +164,9 @@ def main(arguments: Arguments) -> None:
         if not arguments.check:
             path.write_text(text(path))
         elif path.read_text() != text(path):
-            sys.exit(f"{path}: a table is not what the results say; run python -m experiments.readme")
+            sys.exit(
+                f"{path}: a table is not what the results say; run python -m experiments.readme"
+            )
 
 
 if __name__ == "__main__":

@@ -3,17 +3,19 @@
     python -m experiments.run NAME [--scale tiny|cpu|gpu] [--results FOLDER]
     python -m experiments.run NAME --scale cpu --redraw     # the figure again, from the JSON
 
-Writes <results>/<name>/<scale>.json (configuration, versions and hardware, results) and <scale>.png. Results go to
-experiments/results, except those of `tiny`, which only show that the experiment runs: they go to out/experiments.
-Real training runs are kept (`experiments.tasks.cache_folder`), so an interrupted experiment goes on where it was.
+Writes <results>/<name>/<scale>.json (configuration, versions and hardware, results) and
+<scale>.png. Results go to experiments/results, except those of `tiny`, which only show that the
+experiment runs: they go to out/experiments. Real training runs are kept
+(`experiments.tasks.cache_folder`), so an interrupted experiment goes on where it was.
 
 An experiment is a module of this folder with
 
-    SCALES: dict[str, Config]                      tiny (seconds, digits and the bundled network), cpu, gpu (the paper's sizes)
-    CLAIM, PAPER: str                              what the paper claims, and the numbers it gave
-    compute(config) -> dict                        results as plain values; `runs` lists every run
-    summarize(results) -> (str, str)               our result in numbers; the verdict and its reason, from the numbers
-    draw(results, path) -> None                    the figure (not for tables)
+    SCALES: dict[str, Config]                      tiny (seconds, digits and the bundled network),
+    cpu, gpu (the paper's sizes) CLAIM, PAPER: str                              what the paper
+    claims, and the numbers it gave compute(config) -> dict                        results as plain
+    values; `runs` lists every run summarize(results) -> (str, str)               our result in
+    numbers; the verdict and its reason, from the numbers draw(results, path) -> None
+        the figure (not for tables)
 """
 
 import dataclasses
@@ -48,7 +50,9 @@ class Arguments:
 
 def names() -> list[str]:
     """All experiments of this folder that follow the contract above, sorted."""
-    modules = (module.name for module in pkgutil.iter_modules([str(FOLDER)]) if module.name != "run")
+    modules = (
+        module.name for module in pkgutil.iter_modules([str(FOLDER)]) if module.name != "run"
+    )
     return sorted(name for name in modules if "\nSCALES" in (FOLDER / f"{name}.py").read_text())
 
 
@@ -74,8 +78,14 @@ def run(name: str, scale: Scale, folder: Path | None = None) -> dict[str, Any]:
     config = experiment.SCALES[scale]
     clock = time.perf_counter()
     results = experiment.compute(config)
-    document = {"name": name, "scale": scale, "config": dataclasses.asdict(config), "environment": environment(getattr(config, "seed", 0)),
-                "seconds": time.perf_counter() - clock, "results": results}
+    document = {
+        "name": name,
+        "scale": scale,
+        "config": dataclasses.asdict(config),
+        "environment": environment(getattr(config, "seed", 0)),
+        "seconds": time.perf_counter() - clock,
+        "results": results,
+    }
     path = result_path(name, scale, folder)
     write_json(path, document)
     redraw(name, scale, folder)

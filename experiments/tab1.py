@@ -1,9 +1,11 @@
-"""Table 1: absolute error of ε-times in steps, gradient descent with a low and a high learning rate, all data sets.
+"""Table 1: absolute error of ε-times in steps, gradient descent with a low and a high learning
+rate, all data sets.
 
     python -m experiments.run tab1 --scale cpu        # about 6 minutes on one core
 
-Rates are relative to the largest stable one: the paper's 0.0001 and 0.005, a factor of 50 apart, become 0.01 and 0.3.
-Expected at `cpu`: low rates are right to a few steps, high ones are off by more than the paper's.
+Rates are relative to the largest stable one: the paper's 0.0001 and 0.005, a factor of 50 apart,
+become 0.01 and 0.3. Expected at `cpu`: low rates are right to a few steps, high ones are off by
+more than the paper's.
 """
 
 import dataclasses
@@ -15,8 +17,13 @@ from experiments.comparison import EPSILONS, METHODS, TINY_TASK, Setting, compar
 from experiments.statistics import number, pairs, step_errors
 from experiments.tasks import REPORTING, TUNING, TaskConfig
 
-CLAIM = "GD, T = 150: ε-times are off by few steps, by more at a small ε and at a high learning rate"
-PAPER = "mean over data sets, low / high rate: ε = 1 %: 7.6 / 13.9 steps; 10 %: 6.1 / 7.3; 40 %: 3.6 / 2.6"
+CLAIM = (
+    "GD, T = 150: ε-times are off by few steps, by more at a small ε and at a high learning rate"
+)
+PAPER = (
+    "mean over data sets, low / high rate: ε = 1 %: 7.6 / 13.9 steps; 10 %: 6.1 / 7.3; 40 %: "
+    "3.6 / 2.6"
+)
 PAPER_MEANS = {"low": (7.6, 6.1, 3.6), "high": (13.9, 7.3, 2.6)}
 SLACK = 1.25
 
@@ -39,18 +46,42 @@ SCALES = {
 
 
 def settings(config: Config) -> list[Setting]:
-    return [Setting(on(data, config.task), rate, num_steps=config.num_steps) for data in config.data for rate in (config.low, config.high)]
+    return [
+        Setting(on(data, config.task), rate, num_steps=config.num_steps)
+        for data in config.data
+        for rate in (config.low, config.high)
+    ]
 
 
 def compute(config: Config) -> dict[str, Any]:
     records = compare_all(settings(config))
     rates = {"low": config.low, "high": config.high}
     errors = {
-        method: {family: {label: [_mean([each for each in records if each["rate"] == rate], method, family, epsilon) for epsilon in EPSILONS]
-                          for label, rate in rates.items()} for family in ("epsilon_relative", "epsilon_absolute")}
-        for method in METHODS}
-    table = [{"data": each["task"]["data"], "rate": each["rate"],
-              **{f"{epsilon:g}": _mean([each], "paper", "epsilon_absolute", epsilon) for epsilon in EPSILONS}} for each in records]
+        method: {
+            family: {
+                label: [
+                    _mean(
+                        [each for each in records if each["rate"] == rate], method, family, epsilon
+                    )
+                    for epsilon in EPSILONS
+                ]
+                for label, rate in rates.items()
+            }
+            for family in ("epsilon_relative", "epsilon_absolute")
+        }
+        for method in METHODS
+    }
+    table = [
+        {
+            "data": each["task"]["data"],
+            "rate": each["rate"],
+            **{
+                f"{epsilon:g}": _mean([each], "paper", "epsilon_absolute", epsilon)
+                for epsilon in EPSILONS
+            },
+        }
+        for each in records
+    ]
     return {"runs": records, "mean_step_errors": errors, "table": table}
 
 
@@ -60,17 +91,31 @@ def _mean(records: list[dict[str, Any]], method: str, family: str, epsilon: floa
 
 
 def summarize(results: dict[str, Any]) -> tuple[str, str]:
-    """Reproduced: all six means (ε absolute, as in Algorithm 1) at most 1.25 times the paper's; partly: at least three; else not."""
+    """Reproduced: all six means (ε absolute, as in Algorithm 1) at most 1.25 times the paper's;
+    partly: at least three; else not.
+    """
     found = results["mean_step_errors"]["paper"]
     text = "; ".join(
-        f"ε = {100 * epsilon:g} %: {number(found['epsilon_absolute']['low'][index], '.1f')} / {number(found['epsilon_absolute']['high'][index], '.1f')} steps"
-        f" (relative ε: {number(found['epsilon_relative']['low'][index], '.1f')} / {number(found['epsilon_relative']['high'][index], '.1f')})"
-        for index, epsilon in enumerate(EPSILONS))
-    good = {label: sum(value is not None and value <= SLACK * paper for value, paper in zip(found["epsilon_absolute"][label], means, strict=True))
-            for label, means in PAPER_MEANS.items()}
+        f"ε = {100 * epsilon:g} %: {number(found['epsilon_absolute']['low'][index], '.1f')} / "
+        f"{number(found['epsilon_absolute']['high'][index], '.1f')} steps"
+        f" (relative ε: {number(found['epsilon_relative']['low'][index], '.1f')} / "
+        f"{number(found['epsilon_relative']['high'][index], '.1f')})"
+        for index, epsilon in enumerate(EPSILONS)
+    )
+    good = {
+        label: sum(
+            value is not None and value <= SLACK * paper
+            for value, paper in zip(found["epsilon_absolute"][label], means, strict=True)
+        )
+        for label, means in PAPER_MEANS.items()
+    }
     total = sum(good.values())
     word = "reproduced" if total == 6 else "partly" if total >= 3 else "not reproduced"
-    return text, f"{word}: {good['low']} of 3 means within {SLACK} times the paper's at the low rate, {good['high']} of 3 at the high one"
+    return (
+        text,
+        f"{word}: {good['low']} of 3 means within {SLACK} times the paper's at the low rate, "
+        f"{good['high']} of 3 at the high one",
+    )
 
 
 def draw(results: dict[str, Any], path: Any) -> None:
@@ -80,10 +125,21 @@ def draw(results: dict[str, Any], path: Any) -> None:
     names = list(dict.fromkeys(row["data"] for row in results["table"]))
     for axis, rate in zip(axes[0], sorted({row["rate"] for row in results["table"]}), strict=False):
         rows = {row["data"]: row for row in results["table"] if row["rate"] == rate}
-        for index, (epsilon, colour) in enumerate(zip(EPSILONS, (PREDICTED, REAL, OTHER), strict=True)):
+        for index, (epsilon, colour) in enumerate(
+            zip(EPSILONS, (PREDICTED, REAL, OTHER), strict=True)
+        ):
             heights = [rows[name][f"{epsilon:g}"] or 0 for name in names]
-            axis.bar(np.arange(len(names)) + 0.27 * (index - 1), heights, 0.25, color=colour, label=f"ε = {100 * epsilon:g} %")
-        axis.set(title=f"learning rate {rate:g} of the largest stable one", ylabel="|predicted − real| [steps]")
+            axis.bar(
+                np.arange(len(names)) + 0.27 * (index - 1),
+                heights,
+                0.25,
+                color=colour,
+                label=f"ε = {100 * epsilon:g} %",
+            )
+        axis.set(
+            title=f"learning rate {rate:g} of the largest stable one",
+            ylabel="|predicted − real| [steps]",
+        )
         axis.set_xticks(np.arange(len(names)), names, rotation=40, ha="right", fontsize=8)
     axes[0, 0].legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=130)

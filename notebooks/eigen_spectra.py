@@ -7,9 +7,10 @@
 # %% [markdown]
 # # Eigen-spectra, and what they say of training time
 #
-# Under the MSE loss gradient flow on the linearised network is a sum of exponentials: $L(\tau) = \frac12 \sum_k p_k e^{-2\lambda_k\tau}$, with $\lambda_k$
-# the eigenvalues of $\Theta/N$ and $p_k$ how much of what is to be learned lies along the k-th eigenvector. Training is fast where
-# the task lies along large eigenvalues.
+# Under the MSE loss gradient flow on the linearised network is a sum of exponentials: $L(\tau) =
+# \frac12 \sum_k p_k e^{-2\lambda_k\tau}$, with $\lambda_k$ the eigenvalues of $\Theta/N$ and $p_k$
+# how much of what is to be learned lies along the k-th eigenvector. Training is fast where the task
+# lies along large eigenvalues.
 
 # %%
 import numpy as np
@@ -26,33 +27,47 @@ targets = np.eye(3, dtype=np.float32)[labels]
 found = ntk_tt.ntk_spectrum(ntk.reshape(rows, rows), logits - targets)
 
 # %% [markdown]
-# A power law describes the eigenvalues from the few largest on; most of the task lies along the first ten.
+# A power law describes the eigenvalues from the few largest on; most of the task lies along the
+# first ten.
 
 # %%
 law = ntk_tt.fit_power_law(found.eigenvalues, 3)
 share = found.projections.cumsum() / found.projections.sum()
 print(f"eigenvalues of Θ/N fall as k^−{law.exponent:.2f} between ranks {law.first} and {law.last}")
-print(f"of what is to be learned, {100 * share[0]:.0f} % lies along the first eigenvector, {100 * share[9]:.0f} % along the first ten")
+print(
+    f"of what is to be learned, {100 * share[0]:.0f} % lies along the first eigenvector, "
+    f"{100 * share[9]:.0f} % along the first ten"
+)
 
 # %% [markdown]
-# The time until the loss is halved, for this task and for the same images with shuffled labels: the eigenvalues are the same, so it is
-# the projections alone that make the difference.
+# The time until the loss is halved, for this task and for the same images with shuffled labels: the
+# eigenvalues are the same, so it is the projections alone that make the difference.
 
 # %%
 times = np.geomspace(1e-4, 1e3, 400) / found.eigenvalues[0]
-shuffled = ntk_tt.ntk_spectrum(ntk.reshape(rows, rows), logits - targets[np.random.default_rng(0).permutation(len(targets))])
+shuffled = ntk_tt.ntk_spectrum(
+    ntk.reshape(rows, rows), logits - targets[np.random.default_rng(0).permutation(len(targets))]
+)
 for name, each in (("the labels", found), ("shuffled labels", shuffled)):
     loss = each.loss(times)
     half = times[np.argmax(loss < loss[0] / 2)] * found.eigenvalues[0]
     print(f"{name}: loss halved after τ = {half:.2g} / λ_1")
 
 # %% [markdown]
-# More data than was seen: the sample's own curve is too fast, since fewer samples are easier to fit. The resolvent knows how much.
+# More data than was seen: the sample's own curve is too fast, since fewer samples are easier to
+# fit. The resolvent knows how much.
 
 # %%
 larger, until = ntk_tt.extrapolate_resolvent(found, 10 * found.num_samples)
 for fraction in (0.7, 0.5, 0.3):
-    reached = [times[np.argmax(curve < fraction * curve[0])] * found.eigenvalues[0] if (curve < fraction * curve[0]).any() else np.nan
-               for curve in (found.loss(times), larger.loss(times))]
-    print(f"loss at {fraction:g} of its start: τ = {reached[0]:.2g} / λ_1 with {found.num_samples} images, {reached[1]:.2g} with {larger.num_samples}")
+    reached = [
+        times[np.argmax(curve < fraction * curve[0])] * found.eigenvalues[0]
+        if (curve < fraction * curve[0]).any()
+        else np.nan
+        for curve in (found.loss(times), larger.loss(times))
+    ]
+    print(
+        f"loss at {fraction:g} of its start: τ = {reached[0]:.2g} / λ_1 with {found.num_samples} "
+        f"images, {reached[1]:.2g} with {larger.num_samples}"
+    )
 print(f"(resting on this sample up to τ = {until * found.eigenvalues[0]:.2g} / λ_1)")

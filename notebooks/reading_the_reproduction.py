@@ -7,8 +7,9 @@
 # %% [markdown]
 # # Reading the reproduction
 #
-# Every experiment of `experiments/` has committed results: `experiments/results/<name>/cpu.json`, with every run, both sides' times, the
-# versions and the hardware. Its verdict is computed from them, by the rule in the module's `summarize`; here they are again.
+# Every experiment of `experiments/` has committed results: `experiments/results/<name>/cpu.json`,
+# with every run, both sides' times, the versions and the hardware. Its verdict is computed from
+# them, by the rule in the module's `summarize`; here they are again.
 
 # %%
 import json
@@ -27,11 +28,15 @@ for name in run.names():
     if path.exists():
         documents[name] = json.loads(path.read_text())
         outcome, verdict = run.load(name).summarize(documents[name]["results"])
-        print(f"{name} ({documents[name]['environment']['date']}, {len(documents[name]['results']['runs'])} runs)\n  {verdict}")
+        print(
+            f"{name} ({documents[name]['environment']['date']}, "
+            f"{len(documents[name]['results']['runs'])} runs)\n  {verdict}"
+        )
 
 # %% [markdown]
-# A single number can be followed to its runs. Figure 1's, for example: the relative errors of predicted ε-times, and of the times to
-# fractions of the initial loss, which a constant guess cannot get right.
+# A single number can be followed to its runs. Figure 1's, for example: the relative errors of
+# predicted ε-times, and of the times to fractions of the initial loss, which a constant guess
+# cannot get right.
 
 # %%
 from experiments.statistics import describe, pairs  # noqa: E402
@@ -41,7 +46,10 @@ if "fig1" in documents:
     for family in ("epsilon_relative", "loss_below"):
         for method in ("replay", "paper"):
             found = describe(pairs(records, method, family))
-            print(f"{family}, {method}: {found['count']} times, median error {100 * found['median']:.0f} %, within 20 %: {100 * found['within_20']:.0f} %")
+            print(
+                f"{family}, {method}: {found['count']} times, median error "
+                f"{100 * found['median']:.0f} %, within 20 %: {100 * found['within_20']:.0f} %"
+            )
 
 # %% [markdown]
 # What did not reproduce, with its reason:

@@ -7,8 +7,9 @@
 # %% [markdown]
 # # Your own model
 #
-# Anything that is a pure function `apply(params, inputs) -> logits` can be asked for its training time. Here: a small
-# multi-layer perceptron on the digits, first trained on five of them ("pre-trained"), then fine-tuned on the others.
+# Anything that is a pure function `apply(params, inputs) -> logits` can be asked for its training
+# time. Here: a small multi-layer perceptron on the digits, first trained on five of them
+# ("pre-trained"), then fine-tuned on the others.
 
 # %%
 import jax
@@ -31,7 +32,10 @@ def apply(params, x):
 
 def initialize(key, sizes=(64, 128, 128, 5)):
     keys = jax.random.split(key, len(sizes) - 1)
-    return [(jax.random.normal(k, (a, b)) / np.sqrt(a), jnp.zeros(b)) for k, a, b in zip(keys, sizes[:-1], sizes[1:], strict=True)]
+    return [
+        (jax.random.normal(k, (a, b)) / np.sqrt(a), jnp.zeros(b))
+        for k, a, b in zip(keys, sizes[:-1], sizes[1:], strict=True)
+    ]
 
 
 # %% [markdown]
@@ -39,7 +43,14 @@ def initialize(key, sizes=(64, 128, 128, 5)):
 
 # %%
 source, target = labels >= 5, labels < 5
-pretraining = ntk_tt.finetune(apply, initialize(jax.random.key(0)), inputs[source], labels[source] - 5, ntk_tt.OptimizerConfig(0.1, 0.9, batch_size=64), 300)
+pretraining = ntk_tt.finetune(
+    apply,
+    initialize(jax.random.key(0)),
+    inputs[source],
+    labels[source] - 5,
+    ntk_tt.OptimizerConfig(0.1, 0.9, batch_size=64),
+    300,
+)
 print(f"pre-training: loss {pretraining.loss[0]:.2f} -> {pretraining.loss[-1]:.4f}")
 
 # %% [markdown]
@@ -53,7 +64,10 @@ for learning_rate in (0.003, 0.01, 0.03):
     optimizer = ntk_tt.OptimizerConfig(learning_rate, momentum=0.9, batch_size=32)
     prediction = ntk_tt.predict(problem, optimizer, num_steps=150)
     verdict = ntk_tt.assess(problem, apply, params, x, y, optimizer, num_steps=150)
-    print(f"learning rate {learning_rate}: loss < 0.1 at step {prediction.times['loss_below']['0.1']}, trust {verdict.trust}: {verdict.reason}")
+    print(
+        f"learning rate {learning_rate}: loss < 0.1 at step "
+        f"{prediction.times['loss_below']['0.1']}, trust {verdict.trust}: {verdict.reason}"
+    )
 
 # %% [markdown]
 # And the truth for one of them.

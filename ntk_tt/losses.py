@@ -1,7 +1,8 @@
-"""Losses as the dynamics need them: value, residual, curvature. Sole owner of the mean normalisation.
+"""Losses as the dynamics need them: value, residual, curvature. Sole owner of the mean
+normalisation.
 
-The training loss is the mean over samples, L = (1/N) Σᵢ ℓ(fᵢ, yᵢ): what every trainer minimises. Nothing else in the
-package divides by the number of samples of a batch.
+The training loss is the mean over samples, L = (1/N) Σᵢ ℓ(fᵢ, yᵢ): what every trainer minimises.
+Nothing else in the package divides by the number of samples of a batch.
 """
 
 import jax
@@ -11,8 +12,18 @@ from jaxtyping import Array, Float
 from ntk_tt.targets import LossName, check_loss, check_outputs, encode_targets, wrong
 
 __all__ = [
-    "LossName", "check_loss", "check_outputs", "curvature_sqrt_product", "curvature_sqrt_transpose", "encode_targets", "error_rate", "largest_curvature_per_output",
-    "mean_loss", "mean_residuals", "residuals", "sample_losses",
+    "LossName",
+    "check_loss",
+    "check_outputs",
+    "curvature_sqrt_product",
+    "curvature_sqrt_transpose",
+    "encode_targets",
+    "error_rate",
+    "largest_curvature_per_output",
+    "mean_loss",
+    "mean_residuals",
+    "residuals",
+    "sample_losses",
 ]
 
 Logits = Float[Array, "n c"]
@@ -36,16 +47,22 @@ def mean_loss(loss: LossName, logits: Logits, targets: Targets) -> Float[Array, 
     return sample_losses(loss, logits, targets).mean()
 
 
-def mean_residuals(loss: LossName, logits: Logits, targets: Targets, num_samples: int | None = None) -> Logits:
-    """∂L/∂f = gᵢ/N, with N the number of rows given (all samples, or a mini-batch), or `num_samples` where they are a part of these."""
-    return residuals(loss, logits, targets) / (logits.shape[0] if num_samples is None else num_samples)
+def mean_residuals(
+    loss: LossName, logits: Logits, targets: Targets, num_samples: int | None = None
+) -> Logits:
+    """∂L/∂f = gᵢ/N, with N the number of rows given (all samples, or a mini-batch), or
+    `num_samples` where they are a part of these.
+    """
+    return residuals(loss, logits, targets) / (
+        logits.shape[0] if num_samples is None else num_samples
+    )
 
 
 def curvature_sqrt_product(loss: LossName, logits: Logits, vectors: Logits) -> Logits:
     """H^{1/2} v for each sample, H = ∂²ℓ/∂f²: the identity for `mse`, diag(p) − p pᵀ for `ce`.
 
-    diag(p) − p pᵀ = A Aᵀ with A = diag(√p) − p √pᵀ; any such square root gives the same spectrum of H^{1/2} Θ H^{1/2}.
-    This returns A v; `curvature_sqrt_transpose` returns Aᵀ v.
+    diag(p) − p pᵀ = A Aᵀ with A = diag(√p) − p √pᵀ; any such square root gives the same spectrum of
+    H^{1/2} Θ H^{1/2}. This returns A v; `curvature_sqrt_transpose` returns Aᵀ v.
     """
     if loss == "mse":
         return vectors
@@ -62,10 +79,14 @@ def curvature_sqrt_transpose(loss: LossName, logits: Logits, vectors: Logits) ->
 
 
 def largest_curvature_per_output(loss: LossName) -> float:
-    """The largest eigenvalue that ∂²ℓ/∂f² can have: ½ for softmax cross-entropy, 1 for ½‖f − y‖²."""
+    """The largest eigenvalue that ∂²ℓ/∂f² can have: ½ for softmax cross-entropy, 1 for ½‖f −
+    y‖².
+    """
     return 1.0 if loss == "mse" else 0.5
 
 
 def error_rate(logits: Logits, targets: Targets) -> Float[Array, ""]:
-    """Share of samples classified wrongly (`ntk_tt.targets.wrong`); NaN where a logit is not finite, which would count as some class."""
+    """Share of samples classified wrongly (`ntk_tt.targets.wrong`); NaN where a logit is not
+    finite, which would count as some class.
+    """
     return jnp.where(jnp.isfinite(logits).all(), wrong(logits, targets).mean(), jnp.nan)

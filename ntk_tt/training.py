@@ -1,7 +1,8 @@
 """Real fine-tuning with optax: the truth that predictions are compared with.
 
-Shares no code with the prediction: of the package it imports only the description of the optimiser, the model
-container, the reading of labels, the memory there is and the progress bar. Its losses, batches and steps are optax's and its own.
+Shares no code with the prediction: of the package it imports only the description of the optimiser,
+the model container, the reading of labels, the memory there is and the progress bar. Its losses,
+batches and steps are optax's and its own.
 """
 
 import dataclasses
@@ -23,7 +24,11 @@ from ntk_tt.runtime.memory import compiled_blocks
 from ntk_tt.runtime.progress import Progress, silent
 from ntk_tt.targets import Labels, chance_loss, check_outputs, encode_targets, wrong
 
-_CPU_BLOCK, _DEVICE_BLOCK = 32, 256  # samples; on a CPU a third faster per sample than 256 (python -m benchmarks.cost)
+# samples; on a CPU a third faster per sample than 256 (python -m benchmarks.cost)
+_CPU_BLOCK, _DEVICE_BLOCK = (
+    32,
+    256,
+)
 _CONSTANT = 1e-5  # spread of the outputs over the samples, of their size, that is rounding
 _SPIKE = 1.5  # times the loss that a run began with, or that of constant outputs
 
@@ -33,15 +38,19 @@ class TrainingRun(eqx.Module):
 
     Attributes:
         steps: (S,) optimiser steps taken at each record, from 0 to T.
-        loss, error: (S,) mean loss and error rate on the whole training set there; NaN after divergence.
+        loss, error: (S,) mean loss and error rate on the whole training set there; NaN after
+            divergence.
         params: the trained parameters.
         seconds: of the T steps alone, without compilation and without the evaluations.
         evaluation_seconds, compile_seconds: those.
-        velocity: the optimiser's momentum after the last step, a tree like `params`; None without momentum.
-        diverged_at: the first step with a non-finite loss, where the run stopped; None if there was none.
-        collapsed_at: the first record from which on the outputs are the same for all samples, to rounding, although they were not
-            or the loss had spiked before: the network is dead (all its units off), its loss stays at that of chance or above and no
-            gradient but that of the last bias is left. None for a run that is alive, however slow.
+        velocity: the optimiser's momentum after the last step, a tree like `params`; None without
+            momentum.
+        diverged_at: the first step with a non-finite loss, where the run stopped; None if there was
+            none.
+        collapsed_at: the first record from which on the outputs are the same for all samples, to
+            rounding, although they were not or the loss had spiked before: the network is dead (all
+            its units off), its loss stays at that of chance or above and no gradient but that of
+            the last bias is left. None for a run that is alive, however slow.
     """
 
     steps: np.ndarray
@@ -56,9 +65,21 @@ class TrainingRun(eqx.Module):
     collapsed_at: int | None = None
 
 
-def finetune(apply: Apply, params: PyTree, inputs: Float[Array | np.ndarray, "n ..."], labels: Labels,
-             optimizer: OptimizerConfig, num_steps: int, *, loss: str = "ce", seed: int = 0, record_every: int = 1,
-             statistics: BatchStatistics | None = None, block_size: int | None = None, progress: Progress = silent) -> TrainingRun:
+def finetune(
+    apply: Apply,
+    params: PyTree,
+    inputs: Float[Array | np.ndarray, "n ..."],
+    labels: Labels,
+    optimizer: OptimizerConfig,
+    num_steps: int,
+    *,
+    loss: str = "ce",
+    seed: int = 0,
+    record_every: int = 1,
+    statistics: BatchStatistics | None = None,
+    block_size: int | None = None,
+    progress: Progress = silent,
+) -> TrainingRun:
     """Train for `num_steps` and record loss and error on the whole training set.
 
     Args:
@@ -70,11 +91,14 @@ def finetune(apply: Apply, params: PyTree, inputs: Float[Array | np.ndarray, "n 
         num_steps: T.
         loss: `ce`, or `mse` for ½‖f − y‖².
         seed: of the order of the data.
-        record_every: steps between records; the last step is always recorded. With the full batch a record costs nothing.
-        statistics: batch-norm statistics to train along with their functions (`Model.batch_statistics`); None keeps
-            them frozen. A full batch is then normalised as a whole, so it must fit into memory.
-        block_size: samples in memory at a time, fewer where these do not fit; larger batches accumulate their gradient in
-            blocks, to rounding. None takes what is fastest: 32 on a CPU, whose caches hold no more, 256 elsewhere.
+        record_every: steps between records; the last step is always recorded. With the full batch a
+            record costs nothing.
+        statistics: batch-norm statistics to train along with their functions
+            (`Model.batch_statistics`); None keeps them frozen. A full batch is then normalised as a
+            whole, so it must fit into memory.
+        block_size: samples in memory at a time, fewer where these do not fit; larger batches
+            accumulate their gradient in blocks, to rounding. None takes what is fastest: 32 on a
+            CPU, whose caches hold no more, 256 elsewhere.
         progress: called as `progress(step, num_steps)`.
 
     Raises:
@@ -96,23 +120,44 @@ def finetune(apply: Apply, params: PyTree, inputs: Float[Array | np.ndarray, "n 
     output = jax.eval_shape(apply, params, inputs[:1])
     num_outputs = output.size
     check_outputs(loss, num_outputs)
-    targets = encode_targets(labels, num_outputs, jnp.promote_types(output.dtype, jnp.float32), loss=loss)
+    targets = encode_targets(
+        labels, num_outputs, jnp.promote_types(output.dtype, jnp.float32), loss=loss
+    )
     rates = jnp.asarray(optimizer.learning_rates(num_steps))
     chain = optax.chain(
         optax.add_decayed_weights(optimizer.weight_decay),
-        optax.sgd(lambda count: rates[count], optimizer.momentum or None, nesterov=optimizer.nesterov))
+        optax.sgd(
+            lambda count: rates[count], optimizer.momentum or None, nesterov=optimizer.nesterov
+        ),
+    )
     network = _Network(apply, statistics, loss)
-    params, state, opt_state = jax.tree.map(jnp.array, params), network.initial_state, chain.init(params)
+    params, state, opt_state = (
+        jax.tree.map(jnp.array, params),
+        network.initial_state,
+        chain.init(params),
+    )
     batches = _batches(num_samples, batch_size, full_batch, optimizer.sampling, seed)
     whole = np.arange(num_samples)
-    # The blocks of a batch are a Python loop around one compiled step: XLA runs convolutions inside a compiled loop
-    # many times slower on a CPU.
+    # The blocks of a batch are a Python loop around one compiled step: XLA runs convolutions inside
+    # a compiled loop many times slower on a CPU.
     clock = time.perf_counter()
-    least = batch_size if statistics is not None else 1  # a batch that is normalised as a whole has no blocks
-    gradient, block = compiled_blocks(partial(_lower, network.gradient, params, state, inputs, targets), batch_size, max(least, block_size), least)
-    evaluate, evaluation_block = compiled_blocks(partial(_lower, network.evaluation, params, state, inputs, targets), num_samples, block_size)
+    # a batch that is normalised as a whole has no blocks
+    least = batch_size if statistics is not None else 1
+    gradient, block = compiled_blocks(
+        partial(_lower, network.gradient, params, state, inputs, targets),
+        batch_size,
+        max(least, block_size),
+        least,
+    )
+    evaluate, evaluation_block = compiled_blocks(
+        partial(_lower, network.evaluation, params, state, inputs, targets), num_samples, block_size
+    )
     zero = jax.tree.map(jnp.zeros_like, params)
-    update = jax.jit(lambda gradient, opt_state, params: chain.update(gradient, opt_state, params)).lower(zero, opt_state, params).compile()
+    update = (
+        jax.jit(lambda gradient, opt_state, params: chain.update(gradient, opt_state, params))
+        .lower(zero, opt_state, params)
+        .compile()
+    )
     compile_seconds = time.perf_counter() - clock
 
     records: dict[int, tuple[float, float]] = {}
@@ -123,8 +168,14 @@ def finetune(apply: Apply, params: PyTree, inputs: Float[Array | np.ndarray, "n 
         recorded = index % record_every == 0 or index == num_steps
         if recorded and (not full_batch or statistics is not None or index == num_steps):
             clock = time.perf_counter()
-            parts = [evaluate(params, state, inputs, targets, *part) for part in _padded_blocks(whole, evaluation_block)]
-            records[index] = float(sum(part[0] for part in parts)), float(sum(part[1] for part in parts))
+            parts = [
+                evaluate(params, state, inputs, targets, *part)
+                for part in _padded_blocks(whole, evaluation_block)
+            ]
+            records[index] = (
+                float(sum(part[0] for part in parts)),
+                float(sum(part[1] for part in parts)),
+            )
             constant[index] = _is_constant([part[2] for part in parts])
             evaluation_seconds += time.perf_counter() - clock
             if not np.isfinite(records[index][0]):
@@ -135,7 +186,9 @@ def finetune(apply: Apply, params: PyTree, inputs: Float[Array | np.ndarray, "n 
         clock = time.perf_counter()
         total, value, error, ranges = zero, 0.0, 0.0, []
         for part in _padded_blocks(next(batches), block):
-            total, state, more, mistakes, span = gradient(params, state, inputs, targets, *part, total)
+            total, state, more, mistakes, span = gradient(
+                params, state, inputs, targets, *part, total
+            )
             value, error = value + more, error + mistakes
             ranges.append(span)
         updates, opt_state = update(total, opt_state, params)
@@ -156,9 +209,21 @@ def finetune(apply: Apply, params: PyTree, inputs: Float[Array | np.ndarray, "n 
         records.pop(diverged_at, None)  # its loss says nothing, and its outputs count as some class
     curve = np.asarray([records.get(int(index), (np.nan, np.nan)) for index in steps])
     spiked = bool(highest > _SPIKE * max(curve[0, 0], chance_loss(np.asarray(targets), loss)))
-    collapsed_at = _collapsed_at(constant, spiked) if diverged_at is None and num_samples > 1 else None
-    return TrainingRun(steps, curve[:, 0], curve[:, 1], params, seconds, evaluation_seconds, compile_seconds, diverged_at,
-                       optax.tree_utils.tree_get(opt_state, "trace"), collapsed_at)
+    collapsed_at = (
+        _collapsed_at(constant, spiked) if diverged_at is None and num_samples > 1 else None
+    )
+    return TrainingRun(
+        steps,
+        curve[:, 0],
+        curve[:, 1],
+        params,
+        seconds,
+        evaluation_seconds,
+        compile_seconds,
+        diverged_at,
+        optax.tree_utils.tree_get(opt_state, "trace"),
+        collapsed_at,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,22 +239,47 @@ class _Network:
         return () if self.statistics is None else self.statistics.state
 
     def gradient(self, params, state, inputs, targets, indices, weights, total):
-        """Adds a block's gradient to `total`; also the new state, and the block's share of loss and error."""
+        """Adds a block's gradient to `total`; also the new state, and the block's share of loss and
+        error.
+        """
         x, y = inputs[indices], targets[indices]
 
         def objective(params):
-            logits, new_state = (self.apply(params, x), state) if self.statistics is None else self.statistics.apply_train(params, state, x)
-            logits = logits.astype(y.dtype).reshape(y.shape)  # of one sample, or one output, some networks drop the axis
-            return (weights * self.sample_losses(logits, y)).sum(), (new_state, (weights * wrong(logits, y)).sum(), _range(logits))
+            logits, new_state = (
+                (self.apply(params, x), state)
+                if self.statistics is None
+                else self.statistics.apply_train(params, state, x)
+            )
+            # of one sample, or one output, some networks drop the axis
+            logits = logits.astype(y.dtype).reshape(y.shape)
+            return (weights * self.sample_losses(logits, y)).sum(), (
+                new_state,
+                (weights * wrong(logits, y)).sum(),
+                _range(logits),
+            )
 
-        (value, (state, error, span)), gradient = jax.value_and_grad(objective, has_aux=True)(params)
+        (value, (state, error, span)), gradient = jax.value_and_grad(objective, has_aux=True)(
+            params
+        )
         return jax.tree.map(jnp.add, total, gradient), state, value, error, span
 
     def evaluation(self, params, state, inputs, targets, indices, weights):
         """A block's share of the loss and error of the whole set, and the range of its outputs."""
         x, y = inputs[indices], targets[indices]
-        logits = (self.apply(params, x) if self.statistics is None else self.statistics.apply_eval(params, state, x)).astype(y.dtype).reshape(y.shape)
-        return (weights * self.sample_losses(logits, y)).sum(), (weights * wrong(logits, y)).sum(), _range(logits)
+        logits = (
+            (
+                self.apply(params, x)
+                if self.statistics is None
+                else self.statistics.apply_eval(params, state, x)
+            )
+            .astype(y.dtype)
+            .reshape(y.shape)
+        )
+        return (
+            (weights * self.sample_losses(logits, y)).sum(),
+            (weights * wrong(logits, y)).sum(),
+            _range(logits),
+        )
 
     def sample_losses(self, logits, targets) -> Array:
         if self.loss == "mse":
@@ -209,7 +299,9 @@ def _is_constant(ranges: list[Array]) -> bool:
 
 
 def _collapsed_at(constant: dict[int, bool], spiked: bool) -> int | None:
-    """The first record of the last stretch of constant outputs, if that goes on to the end and is not how the run began and stayed."""
+    """The first record of the last stretch of constant outputs, if that goes on to the end and is
+    not how the run began and stayed.
+    """
     dead = None
     for index, is_constant in sorted(constant.items(), reverse=True):
         if not is_constant:
@@ -226,14 +318,20 @@ def _padded_blocks(indices: np.ndarray, size: int) -> Iterator[tuple[np.ndarray,
         yield np.resize(part, size), np.pad(weight, (0, size - len(part)))
 
 
-def _lower(function: Callable, params: PyTree, state: PyTree, inputs: Array, targets: Array, block: int) -> Any:
-    """Compiled for blocks of this size; `gradient` also takes the running total, of the shape of the parameters."""
+def _lower(
+    function: Callable, params: PyTree, state: PyTree, inputs: Array, targets: Array, block: int
+) -> Any:
+    """Compiled for blocks of this size; `gradient` also takes the running total, of the shape of
+    the parameters.
+    """
     part = next(_padded_blocks(np.arange(block), block))
     total = (params,) if function.__name__ == "gradient" else ()
     return jax.jit(function).lower(params, state, inputs, targets, *part, *total).compile()
 
 
-def _batches(num_samples: int, batch_size: int, full_batch: bool, sampling: str, seed: int) -> Iterator[np.ndarray]:
+def _batches(
+    num_samples: int, batch_size: int, full_batch: bool, sampling: str, seed: int
+) -> Iterator[np.ndarray]:
     rng = np.random.default_rng(seed)
     while True:
         if full_batch:

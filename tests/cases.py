@@ -1,6 +1,8 @@
-"""One table of networks that feeds the tests of operators: every way in which a parameter can meet an activation.
+"""One table of networks that feeds the tests of operators: every way in which a parameter can meet
+an activation.
 
-Each is a plain function of (params, inputs) with the shapes of its parameters and of one input; `network` draws the numbers.
+Each is a plain function of (params, inputs) with the shapes of its parameters and of one input;
+`network` draws the numbers.
 """
 
 from collections.abc import Callable
@@ -29,6 +31,7 @@ CASES: dict[str, Entry] = {}
 
 def case(one_input: tuple[int, ...], **shapes: tuple[int, ...]):
     """Adds the function below it to the table; its name, with blanks, is the case's."""
+
     def add(function):
         CASES[function.__name__.strip("_").replace("_", " ")] = Entry(function, shapes, one_input)
         return function
@@ -39,12 +42,23 @@ def case(one_input: tuple[int, ...], **shapes: tuple[int, ...]):
 def network(name: str, num_samples: int = 3, seed: int = 0, dtype: Any = jnp.float64) -> Network:
     """A case with numbers in it."""
     entry, rng = CASES[name], np.random.default_rng(17)
-    params = {key: jnp.asarray(0.5 * rng.normal(size=shape) + (1.0 if "scale" in key else 0.0), dtype) for key, shape in entry.shapes.items()}
-    return Network(entry.apply, params, jnp.asarray(np.random.default_rng(seed).normal(size=(num_samples, *entry.one_input)), dtype))
+    params = {
+        key: jnp.asarray(0.5 * rng.normal(size=shape) + (1.0 if "scale" in key else 0.0), dtype)
+        for key, shape in entry.shapes.items()
+    }
+    return Network(
+        entry.apply,
+        params,
+        jnp.asarray(
+            np.random.default_rng(seed).normal(size=(num_samples, *entry.one_input)), dtype
+        ),
+    )
 
 
 def _convolve(x, kernel, strides=(1, 1), padding="SAME", **options):
-    return jax.lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"), **options)
+    return jax.lax.conv_general_dilated(
+        x, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"), **options
+    )
 
 
 def _read(y, head):
@@ -71,7 +85,9 @@ def _convolution_grouped(p, x):
 
 @case(IMAGE, kernel=(3, 3, 1, 8), pointwise=(1, 1, 8, 3))
 def _convolution_depthwise_separable(p, x):
-    return jnp.tanh(_convolve(jnp.tanh(_convolve(x, p["kernel"], feature_group_count=4)), p["pointwise"])).sum((1, 2))
+    return jnp.tanh(
+        _convolve(jnp.tanh(_convolve(x, p["kernel"], feature_group_count=4)), p["pointwise"])
+    ).sum((1, 2))
 
 
 @case(IMAGE, kernel=(3, 3, 4, 5), head=(5, 3))
@@ -81,13 +97,17 @@ def _convolution_transposed(p, x):
 
 @case(SEQUENCE, kernel=(3, 8, 3))
 def _convolution_causal_in_one_dimension(p, x):
-    y = jax.lax.conv_general_dilated(x, p["kernel"], (1,), ((2, 0),), dimension_numbers=("NWC", "WIO", "NWC"))
+    y = jax.lax.conv_general_dilated(
+        x, p["kernel"], (1,), ((2, 0),), dimension_numbers=("NWC", "WIO", "NWC")
+    )
     return jnp.tanh(y).sum(1)
 
 
 @case((3, 4, 3, 2), kernel=(2, 2, 2, 2, 3))
 def _convolution_in_three_dimensions(p, x):
-    y = jax.lax.conv_general_dilated(x, p["kernel"], (1, 1, 1), "SAME", dimension_numbers=("NDHWC", "DHWIO", "NDHWC"))
+    y = jax.lax.conv_general_dilated(
+        x, p["kernel"], (1, 1, 1), "SAME", dimension_numbers=("NDHWC", "DHWIO", "NDHWC")
+    )
     return jnp.tanh(y).sum((1, 2, 3))
 
 
@@ -129,7 +149,9 @@ def _attention_with_a_causal_mask(p, x):
 
 @case(SEQUENCE, q=(8, 8), k=(8, 4), v=(8, 4), out=(8, 3))
 def _attention_of_grouped_queries(p, x):
-    y = jax.nn.dot_product_attention(_heads(x, p["q"], 4), _heads(x, p["k"], 2), _heads(x, p["v"], 2))
+    y = jax.nn.dot_product_attention(
+        _heads(x, p["q"], 4), _heads(x, p["k"], 2), _heads(x, p["v"], 2)
+    )
     return y.reshape(*y.shape[:2], -1).mean(1) @ p["out"]
 
 
@@ -139,7 +161,9 @@ def _attention_with_rotations(p, x):
 
     def turn(z):
         a, b = z[..., :4], z[..., 4:]
-        return jnp.concatenate([a * np.cos(angle) - b * np.sin(angle), a * np.sin(angle) + b * np.cos(angle)], -1)
+        return jnp.concatenate(
+            [a * np.cos(angle) - b * np.sin(angle), a * np.sin(angle) + b * np.cos(angle)], -1
+        )
 
     weights = jax.nn.softmax(turn(x @ p["q"]) @ turn(x @ p["k"]).swapaxes(1, 2))
     return (weights @ (x @ p["v"])).mean(1)
@@ -171,7 +195,9 @@ def _gated_recurrent_unit(p, x):
 
 @case(VECTOR, weights=(3, 6, 6), biases=(3, 6))
 def _scan_over_layers(p, x):
-    return jax.lax.scan(lambda z, now: (jnp.tanh(z @ now[0] + now[1]), None), x, (p["weights"], p["biases"]))[0][:, :3]
+    return jax.lax.scan(
+        lambda z, now: (jnp.tanh(z @ now[0] + now[1]), None), x, (p["weights"], p["biases"])
+    )[0][:, :3]
 
 
 @case(VECTOR, w=(6, 6), head=(6, 3))
@@ -183,7 +209,9 @@ def _fori_loop_of_one_layer(p, x):
 def _associative_scan(p, x):
     rate = jax.nn.sigmoid(p["decay"])
     a, b = jnp.broadcast_to(rate, x.shape), x
-    _, y = jax.lax.associative_scan(lambda one, two: (one[0] * two[0], one[1] * two[0] + two[1]), (a, b), axis=1)
+    _, y = jax.lax.associative_scan(
+        lambda one, two: (one[0] * two[0], one[1] * two[0] + two[1]), (a, b), axis=1
+    )
     return y[:, -1] @ p["w"]
 
 
@@ -208,12 +236,16 @@ def _auto_encoder_with_tied_weights(p, x):
 
 @case(VECTOR, w=(6, 3))
 def _parameter_in_different_roles(p, x):
-    return jnp.tanh(x @ p["w"]) * p["w"][0] + jnp.square(p["w"]).sum(0) + x[:, :3] * jnp.exp(p["w"][1])
+    return (
+        jnp.tanh(x @ p["w"]) * p["w"][0] + jnp.square(p["w"]).sum(0) + x[:, :3] * jnp.exp(p["w"][1])
+    )
 
 
 @case(SEQUENCE, scale=(8,), shift=(8,), w=(8, 3))
 def _layer_norm(p, x):
-    z = (x - x.mean(-1, keepdims=True)) * jax.lax.rsqrt(x.var(-1, keepdims=True) + 1e-5) * p["scale"] + p["shift"]
+    z = (x - x.mean(-1, keepdims=True)) * jax.lax.rsqrt(x.var(-1, keepdims=True) + 1e-5) * p[
+        "scale"
+    ] + p["shift"]
     return jnp.tanh(z @ p["w"]).sum(1)
 
 
@@ -221,13 +253,17 @@ def _layer_norm(p, x):
 def _group_norm(p, x):
     y = _convolve(x, p["kernel"])
     grouped = y.reshape(*y.shape[:3], 2, 3)
-    grouped = (grouped - grouped.mean((1, 2, 4), keepdims=True)) * jax.lax.rsqrt(grouped.var((1, 2, 4), keepdims=True) + 1e-5)
+    grouped = (grouped - grouped.mean((1, 2, 4), keepdims=True)) * jax.lax.rsqrt(
+        grouped.var((1, 2, 4), keepdims=True) + 1e-5
+    )
     return _read(grouped.reshape(y.shape) * p["scale"] + p["shift"], p["w"])
 
 
 @case(IMAGE, kernel=(3, 3, 4, 5), scale=(5,), shift=(5,), w=(5, 3))
 def _batch_norm_frozen(p, x):
-    y = (_convolve(x, p["kernel"]) - np.linspace(-0.2, 0.3, 5)) / np.sqrt(np.linspace(0.5, 1.5, 5) + 1e-5)
+    y = (_convolve(x, p["kernel"]) - np.linspace(-0.2, 0.3, 5)) / np.sqrt(
+        np.linspace(0.5, 1.5, 5) + 1e-5
+    )
     return _read(y * p["scale"] + p["shift"], p["w"])
 
 
@@ -244,7 +280,10 @@ def _spectral_norm(p, x):
         v = v / jnp.linalg.norm(v)
         u = p["w"] @ v
         u = u / jnp.linalg.norm(u)
-    return jnp.tanh(x @ (p["w"] / (jax.lax.stop_gradient(u) @ p["w"] @ jax.lax.stop_gradient(v)))) @ p["head"]
+    return (
+        jnp.tanh(x @ (p["w"] / (jax.lax.stop_gradient(u) @ p["w"] @ jax.lax.stop_gradient(v))))
+        @ p["head"]
+    )
 
 
 @case(VECTOR, a=(6, 2), b=(2, 5), head=(5, 3))
@@ -279,7 +318,11 @@ def _bilinear_form(p, x):
 @case(SEQUENCE, up=(4, 8, 5), down=(4, 5, 3), gate=(8, 4))
 def _mixture_of_experts(p, x):
     gate = jax.nn.softmax(x @ p["gate"])
-    return jnp.einsum("ntec,nte->nc", jnp.einsum("nteo,eoc->ntec", jnp.tanh(jnp.einsum("nti,eio->nteo", x, p["up"])), p["down"]), gate)
+    return jnp.einsum(
+        "ntec,nte->nc",
+        jnp.einsum("nteo,eoc->ntec", jnp.tanh(jnp.einsum("nti,eio->nteo", x, p["up"])), p["down"]),
+        gate,
+    )
 
 
 # Complex numbers
@@ -287,7 +330,9 @@ def _mixture_of_experts(p, x):
 
 @case(SEQUENCE, real=(3, 8), imaginary=(3, 8), w=(8, 3))
 def _fourier_layer(p, x):
-    y = jnp.fft.irfft(jnp.fft.rfft(x, axis=1) * jax.lax.complex(p["real"], p["imaginary"]), n=5, axis=1)
+    y = jnp.fft.irfft(
+        jnp.fft.rfft(x, axis=1) * jax.lax.complex(p["real"], p["imaginary"]), n=5, axis=1
+    )
     return jnp.tanh(y).mean(1) @ p["w"]
 
 
@@ -316,7 +361,9 @@ def _jit_within(p, x):
 
 @case(SEQUENCE, a=(8, 4), b=(4, 3))
 def _vmap_within(p, x):
-    return jax.vmap(lambda one: jax.vmap(lambda token: jnp.tanh(token @ p["a"]))(one).sum(0) @ p["b"])(x)
+    return jax.vmap(
+        lambda one: jax.vmap(lambda token: jnp.tanh(token @ p["a"]))(one).sum(0) @ p["b"]
+    )(x)
 
 
 @case(VECTOR, a=(2, 6, 4), b=(4, 3))
@@ -344,7 +391,8 @@ def _swish(x, slope):
 
 @_swish.defjvp
 def _swish_jvp(primals, tangents):
-    return _swish(*primals), tangents[0] * primals[1] + 3 * tangents[1] * primals[0]  # not the derivative, on purpose
+    # not the derivative, on purpose
+    return _swish(*primals), tangents[0] * primals[1] + 3 * tangents[1] * primals[0]
 
 
 @case(VECTOR, a=(6, 5), slope=(5,), b=(5, 3))
@@ -354,7 +402,9 @@ def _activation_with_its_own_rule(p, x):
 
 @case(VECTOR, a=(6, 3), b=(3,))
 def _cond_on_a_parameter(p, x):
-    return jax.lax.cond(p["b"].sum() > 0, lambda w: x @ w, lambda w: jnp.sin(x @ w), p["a"]) + p["b"]
+    return (
+        jax.lax.cond(p["b"].sum() > 0, lambda w: x @ w, lambda w: jnp.sin(x @ w), p["a"]) + p["b"]
+    )
 
 
 @case(VECTOR, a=(6, 3), b=(6, 3))

@@ -24,8 +24,12 @@ def _folder(variable: str, default: Path) -> Path:
 
 
 def pytest_configure(config):
-    keep_compiled(ROOT / ".pytest_cache" / "compiled")  # most of the time of a test is compilation, and many compile the same
-    config.addinivalue_line("filterwarnings", "ignore::beartype.roar.BeartypeDecorHintPep585DeprecationWarning")  # of flax's types
+    # most of the time of a test is compilation, and many compile the same
+    keep_compiled(ROOT / ".pytest_cache" / "compiled")
+    # of flax's types
+    config.addinivalue_line(
+        "filterwarnings", "ignore::beartype.roar.BeartypeDecorHintPep585DeprecationWarning"
+    )
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,6 @@
-"""Small networks that every test of features and kernels runs over, and an independent dense oracle."""
+"""Small networks that every test of features and kernels runs over, and an independent dense
+oracle.
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -17,11 +19,22 @@ class Case(NamedTuple):
     inputs: Callable[[int, int], jax.Array]  # (number, seed) -> inputs
 
 
-def mlp(num_outputs: int, *, inputs: int = 6, width: int = 16, depth: int = 2, seed: int = 0, dtype=jnp.float32) -> Case:
+def mlp(
+    num_outputs: int,
+    *,
+    inputs: int = 6,
+    width: int = 16,
+    depth: int = 2,
+    seed: int = 0,
+    dtype=jnp.float32,
+) -> Case:
     """tanh MLP in the NTK parametrisation: its kernel does not depend on the width."""
     sizes = [inputs] + [width] * depth + [num_outputs]
     keys = jax.random.split(jax.random.key(seed), len(sizes) - 1)
-    params = [{"weight": jax.random.normal(key, (a, b), dtype), "bias": jnp.zeros(b, dtype)} for key, a, b in zip(keys, sizes[:-1], sizes[1:], strict=True)]
+    params = [
+        {"weight": jax.random.normal(key, (a, b), dtype), "bias": jnp.zeros(b, dtype)}
+        for key, a, b in zip(keys, sizes[:-1], sizes[1:], strict=True)
+    ]
 
     def apply(params, x):
         for index, layer in enumerate(params):
@@ -29,7 +42,11 @@ def mlp(num_outputs: int, *, inputs: int = 6, width: int = 16, depth: int = 2, s
             x = jnp.tanh(x) if index < len(params) - 1 else x
         return x
 
-    return Case(apply, params, lambda number, s: jax.random.normal(jax.random.key(100 + s), (number, inputs), dtype))
+    return Case(
+        apply,
+        params,
+        lambda number, s: jax.random.normal(jax.random.key(100 + s), (number, inputs), dtype),
+    )
 
 
 class _ConvNet(nnx.Module):
@@ -51,7 +68,11 @@ class _ConvNet(nnx.Module):
 
 def convolutional(num_outputs: int, *, norm: bool, seed: int = 0, dtype=jnp.float32) -> Case:
     model = from_nnx(_ConvNet(num_outputs, norm, rngs=nnx.Rngs(seed), dtype=dtype))
-    return Case(model.apply, model.params, lambda number, s: jax.random.normal(jax.random.key(100 + s), (number, 6, 6, 2), dtype))
+    return Case(
+        model.apply,
+        model.params,
+        lambda number, s: jax.random.normal(jax.random.key(100 + s), (number, 6, 6, 2), dtype),
+    )
 
 
 CASES = {
@@ -62,13 +83,21 @@ CASES = {
 
 
 def dense_jacobian(case: Case, inputs) -> np.ndarray:
-    """(N, C, D) one output of one sample at a time, by `jax.grad`: shares nothing with the library."""
+    """(N, C, D) one output of one sample at a time, by `jax.grad`: shares nothing with the
+    library.
+    """
     rows = []
     for x in inputs:
         outputs = case.apply(case.params, x[None]).shape[1]
         for output in range(outputs):
-            gradient = jax.grad(lambda params, x=x, output=output: case.apply(params, x[None])[0, output])(case.params)
-            rows.append(np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(gradient)]))
+            gradient = jax.grad(
+                lambda params, x=x, output=output: case.apply(params, x[None])[0, output]
+            )(case.params)
+            rows.append(
+                np.concatenate(
+                    [np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(gradient)]
+                )
+            )
     return np.stack(rows).reshape(len(inputs), outputs, -1)
 
 

@@ -1,4 +1,6 @@
-"""Training written out from its definition: numpy in double precision and optax's optimisers, no code of the package."""
+"""Training written out from its definition: numpy in double precision and optax's optimisers, no
+code of the package.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -25,7 +27,9 @@ def dense(apply: Callable, params: Any, inputs) -> Dense:
     def logits(weights):
         return apply(restore(weights), inputs)
 
-    return Dense(*(np.asarray(each, np.float64) for each in (logits(flat), jax.jacrev(logits)(flat), flat)))
+    return Dense(
+        *(np.asarray(each, np.float64) for each in (logits(flat), jax.jacrev(logits)(flat), flat))
+    )
 
 
 def one_hot(labels, num_outputs: int) -> np.ndarray:
@@ -45,7 +49,9 @@ def mean_loss(loss: str, logits: np.ndarray, targets: np.ndarray) -> float:
     if loss == "mse":
         return float(0.5 * ((logits - targets) ** 2).sum() / len(logits))
     top = logits.max(-1, keepdims=True)
-    return float((np.log(np.exp(logits - top).sum(-1)) + top[:, 0] - (targets * logits).sum(-1)).mean())
+    return float(
+        (np.log(np.exp(logits - top).sum(-1)) + top[:, 0] - (targets * logits).sum(-1)).mean()
+    )
 
 
 def error_rate(logits: np.ndarray, targets: np.ndarray) -> float:
@@ -55,32 +61,60 @@ def error_rate(logits: np.ndarray, targets: np.ndarray) -> float:
     return float((logits.argmax(-1) != targets.argmax(-1)).mean())
 
 
-def train(gradient: Callable[[np.ndarray, np.ndarray], np.ndarray], start: np.ndarray, batches: Sequence[np.ndarray], *, rate: float | Callable,
-          momentum: float = 0.0, nesterov: bool = False, weight_decay: float = 0.0) -> list[np.ndarray]:
-    """The weights before and after each step of optax's SGD; `gradient(weights, batch)` is that of the batch's mean loss."""
-    chain = optax.chain(optax.add_decayed_weights(weight_decay), optax.sgd(rate, momentum or None, nesterov=nesterov))
+def train(
+    gradient: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    start: np.ndarray,
+    batches: Sequence[np.ndarray],
+    *,
+    rate: float | Callable,
+    momentum: float = 0.0,
+    nesterov: bool = False,
+    weight_decay: float = 0.0,
+) -> list[np.ndarray]:
+    """The weights before and after each step of optax's SGD; `gradient(weights, batch)` is that of
+    the batch's mean loss.
+    """
+    chain = optax.chain(
+        optax.add_decayed_weights(weight_decay),
+        optax.sgd(rate, momentum or None, nesterov=nesterov),
+    )
     weights, found = np.asarray(start, np.float64), [np.asarray(start, np.float64)]
     state = chain.init(jnp.asarray(weights))
     for batch in batches:
-        updates, state = chain.update(jnp.asarray(gradient(weights, batch)), state, jnp.asarray(weights))
+        updates, state = chain.update(
+            jnp.asarray(gradient(weights, batch)), state, jnp.asarray(weights)
+        )
         weights = weights + np.asarray(updates, np.float64)
         found.append(weights)
     return found
 
 
-def train_linear(network: Dense, targets: np.ndarray, loss: str, batches: Sequence[np.ndarray], **setting) -> np.ndarray:
+def train_linear(
+    network: Dense, targets: np.ndarray, loss: str, batches: Sequence[np.ndarray], **setting
+) -> np.ndarray:
     """Logits (T+1, N, C) before and after each step of f = f₀ + J (w − w₀)."""
+
     def logits(weights, samples=slice(None)):
         return network.logits[samples] + network.jacobian[samples] @ (weights - network.weights)
 
     def gradient(weights, batch):
-        return np.einsum("ncd,nc->d", network.jacobian[batch], residuals(loss, logits(weights, batch), targets[batch])) / len(batch)
+        return np.einsum(
+            "ncd,nc->d",
+            network.jacobian[batch],
+            residuals(loss, logits(weights, batch), targets[batch]),
+        ) / len(batch)
 
-    return np.stack([logits(weights) for weights in train(gradient, network.weights, batches, **setting)])
+    return np.stack(
+        [logits(weights) for weights in train(gradient, network.weights, batches, **setting)]
+    )
 
 
-def orders(num_samples: int, batch_size: int | None, num_steps: int, sampling: str = "epoch", seed: int = 0) -> np.ndarray:
-    """(T, B): the full batch, a new order each epoch without what does not fill a batch, or samples drawn one by one."""
+def orders(
+    num_samples: int, batch_size: int | None, num_steps: int, sampling: str = "epoch", seed: int = 0
+) -> np.ndarray:
+    """(T, B): the full batch, a new order each epoch without what does not fill a batch, or samples
+    drawn one by one.
+    """
     if batch_size is None:
         return np.tile(np.arange(num_samples), (num_steps, 1))
     rng = np.random.default_rng(seed)
@@ -89,5 +123,9 @@ def orders(num_samples: int, batch_size: int | None, num_steps: int, sampling: s
     found = []
     while len(found) < num_steps:
         order = rng.permutation(num_samples)
-        found += [order[start : start + batch_size] for start in range(0, num_samples, batch_size) if start + batch_size <= num_samples]
+        found += [
+            order[start : start + batch_size]
+            for start in range(0, num_samples, batch_size)
+            if start + batch_size <= num_samples
+        ]
     return np.stack(found[:num_steps])

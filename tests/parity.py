@@ -1,6 +1,8 @@
-"""Weights and images by formula, the same for PyTorch and for us, so that only outputs need to be stored.
+"""Weights and images by formula, the same for PyTorch and for us, so that only outputs need to be
+stored.
 
-Used by `experiments/parity.py`, which runs in an environment with PyTorch, and by `tests/test_models_parity.py`: numpy only.
+Used by `experiments/parity.py`, which runs in an environment with PyTorch, and by
+`tests/test_models_parity.py`: numpy only.
 """
 
 import zlib
@@ -10,15 +12,21 @@ import numpy as np
 
 
 def uniform(name: str, size: int) -> np.ndarray:
-    """Numbers in [0, 1) that look random and depend on nothing but the name and their index (splitmix64)."""
-    z = (np.arange(1, size + 1, dtype=np.uint64) + np.uint64(zlib.crc32(name.encode()) << 16)) * np.uint64(0x9E3779B97F4A7C15)
+    """Numbers in [0, 1) that look random and depend on nothing but the name and their index
+    (splitmix64).
+    """
+    z = (
+        np.arange(1, size + 1, dtype=np.uint64) + np.uint64(zlib.crc32(name.encode()) << 16)
+    ) * np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return ((z ^ (z >> np.uint64(31))) >> np.uint64(11)).astype(np.float64) / 2.0**53
 
 
 def parameter(name: str, shape: Sequence[int]) -> np.ndarray:
-    """A parameter or statistic that keeps activations of order one: He's variance for kernels, scales and variances near one."""
+    """A parameter or statistic that keeps activations of order one: He's variance for kernels,
+    scales and variances near one.
+    """
     values = uniform(name, int(np.prod(shape, dtype=int)))
     if len(shape) > 1:
         values = (2 * values - 1) * (6 / np.prod(shape[1:])) ** 0.5
@@ -36,4 +44,8 @@ def parameters(shapes: Mapping[str, Sequence[int]]) -> dict[str, np.ndarray]:
 
 def images(side: int, count: int = 2) -> np.ndarray:
     """Images (count, side, side, 3), uint8."""
-    return (256 * uniform("images", count * side * side * 3)).astype(np.uint8).reshape(count, side, side, 3)
+    return (
+        (256 * uniform("images", count * side * side * 3))
+        .astype(np.uint8)
+        .reshape(count, side, side, 3)
+    )

@@ -1,4 +1,5 @@
-"""A prediction over a mesh, run as a program of its own: the number of devices is fixed when JAX starts.
+"""A prediction over a mesh, run as a program of its own: the number of devices is fixed when JAX
+starts.
 
     python -m tests.sharded_program DEVICES [PROCESS PROCESSES PORT]
 
@@ -30,9 +31,23 @@ def main() -> None:
     mesh = sample_mesh() if jax.device_count() > 1 else None
     found = {"devices": jax.device_count(), "processes": jax.process_count()}
     for space in ("primal", "dual"):
-        problem = ntk_tt.linearize(case.apply, case.params, inputs, labels, outputs="contrasts", num_projections=48, space=space, mesh=mesh)
-        for name, optimizer in (("full", ntk_tt.OptimizerConfig(0.05, 0.9, weight_decay=0.01)), ("batches", ntk_tt.OptimizerConfig(0.05, batch_size=4))):
-            found[f"{space} {name}"] = ntk_tt.predict(problem, optimizer, 12, num_seeds=2).loss.tolist()
+        problem = ntk_tt.linearize(
+            case.apply,
+            case.params,
+            inputs,
+            labels,
+            outputs="contrasts",
+            num_projections=48,
+            space=space,
+            mesh=mesh,
+        )
+        for name, optimizer in (
+            ("full", ntk_tt.OptimizerConfig(0.05, 0.9, weight_decay=0.01)),
+            ("batches", ntk_tt.OptimizerConfig(0.05, batch_size=4)),
+        ):
+            found[f"{space} {name}"] = ntk_tt.predict(
+                problem, optimizer, 12, num_seeds=2
+            ).loss.tolist()
         found[f"{space} curvature"] = largest_curvature(problem, problem.initial_logits)[0]
     print("RESULT " + json.dumps(found), flush=True)
 

@@ -1,4 +1,6 @@
-"""Fills a feature store, in a process of its own that tests kill. Nothing is computed on import: processes are forked from here."""
+"""Fills a feature store, in a process of its own that tests kill. Nothing is computed on import:
+processes are forked from here.
+"""
 
 import os
 import signal
@@ -12,8 +14,13 @@ from ntk_tt.features import store
 
 NUM_PROJECTIONS, BLOCK_SIZE = 200, 4
 INPUTS = np.random.default_rng(0).normal(size=(19, 6)).astype(np.float32)
-PARAMS = {"hidden": np.random.default_rng(1).normal(size=(6, 24)).astype(np.float32), "head": np.random.default_rng(2).normal(size=(24, 3)).astype(np.float32)}
-PROJECTION = np.random.default_rng(3).normal(size=(6 * 24 + 24 * 3, NUM_PROJECTIONS)).astype(np.float32)
+PARAMS = {
+    "hidden": np.random.default_rng(1).normal(size=(6, 24)).astype(np.float32),
+    "head": np.random.default_rng(2).normal(size=(24, 3)).astype(np.float32),
+}
+PROJECTION = (
+    np.random.default_rng(3).normal(size=(6 * 24 + 24 * 3, NUM_PROJECTIONS)).astype(np.float32)
+)
 
 
 def apply(params, x):
@@ -23,18 +30,32 @@ def apply(params, x):
 def features(inputs) -> jax.Array:
     """(n, C, D'), each sample on its own."""
     jacobian = jax.vmap(jax.jacrev(apply), (None, 0))(PARAMS, inputs)
-    return jnp.concatenate([leaf.reshape(len(inputs), 3, -1) for leaf in jax.tree.leaves(jacobian)], -1) @ PROJECTION
+    return (
+        jnp.concatenate(
+            [leaf.reshape(len(inputs), 3, -1) for leaf in jax.tree.leaves(jacobian)], -1
+        )
+        @ PROJECTION
+    )
 
 
 def manifest() -> dict:
-    return store.describe(apply, PARAMS, INPUTS, num_projections=NUM_PROJECTIONS, projection="test", key=None, block_size=BLOCK_SIZE)
+    return store.describe(
+        apply,
+        PARAMS,
+        INPUTS,
+        num_projections=NUM_PROJECTIONS,
+        projection="test",
+        key=None,
+        block_size=BLOCK_SIZE,
+    )
 
 
 def main(folder: str, when: str = "", block: int = 0) -> None:
     """Args:
-        when: where the process kills itself in writing `block`: `half` of the data is written, all of it is but has not
-            its name yet (`unnamed`), or it has its name (`named`). `everything` writes all blocks twenty times over,
-            missing or not.
+    when: where the process kills itself in writing `block`: `half` of the data is written, all of
+    it is but has not
+        its name yet (`unnamed`), or it has its name (`named`). `everything` writes all blocks
+        twenty times over, missing or not.
     """
     opened = store.FeatureStore.open(folder, manifest())
     if when not in ("", "everything"):

@@ -1,9 +1,18 @@
-"""The closed loop on curves of which the truth is known; intervals from censored times; power laws."""
+"""The closed loop on curves of which the truth is known; intervals from censored times; power
+laws.
+"""
 
 import numpy as np
 import pytest
 
-from ntk_tt.times.calibration import Slowdown, from_quantiles, interval, kaplan_meier, slowdown, slowed
+from ntk_tt.times.calibration import (
+    Slowdown,
+    from_quantiles,
+    interval,
+    kaplan_meier,
+    slowdown,
+    slowed,
+)
 from ntk_tt.times.crossing import crossing_time
 from ntk_tt.times.loss_law import LossLaw, fit_loss_law
 from ntk_tt.times.online import Predictor, loss_callback, remaining
@@ -16,7 +25,10 @@ def curve(steps, speed=1.0):
 
 
 def watched(speed, until, noise=0.0):
-    predictor, rng = Predictor(STEPS, curve(STEPS), margin=4.0, horizon=150), np.random.default_rng(0)
+    predictor, rng = (
+        Predictor(STEPS, curve(STEPS), margin=4.0, horizon=150),
+        np.random.default_rng(0),
+    )
     for step in range(0, until + 1, 3):
         predictor.observe(step, curve(step, speed) * np.exp(noise * rng.standard_normal()))
     return predictor
@@ -86,9 +98,17 @@ def test_a_step_that_is_none_is_an_error(step):
         Predictor(STEPS, curve(STEPS)).observe(step, 1.0)
 
 
-@pytest.mark.parametrize(("steps", "loss", "message"), [
-    (STEPS, np.full(len(STEPS), np.nan), "unstable"), (STEPS[:1], curve(STEPS[:1]), "two records"), (STEPS[::-1], curve(STEPS), "begins at step 0"),
-    (np.zeros(3), np.ones(3), "must rise"), (np.asarray([0, 5, 3]), np.ones(3), "must rise"), (np.asarray([0, np.nan]), np.ones(2), "must rise")])
+@pytest.mark.parametrize(
+    ("steps", "loss", "message"),
+    [
+        (STEPS, np.full(len(STEPS), np.nan), "unstable"),
+        (STEPS[:1], curve(STEPS[:1]), "two records"),
+        (STEPS[::-1], curve(STEPS), "begins at step 0"),
+        (np.zeros(3), np.ones(3), "must rise"),
+        (np.asarray([0, 5, 3]), np.ones(3), "must rise"),
+        (np.asarray([0, np.nan]), np.ones(2), "must rise"),
+    ],
+)
 def test_a_curve_that_is_none_is_refused(steps, loss, message):
     with pytest.raises(ValueError, match=message):
         Predictor(steps, loss)
@@ -118,7 +138,9 @@ def test_callback_reports_as_often_as_asked():
     assert [forecast.observed for forecast in seen] == [10, 20, 30]
 
 
-def test_the_callback_does_not_end_a_loop_for_a_loss_that_is_not_finite_and_forecasts_only_what_it_reports(monkeypatch):
+def test_the_callback_ends_no_loop_for_a_loss_that_is_not_finite_and_forecasts_what_it_reports(
+    monkeypatch,
+):
     predictor, seen, calls = Predictor(STEPS, curve(STEPS)), [], []
     forecast = predictor.forecast
     monkeypatch.setattr(predictor, "forecast", lambda: calls.append(1) or forecast())
@@ -136,14 +158,21 @@ def test_the_callback_does_not_end_a_loop_for_a_loss_that_is_not_finite_and_fore
 SPREAD = from_quantiles([-0.4, -0.1, 0.0, 0.2], [0.2, 0.5, 0.7, 0.9], 0.5)
 
 
-@pytest.mark.parametrize(("time", "observed", "steps", "probability"), [
-    (100.0, 0, 100.0, 0.9),  # long before T
-    (300.0, 0, 300.0, 0.7),  # at T: what the tuning tasks say
-    (301.0, 0, None, 0.5),  # later than T: never more than one half
-    (600.0, 0, None, 0.0),  # much later
-    (None, 0, None, 0.0),  # never
-    (50.0, 60, 0.0, 1.0),  # seen
-    (None, 300, None, 0.0), (400.0, 300, None, 0.0), (400.0, 500, None, 0.0)])  # T has passed without it
+# T has passed without it
+@pytest.mark.parametrize(
+    ("time", "observed", "steps", "probability"),
+    [
+        (100.0, 0, 100.0, 0.9),  # long before T
+        (300.0, 0, 300.0, 0.7),  # at T: what the tuning tasks say
+        (301.0, 0, None, 0.5),  # later than T: never more than one half
+        (600.0, 0, None, 0.0),  # much later
+        (None, 0, None, 0.0),  # never
+        (50.0, 60, 0.0, 1.0),  # seen
+        (None, 300, None, 0.0),
+        (400.0, 300, None, 0.0),
+        (400.0, 500, None, 0.0),
+    ],
+)
 def test_the_probability_of_what_is_not_reached(time, observed, steps, probability):
     found = remaining(time, observed, 300, 300.0, SPREAD)
     assert found.steps == steps
@@ -182,8 +211,11 @@ def test_kaplan_meier_without_censoring_is_the_empirical_distribution():
 
 
 def test_kaplan_meier_by_hand():
-    # 1 at 6 at risk; 2 censored; 3 at 4; 4 censored; 5 at 2; 6 censored: S = 5/6, 5/6·3/4, 5/6·3/4·1/2.
-    values, share = kaplan_meier(np.asarray([1.0, 2, 3, 4, 5, 6]), np.asarray([False, True, False, True, False, True]))
+    # 1 at 6 at risk; 2 censored; 3 at 4; 4 censored; 5 at 2; 6 censored: S = 5/6, 5/6·3/4,
+    # 5/6·3/4·1/2.
+    values, share = kaplan_meier(
+        np.asarray([1.0, 2, 3, 4, 5, 6]), np.asarray([False, True, False, True, False, True])
+    )
     np.testing.assert_array_equal(values, [1, 3, 5])
     np.testing.assert_allclose(1 - share, [5 / 6, 5 / 8, 5 / 16])
 
@@ -227,7 +259,9 @@ def test_a_slowed_curve_keeps_its_beginning_and_takes_longer_after_it():
     after = slowed(STEPS, curve, 2.0, 20)
     np.testing.assert_array_equal(after[STEPS <= 20], curve[STEPS <= 20])
     later = STEPS > 20
-    np.testing.assert_allclose(after[later], np.exp(-(20 + (STEPS[later] - 20) / 2) / 30), rtol=2e-3)
+    np.testing.assert_allclose(
+        after[later], np.exp(-(20 + (STEPS[later] - 20) / 2) / 30), rtol=2e-3
+    )
 
 
 @pytest.mark.parametrize("law", [LossLaw(0.1, 1.4, 0.8, 10.0), LossLaw(0.01, 2.0, 2.0, 60.0)])
@@ -244,6 +278,8 @@ def test_too_little_or_broken_curves_are_refused():
 
 
 def test_crossing_between_records():
-    assert crossing_time(np.asarray([0, 10, 20]), np.asarray([1.0, 0.5, 0.1]), 0.75) == pytest.approx(5.0)
+    assert crossing_time(
+        np.asarray([0, 10, 20]), np.asarray([1.0, 0.5, 0.1]), 0.75
+    ) == pytest.approx(5.0)
     assert crossing_time(np.asarray([0, 10]), np.asarray([1.0, 0.9]), 0.5) is None
     assert crossing_time(np.asarray([0, 10]), np.asarray([0.4, 0.9]), 0.5) == 0.0

@@ -10,18 +10,27 @@ from ntk_tt.runtime.compilation import remove_oldest
 
 PROGRAM = """
 import pathlib, resource, sys, jax
-resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), hard))
 from ntk_tt.runtime.compilation import keep_compiled
 found = []
 jax.monitoring.register_event_listener(lambda event, **_: found.append(event))
 keep_compiled(pathlib.Path(sys.argv[1]))
-print(float(jax.jit(lambda x: x + 1)(2.0)), sum(event.endswith("/cache_hits") for event in found), jax.config.jax_compilation_cache_dir)
+result = float(jax.jit(lambda x: x + 1)(2.0))
+hits = sum(event.endswith("/cache_hits") for event in found)
+print(result, hits, jax.config.jax_compilation_cache_dir)
 """
 
 
 def run(folder, largest_file=-1, **environment: str) -> list[str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
-    done = subprocess.run([sys.executable, "-W", "error", "-c", PROGRAM, str(folder), str(largest_file)], capture_output=True, text=True, env=kept | environment, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", PROGRAM, str(folder), str(largest_file)],
+        capture_output=True,
+        text=True,
+        env=kept | environment,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout.split()
 
@@ -33,7 +42,9 @@ def test_the_next_process_finds_what_the_first_compiled(tmp_path):
 
 
 def test_a_folder_of_the_users_own_stays(tmp_path):
-    assert run(tmp_path / "ours", JAX_COMPILATION_CACHE_DIR=str(tmp_path / "theirs"))[2] == str(tmp_path / "theirs")
+    assert run(tmp_path / "ours", JAX_COMPILATION_CACHE_DIR=str(tmp_path / "theirs"))[2] == str(
+        tmp_path / "theirs"
+    )
     assert run(tmp_path / "ours", JAX_ENABLE_COMPILATION_CACHE="false")[2] == "None"
     assert not (tmp_path / "ours").exists()
 
@@ -41,11 +52,17 @@ def test_a_folder_of_the_users_own_stays(tmp_path):
 @pytest.mark.parametrize("what", ["a file in the way", "no such device", "bytes that are no text"])
 def test_a_folder_that_cannot_be_written_is_left_alone(tmp_path, what):
     (tmp_path / "file").write_text("")
-    folders = {"a file in the way": tmp_path / "file" / "compiled", "no such device": "/proc/compiled", "bytes that are no text": tmp_path / "\udcff"}
+    folders = {
+        "a file in the way": tmp_path / "file" / "compiled",
+        "no such device": "/proc/compiled",
+        "bytes that are no text": tmp_path / "\udcff",
+    }
     assert run(folders[what]) == ["3.0", "0", "None"]
 
 
-@pytest.mark.parametrize("damage", ["empty", "truncated", "zeros", "a bit flipped", "a folder", "a pipe"])
+@pytest.mark.parametrize(
+    "damage", ["empty", "truncated", "zeros", "a bit flipped", "a folder", "a pipe"]
+)
 def test_damaged_programs_are_compiled_anew(tmp_path, damage):
     assert run(tmp_path) == ["3.0", "0", str(tmp_path)]
     for file in list(tmp_path.iterdir()):
@@ -60,7 +77,11 @@ def test_damaged_programs_are_compiled_anew(tmp_path, damage):
                 good[len(good) // 2] ^= 4
                 file.write_bytes(good)
             case _:
-                file.write_bytes({"empty": b"", "truncated": good[: len(good) // 2], "zeros": bytes(len(good))}[damage])
+                file.write_bytes(
+                    {"empty": b"", "truncated": good[: len(good) // 2], "zeros": bytes(len(good))}[
+                        damage
+                    ]
+                )
     assert run(tmp_path) == ["3.0", "0", str(tmp_path)]
 
 

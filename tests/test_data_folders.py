@@ -31,23 +31,64 @@ def two_classes(root) -> None:
 
 
 def test_class_folders_are_searched_to_any_depth(tmp_path):
-    put(tmp_path, "ant/1.png", "ant/a/0.png", "ant/a/b/c/0.png", "ant/z/0.png", "bee/0.png", "bee/x/y/0.png")
+    put(
+        tmp_path,
+        "ant/1.png",
+        "ant/a/0.png",
+        "ant/a/b/c/0.png",
+        "ant/z/0.png",
+        "bee/0.png",
+        "bee/x/y/0.png",
+    )
     task = load(tmp_path)
     assert (task.class_names, task.per_class) == (("ant", "bee"), (4, 2))
-    assert task.images[:, 0, 0, 0].tolist() == [100, 101, 102, 103, 104, 105]  # in the order of their paths
-    assert task.notes == ("4 of 6 image(s) lie in folders within the folder of their class, and are taken",)
+    # in the order of their paths
+    assert task.images[:, 0, 0, 0].tolist() == [
+        100,
+        101,
+        102,
+        103,
+        104,
+        105,
+    ]
+    assert task.notes == (
+        "4 of 6 image(s) lie in folders within the folder of their class, and are taken",
+    )
 
 
 def test_images_that_all_lie_one_level_too_deep_are_asked_about(tmp_path):
     put(tmp_path, "images/ant/0.png", "images/bee/0.png", "masks/ant/0.png", "masks/bee/0.png")
     assert load(tmp_path).notes == (
         "4 of 4 image(s) lie in folders within the folder of their class, and are taken; "
-        "if 'images', 'masks' are no classes, give the folder in which the classes are",)
+        "if 'images', 'masks' are no classes, give the folder in which the classes are",
+    )
 
 
-@pytest.mark.parametrize("suffix", [
-    ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".webp", ".gif", ".bmp", ".dib", ".jpe", ".jfif", ".jp2", ".pcx", ".tga",
-    ".TIF", ".JPG", ".Png", ".GIF", ".PPM"])
+@pytest.mark.parametrize(
+    "suffix",
+    [
+        ".tif",
+        ".tiff",
+        ".ppm",
+        ".pgm",
+        ".pbm",
+        ".pnm",
+        ".webp",
+        ".gif",
+        ".bmp",
+        ".dib",
+        ".jpe",
+        ".jfif",
+        ".jp2",
+        ".pcx",
+        ".tga",
+        ".TIF",
+        ".JPG",
+        ".Png",
+        ".GIF",
+        ".PPM",
+    ],
+)
 def test_what_pillow_opens_is_an_image(suffix, tmp_path):
     two_classes(tmp_path)
     kind = {".pbm": "1", ".pgm": "L"}.get(suffix, "RGB")
@@ -67,9 +108,15 @@ def test_other_suffixes_are_counted_and_a_class_of_them_is_named(tmp_path):
     task = load(tmp_path)
     assert task.per_class == (2, 1)
     assert task.notes == (
-        "passed over 5 file(s) that are no images by their suffix: 3 .psd, 1 without suffix, 1 .txt",
-        "2 folder(s) without images are no classes: 'cat' (3 .psd), 'empty' (empty)")
-    with pytest.raises(ValueError, match=r"classes: 3 asked, but .* has 2; ask for at most 2; passed over 5 file\(s\) .*'cat' \(3 \.psd\), 'empty' \(empty\)"):
+        "passed over 5 file(s) that are no images by their suffix: "
+        "3 .psd, 1 without suffix, 1 .txt",
+        "2 folder(s) without images are no classes: 'cat' (3 .psd), 'empty' (empty)",
+    )
+    with pytest.raises(
+        ValueError,
+        match=r"classes: 3 asked, but .* has 2; ask for at most 2; passed over 5 file\(s\) .*'cat' "
+        r"\(3 \.psd\), 'empty' \(empty\)",
+    ):
         load_task(f"folder:{tmp_path}", num_classes=3)
 
 
@@ -77,10 +124,20 @@ def test_where_no_class_is_left_the_error_says_what_was_there(tmp_path):
     for name in ("forest/0.psd", "river/0.heic", "river/1.heic"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
-    message = r"3 file\(s\) that are no images by their suffix: 2 \.heic, 1 \.psd; 2 folder\(s\) without images are no classes"
-    with pytest.raises(ValueError, match=rf"has no classes; give a folder of folders of images; passed over {message}"):
+    message = (
+        r"3 file\(s\) that are no images by their suffix: 2 \.heic, 1 \.psd; 2 folder\(s\) "
+        r"without images are no classes"
+    )
+    with pytest.raises(
+        ValueError,
+        match=rf"has no classes; give a folder of folders of images; passed over {message}",
+    ):
         describe_data(f"folder:{tmp_path}")
-    with pytest.raises(ValueError, match=rf"has 0 class\(es\) \(none\); classification needs at least two; passed over {message}"):
+    with pytest.raises(
+        ValueError,
+        match=r"has 0 class\(es\) \(none\); classification needs at least two; passed over "
+        rf"{message}",
+    ):
         load(tmp_path)
 
 
@@ -88,7 +145,10 @@ def test_the_command_that_describes_data_says_what_was_passed_over(tmp_path, cap
     two_classes(tmp_path)
     (tmp_path / "bee" / "0.xcf").write_bytes(b"x")
     main(["data", f"folder:{tmp_path}"])
-    assert "note: passed over 1 file(s) that are no images by their suffix: 1 .xcf" in capsys.readouterr().out
+    assert (
+        "note: passed over 1 file(s) that are no images by their suffix: 1 .xcf"
+        in capsys.readouterr().out
+    )
     assert describe_data(f"folder:{tmp_path}").notes == load(tmp_path).notes
 
 
@@ -97,20 +157,35 @@ def test_the_command_that_describes_data_says_what_was_passed_over(tmp_path, cap
 
 def test_what_operating_systems_leave_behind_is_no_class_and_no_image(tmp_path):
     two_classes(tmp_path)
-    put(tmp_path, "@eaDir/0.png", "__MACOSX/ant/0.png", "ant/@eaDir/0.jpg/SYNOPHOTO_THUMB_M.jpg", "#recycle/0.png", ".trash/0.png", "bee/.hidden/0.png")
+    put(
+        tmp_path,
+        "@eaDir/0.png",
+        "__MACOSX/ant/0.png",
+        "ant/@eaDir/0.jpg/SYNOPHOTO_THUMB_M.jpg",
+        "#recycle/0.png",
+        ".trash/0.png",
+        "bee/.hidden/0.png",
+    )
     for name in ("ant/Thumbs.db", "ant/.DS_Store", "ant/._0.png", "bee/desktop.ini", ".DS_Store"):
         (tmp_path / name).write_bytes(b"x")
     task = load(tmp_path)
     assert (task.class_names, task.per_class) == (("ant", "bee"), (2, 1))
-    assert task.notes == (f"passed over 4 folder(s) of the operating system, the first is '{tmp_path}/#recycle'",)
+    assert task.notes == (
+        f"passed over 4 folder(s) of the operating system, the first is '{tmp_path}/#recycle'",
+    )
 
 
 def test_images_beside_the_class_folders_have_no_class(tmp_path):
     two_classes(tmp_path)
     put(tmp_path, "0.png", "1.tif")
-    assert load(tmp_path).notes == (f"passed over 2 image(s) beside the class folders, which have no class, the first is '{tmp_path}/0.png'",)
+    assert load(tmp_path).notes == (
+        "passed over 2 image(s) beside the class folders, which have no class, the first is "
+        f"'{tmp_path}/0.png'",
+    )
     put(tmp_path / "flat", "0.png", "1.png")
-    with pytest.raises(ValueError, match=r"has 0 class\(es\).* passed over 2 image\(s\) beside the class folders"):
+    with pytest.raises(
+        ValueError, match=r"has 0 class\(es\).* passed over 2 image\(s\) beside the class folders"
+    ):
         load(tmp_path / "flat")
 
 
@@ -120,7 +195,10 @@ def test_folders_named_like_images_are_folders(tmp_path):
     (tmp_path / "bee" / "y.png").mkdir()
     task = load(tmp_path)
     assert task.per_class == (3, 1)
-    assert task.notes[0] == f"searched 2 folder(s) named like images, the first is '{tmp_path}/ant/x.jpg'"
+    assert (
+        task.notes[0]
+        == f"searched 2 folder(s) named like images, the first is '{tmp_path}/ant/x.jpg'"
+    )
 
 
 # links
@@ -156,7 +234,9 @@ def test_no_image_of_a_class_is_read_twice_and_loops_end(tmp_path):
     assert (task.class_names, task.per_class) == (("ant", "bee"), (2, 2))
     assert task.notes[:2] == (
         f"passed over 7 link(s) to folders that are read already, the first is '{tmp_path}/wasp'",
-        f"passed over 1 link(s) to images that are read already, the first is '{tmp_path}/ant/twin.png'")
+        "passed over 1 link(s) to images that are read already, the first is "
+        f"'{tmp_path}/ant/twin.png'",
+    )
 
 
 def test_two_classes_may_share_a_folder_outside(tmp_path):
@@ -181,7 +261,9 @@ def test_pipes_and_sockets_are_passed_over(tmp_path, monkeypatch):
         server.bind("s.png")
         task = load(tmp_path)
     assert task.per_class == (2, 1)
-    assert task.notes == (f"passed over 3 pipe(s), socket(s) or device(s), the first is '{tmp_path}/pipe'",)
+    assert task.notes == (
+        f"passed over 3 pipe(s), socket(s) or device(s), the first is '{tmp_path}/pipe'",
+    )
 
 
 def test_names_that_are_no_text_are_shown_as_escapes(tmp_path):
@@ -222,12 +304,19 @@ def test_a_folder_that_may_not_be_read_is_named(tmp_path, monkeypatch):
 # splits
 
 
-@pytest.mark.parametrize("names", [("test", "val"), ("Training", "Testing"), ("train_set", "test-images", "valid"), ("test",)])
+@pytest.mark.parametrize(
+    "names",
+    [("test", "val"), ("Training", "Testing"), ("train_set", "test-images", "valid"), ("test",)],
+)
 def test_folders_of_splits_are_no_classes(names, tmp_path):
     for name in names:
         put(tmp_path, f"{name}/ant/0.png", f"{name}/bee/0.png")
     listed = re.escape(", ".join(map(repr, sorted(names))))
-    with pytest.raises(ValueError, match=rf"split: the folder\(s\) {listed} in '.*' are splits by their names, not classes; choose one with split"):
+    with pytest.raises(
+        ValueError,
+        match=rf"split: the folder\(s\) {listed} in '.*' are splits by their names, not classes; "
+        r"choose one with split",
+    ):
         load(tmp_path)
     assert load(tmp_path, split=names[0]).class_names == ("ant", "bee")
 

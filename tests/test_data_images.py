@@ -1,4 +1,6 @@
-"""Single images: exact pixels, thin strips, bombs, deep pixels, and decoders that fail in every way."""
+"""Single images: exact pixels, thin strips, bombs, deep pixels, and decoders that fail in every
+way.
+"""
 
 import io
 import os
@@ -16,7 +18,9 @@ from ntk_tt.data.images import FORMATS, read_square, resized_size, square
 
 
 def noise(width: int, height: int, seed: int = 0) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+    return Image.fromarray(
+        np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    )
 
 
 def whole_then_cropped(image: Image.Image, size: int) -> np.ndarray:
@@ -38,7 +42,9 @@ def test_the_square_is_that_of_the_whole_resized_image(mode, shape):
         np.testing.assert_array_equal(square(image, size), whole_then_cropped(image, size))
 
 
-@pytest.mark.parametrize("shape", [(700, 40), (40, 700), (900, 7), (7, 901), (300, 1), (1, 300), (64, 48)])
+@pytest.mark.parametrize(
+    "shape", [(700, 40), (40, 700), (900, 7), (7, 901), (300, 1), (1, 300), (64, 48)]
+)
 def test_cropping_before_resizing_gives_the_same_pixels(shape, monkeypatch):
     monkeypatch.setattr(module, "_MOST_RESIZED", 0)
     image = noise(*shape)
@@ -63,9 +69,17 @@ def test_a_thin_strip_is_read_without_the_whole(shape, monkeypatch):
     assert pixels.shape == (224, 224, 3)
     assert max(made) <= 224**2
     middle = np.asarray(image)
-    middle = middle[:, 29990:30010] if shape[0] == 60000 else middle[29990:30010] if shape[1] == 60000 else middle
+    middle = (
+        middle[:, 29990:30010]
+        if shape[0] == 60000
+        else middle[29990:30010]
+        if shape[1] == 60000
+        else middle
+    )
     if 60000 in shape:
-        np.testing.assert_allclose(pixels.astype(int), whole_then_cropped(Image.fromarray(middle), 224), atol=1)
+        np.testing.assert_allclose(
+            pixels.astype(int), whole_then_cropped(Image.fromarray(middle), 224), atol=1
+        )
 
 
 def test_strips_come_as_arrays_too():
@@ -84,17 +98,35 @@ def encoded(image: Image.Image, kind: str, **more) -> bytes:
 
 def test_deep_greys_are_scaled_and_what_cannot_be_told_is_refused():
     floats = np.linspace(0, 1, 16, dtype=np.float32).reshape(4, 4)
-    np.testing.assert_array_equal(read_square(encoded(Image.fromarray(floats), "TIFF"), 4, "x")[..., 1], np.round(255 * floats))
+    np.testing.assert_array_equal(
+        read_square(encoded(Image.fromarray(floats), "TIFF"), 4, "x")[..., 1],
+        np.round(255 * floats),
+    )
     deep = np.arange(0, 65536, 4096, dtype=np.int32).reshape(4, 4)
     for kind in (np.int32, np.uint16):
-        np.testing.assert_array_equal(read_square(encoded(Image.fromarray(deep.astype(kind)), "TIFF"), 4, "x")[..., 2], deep // 256)
+        np.testing.assert_array_equal(
+            read_square(encoded(Image.fromarray(deep.astype(kind)), "TIFF"), 4, "x")[..., 2],
+            deep // 256,
+        )
     for values, message in (
-        (255 * floats, r"must lie in \[0, 1\], got 0 … 255; divide by 255"), (floats - 0.5, r"got -0.5 … 0.5; undo the normalisation"),
-        (np.where(floats > 0.5, np.nan, floats), "hold NaN or infinity"), (np.where(floats > 0.5, np.inf, floats), "hold NaN or infinity"),
-        (deep * 2, r"32 bits must lie in 0 … 65535, got 0 … 122880"), (deep - 1, r"got -1 … 61439"),
+        (255 * floats, r"must lie in \[0, 1\], got 0 … 255; divide by 255"),
+        (floats - 0.5, r"got -0.5 … 0.5; undo the normalisation"),
+        (np.where(floats > 0.5, np.nan, floats), "hold NaN or infinity"),
+        (np.where(floats > 0.5, np.inf, floats), "hold NaN or infinity"),
+        (deep * 2, r"32 bits must lie in 0 … 65535, got 0 … 122880"),
+        (deep - 1, r"got -1 … 61439"),
     ):
         with pytest.raises(UnreadableImage, match=f"the image 'x' cannot be read .*{message}"):
-            read_square(encoded(Image.fromarray(values.astype(np.float32 if values.dtype.kind == "f" else np.int32)), "TIFF"), 4, "x")
+            read_square(
+                encoded(
+                    Image.fromarray(
+                        values.astype(np.float32 if values.dtype.kind == "f" else np.int32)
+                    ),
+                    "TIFF",
+                ),
+                4,
+                "x",
+            )
 
 
 def test_images_that_are_hardly_brighter_than_black_get_a_word(tmp_path):
@@ -102,17 +134,30 @@ def test_images_that_are_hardly_brighter_than_black_get_a_word(tmp_path):
         (tmp_path / name).mkdir()
         Image.fromarray(np.eye(6, dtype=np.uint8) * most).save(tmp_path / name / "mask.png")
     task = load_task(f"folder:{tmp_path}", num_classes=None, image_size=6, per_class=None)
-    assert task.notes == ("no pixel is brighter than 1 of 255; if these are masks, or numbers that do not use eight bits, scale them to 0 … 255",)
+    assert task.notes == (
+        "no pixel is brighter than 1 of 255; if these are masks, or numbers that do not use eight "
+        "bits, scale them to 0 … 255",
+    )
     Image.fromarray(np.eye(6, dtype=np.uint8) * 255).save(tmp_path / "b" / "mask.png")
-    assert load_task(f"folder:{tmp_path}", num_classes=None, image_size=6, per_class=None).notes == ()
+    assert (
+        load_task(f"folder:{tmp_path}", num_classes=None, image_size=6, per_class=None).notes == ()
+    )
 
 
 def test_the_first_picture_of_several_is_taken(tmp_path):
     pages = [Image.new("RGB", (6, 6), colour) for colour in ("red", "blue")]
     for kind in ("GIF", "TIFF", "PNG", "WEBP"):
         file = io.BytesIO()
-        pages[0].save(file, kind, save_all=True, append_images=pages[1:], **({"lossless": True} if kind == "WEBP" else {}))
-        np.testing.assert_array_equal(read_square(file.getvalue(), 3, "x"), np.broadcast_to((255, 0, 0), (3, 3, 3)))
+        pages[0].save(
+            file,
+            kind,
+            save_all=True,
+            append_images=pages[1:],
+            **({"lossless": True} if kind == "WEBP" else {}),
+        )
+        np.testing.assert_array_equal(
+            read_square(file.getvalue(), 3, "x"), np.broadcast_to((255, 0, 0), (3, 3, 3))
+        )
 
 
 # programs, formats
@@ -151,7 +196,23 @@ def test_postscript_by_another_name_starts_no_program(tmp_path, monkeypatch):
 
 def test_formats_that_start_programs_or_open_others_are_not_read():
     """Those whose plug-ins call a program or `Image.open` without a list of formats."""
-    assert not {"EPS", "PSD", "WMF", "FPX", "MIC", "IPTC", "ICO", "ICNS", "BUFR", "GRIB", "HDF5", "FITS", "GBR", "MPEG", "PDF"} & set(FORMATS)
+    assert not {
+        "EPS",
+        "PSD",
+        "WMF",
+        "FPX",
+        "MIC",
+        "IPTC",
+        "ICO",
+        "ICNS",
+        "BUFR",
+        "GRIB",
+        "HDF5",
+        "FITS",
+        "GBR",
+        "MPEG",
+        "PDF",
+    } & set(FORMATS)
     Image.init()
     assert set(FORMATS) - {"AVIF", "JPEG2000", "QOI"} <= set(Image.OPEN)
 
@@ -167,10 +228,29 @@ def test_the_format_goes_by_the_content(tmp_path):
 # decoders that fail
 
 
-@pytest.mark.parametrize("error", [
-    RuntimeError("Failed to decode"), SyntaxError("not a TIFF"), struct.error("unpack"), MemoryError(), EOFError(), ValueError("bad"), OverflowError("too large"),
-    IndexError("index"), KeyError("tag"), TypeError("none"), ZeroDivisionError("0"), AttributeError("x"), RecursionError("deep"), AssertionError(), OSError("cut"),
-    UnicodeDecodeError("utf-8", b"\xff", 0, 1, "bad"), Image.DecompressionBombError("large"), NotImplementedError("mode")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("Failed to decode"),
+        SyntaxError("not a TIFF"),
+        struct.error("unpack"),
+        MemoryError(),
+        EOFError(),
+        ValueError("bad"),
+        OverflowError("too large"),
+        IndexError("index"),
+        KeyError("tag"),
+        TypeError("none"),
+        ZeroDivisionError("0"),
+        AttributeError("x"),
+        RecursionError("deep"),
+        AssertionError(),
+        OSError("cut"),
+        UnicodeDecodeError("utf-8", b"\xff", 0, 1, "bad"),
+        Image.DecompressionBombError("large"),
+        NotImplementedError("mode"),
+    ],
+)
 def test_whatever_a_decoder_raises_names_the_image(error, tmp_path, monkeypatch):
     for name in ("a/0.png", "a/1.png", "b/0.png", "b/1.png", "b/bad.jpg"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -183,7 +263,10 @@ def test_whatever_a_decoder_raises_names_the_image(error, tmp_path, monkeypatch)
     reason = str(error) or type(error).__name__
     with pytest.raises(UnreadableImage) as caught:
         load_task(f"folder:{tmp_path}", num_classes=2, per_class=None)
-    assert f"the image '{tmp_path}/b/bad.jpg' cannot be read ({reason}); remove or replace it" in str(caught.value)
+    assert (
+        f"the image '{tmp_path}/b/bad.jpg' cannot be read ({reason}); remove or replace it"
+        in str(caught.value)
+    )
     task = load_task(f"folder:{tmp_path}", num_classes=2, per_class=None, on_corrupt="skip")
     assert task.per_class == (2, 2)
     assert task.notes == (f"1 unreadable image(s) left out, the first is '{tmp_path}/b/bad.jpg'",)
@@ -204,7 +287,9 @@ def test_the_file_is_closed_where_it_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40)
     noise(8, 8).save(tmp_path / "x.png")
     closed, close = [], ImageFile.ImageFile.close
-    monkeypatch.setattr(ImageFile.ImageFile, "close", lambda image: (closed.append(True), close(image)))
+    monkeypatch.setattr(
+        ImageFile.ImageFile, "close", lambda image: (closed.append(True), close(image))
+    )
     with pytest.raises(UnreadableImage):
         read_square(tmp_path / "x.png", 4, "x")
     assert closed
@@ -216,17 +301,32 @@ def test_the_file_is_closed_where_it_is_refused(tmp_path, monkeypatch):
 def test_what_pillow_only_warns_of_is_refused(recwarn):
     bomb = encoded(Image.new("1", (11000, 11000)), "PNG")
     assert len(bomb) < 30_000
-    with pytest.raises(UnreadableImage, match=r"Image size \(11000 × 11000 pixels\) exceeds the limit of 89478485 pixels; shrink it"):
+    with pytest.raises(
+        UnreadableImage,
+        match=r"Image size \(11000 × 11000 pixels\) exceeds the limit of 89478485 pixels; "
+        r"shrink it",
+    ):
         read_square(bomb, 32, "bomb")
     assert not [warning for warning in recwarn if "bomb" in str(warning.message)]
 
 
 def test_a_large_jpeg_is_decoded_at_a_part_of_its_size(monkeypatch):
-    image = Image.fromarray(np.kron(np.random.default_rng(0).integers(0, 256, (4, 4, 3), dtype=np.uint8), np.ones((100, 100, 1), np.uint8)))
+    image = Image.fromarray(
+        np.kron(
+            np.random.default_rng(0).integers(0, 256, (4, 4, 3), dtype=np.uint8),
+            np.ones((100, 100, 1), np.uint8),
+        )
+    )
     whole = read_square(encoded(image, "JPEG", quality=95), 8, "x").astype(int)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 150 * 1000)  # it has 160,000
-    np.testing.assert_allclose(read_square(encoded(image, "JPEG", quality=95), 8, "x").astype(int), whole, atol=6)
-    for refused in (encoded(image, "JPEG", progressive=True), encoded(image, "PNG"), encoded(image, "WEBP")):
+    np.testing.assert_allclose(
+        read_square(encoded(image, "JPEG", quality=95), 8, "x").astype(int), whole, atol=6
+    )
+    for refused in (
+        encoded(image, "JPEG", progressive=True),
+        encoded(image, "PNG"),
+        encoded(image, "WEBP"),
+    ):
         with pytest.raises(UnreadableImage, match="exceeds the limit of 150000 pixels"):
             read_square(refused, 8, "x")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)  # the user's own wish
@@ -236,9 +336,27 @@ def test_a_large_jpeg_is_decoded_at_a_part_of_its_size(monkeypatch):
 def tiled_tiff(side: int, tile_side: int) -> bytes:
     """A grey square in one deflated tile; Pillow writes none."""
     data = zlib.compress(bytes(tile_side**2))
-    tags = [(256, side), (257, side), (258, 8), (259, 8), (262, 1), (277, 1), (322, tile_side), (323, tile_side), (324, 8), (325, len(data))]
+    tags = [
+        (256, side),
+        (257, side),
+        (258, 8),
+        (259, 8),
+        (262, 1),
+        (277, 1),
+        (322, tile_side),
+        (323, tile_side),
+        (324, 8),
+        (325, len(data)),
+    ]
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
-    return b"II*\0" + struct.pack("<I", 8 + len(data)) + data + struct.pack("<H", len(tags)) + entries + bytes(4)
+    return (
+        b"II*\0"
+        + struct.pack("<I", 8 + len(data))
+        + data
+        + struct.pack("<H", len(tags))
+        + entries
+        + bytes(4)
+    )
 
 
 def test_tiles_larger_than_any_picture_are_refused():
@@ -252,7 +370,10 @@ def test_tiles_larger_than_any_picture_are_refused():
 def test_an_image_that_does_not_fit_is_refused_before_it_is_decoded(monkeypatch):
     monkeypatch.setattr(module, "host_bytes", lambda: 10**8)
     monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", None)
-    with pytest.raises(UnreadableImage, match=r"decoding its 5000 × 5000 pixels takes 191 MiB, 95.4 MiB may be used"):
+    with pytest.raises(
+        UnreadableImage,
+        match=r"decoding its 5000 × 5000 pixels takes 191 MiB, 95.4 MiB may be used",
+    ):
         read_square(encoded(Image.new("L", (5000, 5000)), "PNG"), 8, "x")
 
 
@@ -266,7 +387,11 @@ def test_a_file_larger_than_any_picture_is_refused_unread(tmp_path):
 
 def test_a_sample_that_does_not_fit_is_refused_before_an_image_is_read(monkeypatch):
     monkeypatch.setattr("ntk_tt.data.task.host_bytes", lambda: 10**9)
-    with pytest.raises(ValueError, match=r"image-size: 20 images of 20000 × 20000 pixels need 44.7 GiB, 954 MiB may be used; ask for smaller or fewer images"):
+    with pytest.raises(
+        ValueError,
+        match=r"image-size: 20 images of 20000 × 20000 pixels need 44.7 GiB, 954 MiB may be used; "
+        r"ask for smaller or fewer images",
+    ):
         load_task("digits", num_classes=2, per_class=10, image_size=20000)
 
 
@@ -279,8 +404,13 @@ def test_only_regular_files_are_opened(tmp_path):
     (tmp_path / "round.png").symlink_to(tmp_path / "round.png")
     (tmp_path / "zero.png").symlink_to("/dev/zero")
     (tmp_path / "folder.png").mkdir()
-    for name, reason in (("pipe", "it is a pipe, not a file"), ("zero", "it is a device, not a file"), ("folder", "it is a folder, not a file"),
-                         ("round", "Too many levels of symbolic links"), ("none", "No such file or directory")):
+    for name, reason in (
+        ("pipe", "it is a pipe, not a file"),
+        ("zero", "it is a device, not a file"),
+        ("folder", "it is a folder, not a file"),
+        ("round", "Too many levels of symbolic links"),
+        ("none", "No such file or directory"),
+    ):
         with pytest.raises(UnreadableImage, match=rf"cannot be read \(.*{reason}"):
             read_square(tmp_path / f"{name}.png", 4, name)
 

@@ -1,4 +1,6 @@
-"""Damage at random in every kind of input: a right answer or an error that names the file, in bounded memory and time."""
+"""Damage at random in every kind of input: a right answer or an error that names the file, in
+bounded memory and time.
+"""
 
 import io
 import json
@@ -17,8 +19,22 @@ from ntk_tt.data.images import read_square
 
 NUMBER = 200  # of mutations of each kind of input
 KINDS = {
-    "PNG": {}, "JPEG": {}, "progressive JPEG": {"progressive": True}, "TIFF": {}, "deflated TIFF": {"compression": "tiff_adobe_deflate"}, "LZW TIFF": {"compression": "tiff_lzw"},
-    "GIF": {}, "WEBP": {}, "lossless WEBP": {"lossless": True}, "BMP": {}, "PPM": {}, "JPEG2000": {}, "AVIF": {}, "TGA": {}, "PCX": {}}
+    "PNG": {},
+    "JPEG": {},
+    "progressive JPEG": {"progressive": True},
+    "TIFF": {},
+    "deflated TIFF": {"compression": "tiff_adobe_deflate"},
+    "LZW TIFF": {"compression": "tiff_lzw"},
+    "GIF": {},
+    "WEBP": {},
+    "lossless WEBP": {"lossless": True},
+    "BMP": {},
+    "PPM": {},
+    "JPEG2000": {},
+    "AVIF": {},
+    "TGA": {},
+    "PCX": {},
+}
 
 
 def encoded(kind: str) -> bytes:
@@ -26,23 +42,31 @@ def encoded(kind: str) -> bytes:
     if name in ("WEBP", "AVIF") and not features.check(name.lower()):
         pytest.skip(f"this Pillow has no {name}")
     file = io.BytesIO()
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (13, 17, 3), dtype=np.uint8)).save(file, name, **KINDS[kind])
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (13, 17, 3), dtype=np.uint8)).save(
+        file, name, **KINDS[kind]
+    )
     return file.getvalue()
 
 
 def mutated(content: bytes, rng: np.random.Generator) -> bytes:
-    """Flipped bits, extreme numbers, holes, cuts, repeats and shuffles, most of them in the first 200 bytes, where headers are."""
+    """Flipped bits, extreme numbers, holes, cuts, repeats and shuffles, most of them in the first
+    200 bytes, where headers are.
+    """
     data = bytearray(content)
     for _ in range(int(rng.integers(1, 4))):
         at = int(rng.integers(0, max(1, min(len(data), 200 if rng.random() < 0.7 else len(data)))))
         length = int(rng.integers(1, 17))
         match int(rng.integers(0, 7)):
             case 0:
-                data[at : at + 1] = bytes([data[at] ^ (1 << int(rng.integers(0, 8)))]) if at < len(data) else b""
+                data[at : at + 1] = (
+                    bytes([data[at] ^ (1 << int(rng.integers(0, 8)))]) if at < len(data) else b""
+                )
             case 1:
                 data[at : at + length] = rng.bytes(length)
             case 2:
-                data[at : at + 4] = [b"\xff" * 4, b"\x7f\xff\xff\xff", b"\0\0\0\x80", bytes(4)][int(rng.integers(0, 4))]
+                data[at : at + 4] = [b"\xff" * 4, b"\x7f\xff\xff\xff", b"\0\0\0\x80", bytes(4)][
+                    int(rng.integers(0, 4))
+                ]
             case 3:
                 data[at : at + 2 * length] = bytes(2 * length)
             case 4:
@@ -51,12 +75,17 @@ def mutated(content: bytes, rng: np.random.Generator) -> bytes:
                 data[at:at] = data[at : at + length] * 3
             case 6:
                 other = int(rng.integers(0, max(1, len(data))))
-                data[at : at + length], data[other : other + length] = data[other : other + length], data[at : at + length]
+                data[at : at + length], data[other : other + length] = (
+                    data[other : other + length],
+                    data[at : at + length],
+                )
     return bytes(data)
 
 
 def outcome(read, name: str) -> str:
-    """`read` gives an answer, or an error that names the file and leaves it open to the caller what to do."""
+    """`read` gives an answer, or an error that names the file and leaves it open to the caller what
+    to do.
+    """
     try:
         read()
     except (ValueError, OSError) as error:
@@ -68,7 +97,11 @@ def outcome(read, name: str) -> str:
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", KINDS)
 def test_mutated_images_are_read_or_named(kind, tmp_path):
-    content, rng, path = encoded(kind), np.random.default_rng(sum(map(ord, kind))), tmp_path / f"it.{kind.split()[-1].lower()}"
+    content, rng, path = (
+        encoded(kind),
+        np.random.default_rng(sum(map(ord, kind))),
+        tmp_path / f"it.{kind.split()[-1].lower()}",
+    )
     outcomes = []
     for _ in range(NUMBER):
         path.write_bytes(mutated(content, rng))
@@ -87,7 +120,11 @@ def archive(compressed: bool) -> bytes:
     file = io.BytesIO()
     rng = np.random.default_rng(0)
     (np.savez_compressed if compressed else np.savez)(
-        file, images=rng.integers(0, 256, (6, 5, 5, 3), dtype=np.uint8), labels=np.arange(6) % 2, class_names=np.asarray([b"a", b"b"]))
+        file,
+        images=rng.integers(0, 256, (6, 5, 5, 3), dtype=np.uint8),
+        labels=np.arange(6) % 2,
+        class_names=np.asarray([b"a", b"b"]),
+    )
     return file.getvalue()
 
 
@@ -98,10 +135,17 @@ def test_mutated_arrays_are_read_or_named(compressed, tmp_path):
     expected = load_task(f"arrays:{path}", num_classes=None).images
     outcomes = []
     for _ in range(NUMBER):
-        path.write_bytes(mutated(content, rng) if rng.random() < 0.5 else content[:-200] + mutated(content[-200:], rng))
+        path.write_bytes(
+            mutated(content, rng)
+            if rng.random() < 0.5
+            else content[:-200] + mutated(content[-200:], rng)
+        )
 
         def read():
-            np.testing.assert_array_equal(load_task(f"arrays:{path}", num_classes=None).images, expected)  # checksums: right or refused
+            # checksums: right or refused
+            np.testing.assert_array_equal(
+                load_task(f"arrays:{path}", num_classes=None).images, expected
+            )
 
         outcomes.append(outcome(read, "it.npz"))
     assert outcomes.count("refused") >= NUMBER // 4
@@ -115,7 +159,14 @@ def test_mutated_lists_are_read_or_named(tmp_path):
     rng, path = np.random.default_rng(2), tmp_path / "it.txt"
     outcomes = []
     for _ in range(NUMBER):
-        path.write_bytes(mutated("\n".join(names if rng.random() < 0.5 else [f'"{name}",{name[0]}' for name in names]).encode(), rng))
+        path.write_bytes(
+            mutated(
+                "\n".join(
+                    names if rng.random() < 0.5 else [f'"{name}",{name[0]}' for name in names]
+                ).encode(),
+                rng,
+            )
+        )
 
         def read():
             task = load_task(f"list:{path}", num_classes=None, image_size=4)
@@ -137,7 +188,9 @@ def test_mutated_trees_of_folders_are_read_or_named(tmp_path):
             (tmp_path / kind / f"{index}.png").write_bytes(b"\0" + mutated(content, rng))
     with pytest.raises(ValueError, match="cannot be read"):
         load_task(f"folder:{tmp_path}", num_classes=2, per_class=None)
-    task = load_task(f"folder:{tmp_path}", num_classes=2, per_class=None, on_corrupt="skip", image_size=4)
+    task = load_task(
+        f"folder:{tmp_path}", num_classes=2, per_class=None, on_corrupt="skip", image_size=4
+    )
     assert task.per_class == tuple(sound.values())
     assert (task.images == 200).all()
     assert task.notes[-1].startswith("80 unreadable image(s) left out, the first is ")
@@ -147,7 +200,9 @@ def test_mutated_trees_of_folders_are_read_or_named(tmp_path):
 
 
 def _in_bounds(folder: str) -> None:
-    """In a process of its own with 1 GB more than it has: every kind mutated, bombs, and strips; prints what was had."""
+    """In a process of its own with 1 GB more than it has: every kind mutated, bombs, and strips;
+    prints what was had.
+    """
     warnings.simplefilter("ignore")
     with open("/proc/self/status") as status:
         size = next(int(line.split()[1]) for line in status if line.startswith("VmSize")) * 1024
@@ -155,7 +210,12 @@ def _in_bounds(folder: str) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (300, 300))
     before, seconds = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, 0.0
     counts = {"read": 0, "refused": 0}
-    bombs = [("bomb.png", Image.new("1", (13000, 13000))), ("strip.png", Image.new("L", (1, 60000))), ("strip.tif", Image.new("L", (60000, 1))), ("large.png", Image.new("1", (9000, 9000)))]
+    bombs = [
+        ("bomb.png", Image.new("1", (13000, 13000))),
+        ("strip.png", Image.new("L", (1, 60000))),
+        ("strip.tif", Image.new("L", (60000, 1))),
+        ("large.png", Image.new("1", (9000, 9000))),
+    ]
     for name, image in bombs:
         image.save(Path(folder) / name)
     after_bombs = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -176,7 +236,11 @@ def _in_bounds(folder: str) -> None:
             counts["refused"] += 1
         seconds = max(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_utime - start)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(json.dumps({**counts, "seconds": seconds, "megabytes": (peak - min(before, after_bombs)) / 1024}))
+    print(
+        json.dumps(
+            {**counts, "seconds": seconds, "megabytes": (peak - min(before, after_bombs)) / 1024}
+        )
+    )
 
 
 @pytest.mark.slow
@@ -184,7 +248,13 @@ def _in_bounds(folder: str) -> None:
 def test_memory_and_time_are_bounded_for_thousands_of_mutations(tmp_path):
     """15,000 mutated images and four bombs, read at 224 pixels."""
     program = f"from tests.test_data_mutations import _in_bounds; _in_bounds({str(tmp_path)!r})"
-    done = subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=600)
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout.splitlines()[-1])
     print(found)

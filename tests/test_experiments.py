@@ -1,4 +1,6 @@
-"""Every experiment runs at its smallest size and keeps the contract; the README's table is what the results say."""
+"""Every experiment runs at its smallest size and keeps the contract; the README's table is what the
+results say.
+"""
 
 import itertools
 import json
@@ -10,11 +12,21 @@ import pytest
 from experiments import comparison, fig1, readme, run, statistics
 from experiments.extrapolation import power_law, stretched_exponential
 
-# The first experiment of a session compiles what the others share, so which ones take over ten seconds depends on the order.
-SLOW = {"fig1": "two tasks, so everything is compiled twice", "fig5": "the runs of fig1 and tab1", "accuracy": "six feature passes to compile", "curvature": "seven feature passes to compile", "sharpening": "six feature passes to compile"}
+# The first experiment of a session compiles what the others share, so which ones take over ten
+# seconds depends on the order.
+SLOW = {
+    "fig1": "two tasks, so everything is compiled twice",
+    "fig5": "the runs of fig1 and tab1",
+    "accuracy": "six feature passes to compile",
+    "curvature": "seven feature passes to compile",
+    "sharpening": "six feature passes to compile",
+}
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in run.names()])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in run.names()],
+)
 def test_experiment_runs_at_its_smallest_size(name, tmp_path, monkeypatch):
     monkeypatch.setenv("NTK_TT_RUNS", str(tmp_path / "runs"))
     monkeypatch.setenv("NTK_TT_DATA", str(tmp_path / "no data"))
@@ -26,7 +38,9 @@ def test_experiment_runs_at_its_smallest_size(name, tmp_path, monkeypatch):
     assert f"python -m experiments.run {name}" in experiment.__doc__
     run.run(name, "tiny", tmp_path)
     path = run.result_path(name, "tiny", tmp_path)
-    document = json.loads(path.read_text(), parse_constant=lambda constant: pytest.fail(f"{constant} in the JSON"))
+    document = json.loads(
+        path.read_text(), parse_constant=lambda constant: pytest.fail(f"{constant} in the JSON")
+    )
     assert {"name", "scale", "config", "environment", "seconds", "results"} <= set(document)
     assert document["environment"]["jax"]
     assert isinstance(document["results"]["runs"], list)
@@ -54,13 +68,18 @@ def test_settings_are_the_same_each_time_and_share_tasks():
     assert first == second
     assert len({setting.task.data for setting in first}) == 9
     changes = sum(a.task != b.task for a, b in itertools.pairwise(first))
-    assert changes + 1 == len({setting.task for setting in first}), "settings of a task do not follow each other"
+    assert changes + 1 == len({setting.task for setting in first}), (
+        "settings of a task do not follow each other"
+    )
 
 
 def test_extrapolations_continue_curves_of_their_own_family():
     steps = np.arange(0, 151, 3)
     seen = steps <= 60
-    for extrapolate, curve in ((power_law, 0.2 + 1.4 * (1 + steps / 20) ** -0.8), (stretched_exponential, 0.1 + 1.5 * np.exp(-((steps / 40) ** 0.8)))):
+    for extrapolate, curve in (
+        (power_law, 0.2 + 1.4 * (1 + steps / 20) ** -0.8),
+        (stretched_exponential, 0.1 + 1.5 * np.exp(-((steps / 40) ** 0.8))),
+    ):
         np.testing.assert_allclose(extrapolate(steps[seen], curve[seen], steps), curve, rtol=0.02)
 
 
@@ -68,9 +87,13 @@ def test_guesses_see_only_the_first_real_steps():
     steps = np.arange(0, 151, 3)
     loss, error = 1.6 * np.exp(-steps / 40), np.linspace(0.8, 0, len(steps))
     changed = np.where(steps > 30, loss + 1.0, loss)
-    real, other = (comparison.RealRun(steps, curve, error, 1.0, 1.0, None) for curve in (loss, changed))
+    real, other = (
+        comparison.RealRun(steps, curve, error, 1.0, 1.0, None) for curve in (loss, changed)
+    )
     for name, (_, predicted, _) in comparison.guesses(real, 30, 1 / 40).items():
-        np.testing.assert_array_equal(predicted, comparison.guesses(other, 30, 1 / 40)[name][1], err_msg=name)
+        np.testing.assert_array_equal(
+            predicted, comparison.guesses(other, 30, 1 / 40)[name][1], err_msg=name
+        )
 
 
 def test_single_rate_is_the_slope_of_gradient_flow():
@@ -80,12 +103,21 @@ def test_single_rate_is_the_slope_of_gradient_flow():
     optimizer = {"learning_rate": 1e-5, "momentum": 0.0, "batch_size": None}
     from ntk_tt import OptimizerConfig
     from ntk_tt.dynamics import replay
+
     loss = replay(problem, OptimizerConfig(**optimizer), 20).loss.astype(float)
-    assert comparison.initial_rate(problem, optimizer) == pytest.approx(-np.log(loss[-1] / loss[0]) / 20, rel=0.05)
+    assert comparison.initial_rate(problem, optimizer) == pytest.approx(
+        -np.log(loss[-1] / loss[0]) / 20, rel=0.05
+    )
 
 
 def test_errors_of_times():
-    record = {"num_steps": 100, "times": {"real": {"loss_below": {"a": 50, "b": None, "c": None, "d": 0}}, "x": {"loss_below": {"a": 60, "b": 100, "c": None, "d": 2}}}}
+    record = {
+        "num_steps": 100,
+        "times": {
+            "real": {"loss_below": {"a": 50, "b": None, "c": None, "d": 0}},
+            "x": {"loss_below": {"a": 60, "b": 100, "c": None, "d": 2}},
+        },
+    }
     found = statistics.pairs([record], "x", "loss_below")
     assert len(found) == 3
     np.testing.assert_allclose(statistics.relative_errors(found), [0.2, 0.5, 2.0])
@@ -97,7 +129,10 @@ def test_errors_of_times():
 
 def test_confidence_interval_covers_the_mean():
     rng = np.random.default_rng(0)
-    covered = [abs(mean - 1) <= half for mean, half in (statistics.confidence_interval(rng.normal(1, 2, 8)) for _ in range(1000))]
+    covered = [
+        abs(mean - 1) <= half
+        for mean, half in (statistics.confidence_interval(rng.normal(1, 2, 8)) for _ in range(1000))
+    ]
     assert abs(np.mean(covered) - 0.95) < 3 * math.sqrt(0.95 * 0.05 / 1000)
 
 
@@ -107,6 +142,11 @@ def test_best_constant_minimises_the_error():
     times = [40, 50, 60, 150, None]
     chosen = best_constant(times, 150)
     assert chosen is not None
-    errors = [statistics.relative_errors([(candidate, time, 150) for time in times]).mean() for candidate in range(1, 301)]
-    assert statistics.relative_errors([(chosen, time, 150) for time in times]).mean() == pytest.approx(min(errors), rel=0.02)
+    errors = [
+        statistics.relative_errors([(candidate, time, 150) for time in times]).mean()
+        for candidate in range(1, 301)
+    ]
+    assert statistics.relative_errors(
+        [(chosen, time, 150) for time in times]
+    ).mean() == pytest.approx(min(errors), rel=0.02)
     assert best_constant([], 150) is None

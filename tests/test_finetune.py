@@ -1,4 +1,6 @@
-"""Real training against its own definition, and the linearised dynamics against real training on toy networks."""
+"""Real training against its own definition, and the linearised dynamics against real training on
+toy networks.
+"""
 
 import ast
 import sys
@@ -27,9 +29,24 @@ def problem_of(width, num_samples=24, num_outputs=3, loss="ce"):
 
 def test_finetune_imports_nothing_of_the_prediction():
     source = (Path(ntk_tt.__file__).parent / "training.py").read_text()
-    imported = {node.module for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom) and node.module}
-    imported |= {alias.name for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Import) for alias in node.names}
-    assert {name for name in imported if name.startswith("ntk_tt")} == {"ntk_tt.runtime.memory", "ntk_tt.models.model", "ntk_tt.optimizer", "ntk_tt.runtime.progress", "ntk_tt.targets"}
+    imported = {
+        node.module
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.ImportFrom) and node.module
+    }
+    imported |= {
+        alias.name
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Import)
+        for alias in node.names
+    }
+    assert {name for name in imported if name.startswith("ntk_tt")} == {
+        "ntk_tt.runtime.memory",
+        "ntk_tt.models.model",
+        "ntk_tt.optimizer",
+        "ntk_tt.runtime.progress",
+        "ntk_tt.targets",
+    }
 
 
 @pytest.mark.parametrize("loss", ["ce", "mse"])
@@ -37,11 +54,17 @@ def test_finetune_imports_nothing_of_the_prediction():
 def test_gradient_descent_equals_a_plain_loop_in_any_block_size(loss, block_size):
     case, x, labels = problem_of(12)
     optimizer = OptimizerConfig(0.2, 0.9, nesterov=True, weight_decay=0.01)
-    run = ntk_tt.finetune(case.apply, case.params, x, labels, optimizer, 6, loss=loss, block_size=block_size)
+    run = ntk_tt.finetune(
+        case.apply, case.params, x, labels, optimizer, 6, loss=loss, block_size=block_size
+    )
 
     def objective(params):
         logits, y = case.apply(params, x), jax.nn.one_hot(labels, 3)
-        return (-(y * jax.nn.log_softmax(logits)).sum(-1) if loss == "ce" else 0.5 * ((logits - y) ** 2).sum(-1)).mean()
+        return (
+            -(y * jax.nn.log_softmax(logits)).sum(-1)
+            if loss == "ce"
+            else 0.5 * ((logits - y) ** 2).sum(-1)
+        ).mean()
 
     params, velocity, losses = case.params, jax.tree.map(jnp.zeros_like, case.params), []
     for _ in range(6):
@@ -51,16 +74,25 @@ def test_gradient_descent_equals_a_plain_loop_in_any_block_size(loss, block_size
         params = jax.tree.map(lambda w, g, v: w - 0.2 * (g + 0.9 * v), params, gradient, velocity)
     losses.append(float(objective(params)))
     np.testing.assert_allclose(run.loss, losses, rtol=1e-4)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), run.params, params)
-    assert run.error[-1] == pytest.approx(float((case.apply(params, x).argmax(-1) != labels).mean()))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), run.params, params
+    )
+    assert run.error[-1] == pytest.approx(
+        float((case.apply(params, x).argmax(-1) != labels).mean())
+    )
 
 
 def test_by_default_a_cpu_trains_in_small_blocks_with_the_same_numbers(monkeypatch):
     case, x, labels = problem_of(12, num_samples=70)
     optimizer, blocks = OptimizerConfig(0.2, 0.9), []
-    monkeypatch.setattr(sys.modules["ntk_tt.training"], "_padded_blocks", lambda indices, size: blocks.append(size) or _padded_blocks(indices, size))
+    monkeypatch.setattr(
+        sys.modules["ntk_tt.training"],
+        "_padded_blocks",
+        lambda indices, size: blocks.append(size) or _padded_blocks(indices, size),
+    )
     run = ntk_tt.finetune(case.apply, case.params, x, labels, optimizer, 4)
-    assert jax.default_backend() != "cpu" or set(blocks) == {24}  # 70 in three blocks, none above 32
+    # 70 in three blocks, none above 32
+    assert jax.default_backend() != "cpu" or set(blocks) == {24}
     whole = ntk_tt.finetune(case.apply, case.params, x, labels, optimizer, 4, block_size=70)
     np.testing.assert_allclose(run.loss, whole.loss, rtol=1e-5)
     with pytest.raises(ValueError, match="block_size"):
@@ -77,7 +109,9 @@ def test_mini_batches_records_and_schedule():
     other = ntk_tt.finetune(case.apply, case.params, x, labels, optimizer, 20, seed=1)
     assert np.abs(other.loss - again.loss).max() > 1e-4
     logits = case.apply(run.params, x)
-    assert run.loss[-1] == pytest.approx(float(optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()), rel=1e-4)
+    assert run.loss[-1] == pytest.approx(
+        float(optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()), rel=1e-4
+    )
 
 
 def test_batch_norm_frozen_and_training():
@@ -87,14 +121,19 @@ def test_batch_norm_frozen_and_training():
     labels = np.arange(12) % 3
     optimizer = OptimizerConfig(0.1, batch_size=6)
     frozen = ntk_tt.finetune(model.apply, model.params, x, labels, optimizer, 10)
-    training = ntk_tt.finetune(model.apply, model.params, x, labels, optimizer, 10, statistics=model.batch_statistics)
-    assert frozen.loss[0] == pytest.approx(training.loss[0], rel=1e-5)  # the same network to begin with
+    training = ntk_tt.finetune(
+        model.apply, model.params, x, labels, optimizer, 10, statistics=model.batch_statistics
+    )
+    # the same network to begin with
+    assert frozen.loss[0] == pytest.approx(training.loss[0], rel=1e-5)
     assert abs(frozen.loss[-1] - training.loss[-1]) > 1e-3
 
 
 def test_divergence_ends_the_run_and_is_named():
     case, x, labels = problem_of(12)
-    run = ntk_tt.finetune(case.apply, case.params, x, labels, OptimizerConfig(1e4, 0.9), 60, loss="mse")
+    run = ntk_tt.finetune(
+        case.apply, case.params, x, labels, OptimizerConfig(1e4, 0.9), 60, loss="mse"
+    )
     assert run.diverged_at is not None
     assert run.diverged_at < 60
     assert np.isnan(run.loss[-1])
@@ -103,7 +142,12 @@ def test_divergence_ends_the_run_and_is_named():
 def relu_network(scale=1.0):
     """Two layers; with a zero last layer (`scale` 0) the run begins at ln C."""
     one, two = jax.random.split(jax.random.key(0))
-    params = {"first": jax.random.normal(one, (6, 8)), "bias": jnp.zeros(8), "last": scale * jax.random.normal(two, (8, 3)) / 3, "head_bias": jnp.zeros(3)}
+    params = {
+        "first": jax.random.normal(one, (6, 8)),
+        "bias": jnp.zeros(8),
+        "last": scale * jax.random.normal(two, (8, 3)) / 3,
+        "head_bias": jnp.zeros(3),
+    }
     return lambda w, x: jax.nn.relu(x @ w["first"] + w["bias"]) @ w["last"] + w["head_bias"], params
 
 
@@ -112,7 +156,15 @@ def relu_network(scale=1.0):
 def test_a_network_that_died_at_chance_level_is_an_outcome(batch_size, scale):
     apply, params = relu_network(scale)
     x, labels = jnp.abs(jax.random.normal(jax.random.key(1), (24, 6))), np.arange(24) % 3
-    run = ntk_tt.finetune(apply, params, x, labels, OptimizerConfig(100.0 if scale else 1000.0, 0.5, batch_size=batch_size), 40, record_every=4)
+    run = ntk_tt.finetune(
+        apply,
+        params,
+        x,
+        labels,
+        OptimizerConfig(100.0 if scale else 1000.0, 0.5, batch_size=batch_size),
+        40,
+        record_every=4,
+    )
     assert run.diverged_at is None
     assert run.collapsed_at is not None
     assert 0 < run.collapsed_at <= 12
@@ -134,23 +186,50 @@ def test_a_slow_run_from_chance_level_is_alive(scale, rate, batch_size):
 
 def test_a_run_is_not_called_dead_for_what_it_learns():
     case, x, _ = problem_of(12)
-    assert ntk_tt.finetune(case.apply, case.params, x, np.zeros(24, int), OptimizerConfig(1.0), 50).collapsed_at is None  # one class: constant outputs are right
-    assert ntk_tt.finetune(case.apply, case.params, x[:1], np.zeros(1, int), OptimizerConfig(1.0), 5).collapsed_at is None
+    # one class: constant outputs are right
+    assert (
+        ntk_tt.finetune(
+            case.apply, case.params, x, np.zeros(24, int), OptimizerConfig(1.0), 50
+        ).collapsed_at
+        is None
+    )
+    assert (
+        ntk_tt.finetune(
+            case.apply, case.params, x[:1], np.zeros(1, int), OptimizerConfig(1.0), 5
+        ).collapsed_at
+        is None
+    )
 
 
 def test_divergence_in_the_last_step_is_seen():
-    """The loss before that step is finite; the one after it, which nothing but the last record shows, is not."""
+    """The loss before that step is finite; the one after it, which nothing but the last record
+    shows, is not.
+    """
     case, x, labels = problem_of(12)
     for batch_size in (None, 6):
-        run = ntk_tt.finetune(case.apply, case.params, x, labels, OptimizerConfig(1e38, batch_size=batch_size), 1, loss="mse")
+        run = ntk_tt.finetune(
+            case.apply,
+            case.params,
+            x,
+            labels,
+            OptimizerConfig(1e38, batch_size=batch_size),
+            1,
+            loss="mse",
+        )
         assert run.diverged_at == 1
         assert np.isfinite(run.loss[0])
         assert np.isnan([run.loss[-1], run.error[-1]]).all()
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ({"num_steps": 10**10}, "num_steps: 10000000000 is more"), ({"num_steps": 0}, "num_steps"), ({"record_every": 0}, "record_every"), ({"optimizer": OptimizerConfig(0.1, batch_size=25)}, "batch_size: 25"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_steps": 10**10}, "num_steps: 10000000000 is more"),
+        ({"num_steps": 0}, "num_steps"),
+        ({"record_every": 0}, "record_every"),
+        ({"optimizer": OptimizerConfig(0.1, batch_size=25)}, "batch_size: 25"),
+    ],
+)
 def test_bad_arguments(change, message):
     case, x, labels = problem_of(8)
     arguments = {"optimizer": OptimizerConfig(0.1), "num_steps": 3} | change
@@ -159,7 +238,9 @@ def test_bad_arguments(change, message):
 
 
 def gap(width, learning_rate, num_steps, **setting):
-    """Largest distance of the predicted from the real loss curve, relative to how far the loss fell."""
+    """Largest distance of the predicted from the real loss curve, relative to how far the loss
+    fell.
+    """
     case, x, labels = problem_of(width)
     optimizer = OptimizerConfig(learning_rate, **setting)
     problem = ntk_tt.linearize(case.apply, case.params, x, labels, num_projections="exact")
@@ -183,9 +264,13 @@ def test_agreement_tightens_with_smaller_steps():
 
 @pytest.mark.parametrize("side", [0.9, 1.1, 2.0])
 def test_past_the_stability_bound_real_training_diverges_and_the_verdict_says_so(side):
-    """Just past the bound a real network is thrown to a flatter place and recovers; well past it, it is lost."""
+    """Just past the bound a real network is thrown to a flatter place and recovers; well past it,
+    it is lost.
+    """
     case, x, labels = problem_of(256)
-    problem = ntk_tt.linearize(case.apply, case.params, x, labels, loss="mse", num_projections="exact")
+    problem = ntk_tt.linearize(
+        case.apply, case.params, x, labels, loss="mse", num_projections="exact"
+    )
     _, safe = ntk_tt.stability(problem, OptimizerConfig(1e-3), 100)
     optimizer = OptimizerConfig(side * safe)
     verdict = ntk_tt.assess(problem, case.apply, case.params, x, labels, optimizer, 100)
@@ -204,14 +289,29 @@ def test_past_the_stability_bound_real_training_diverges_and_the_verdict_says_so
 
 def test_residual_grows_with_the_step_and_vanishes_for_a_linear_model():
     case, x, labels = problem_of(24)
-    small, large = (ntk_tt.linearization_residual(case.apply, case.params, x, labels, OptimizerConfig(rate)).value for rate in (0.01, 0.5))
+    small, large = (
+        ntk_tt.linearization_residual(
+            case.apply, case.params, x, labels, OptimizerConfig(rate)
+        ).value
+        for rate in (0.01, 0.5)
+    )
     assert 0 < small < 0.2 * large
     linear = {"weight": jnp.zeros((6, 3))}
-    assert ntk_tt.linearization_residual(lambda params, x: x @ params["weight"], linear, x, labels, OptimizerConfig(0.5)).value < 1e-5
+    assert (
+        ntk_tt.linearization_residual(
+            lambda params, x: x @ params["weight"], linear, x, labels, OptimizerConfig(0.5)
+        ).value
+        < 1e-5
+    )
 
 
 def test_a_frozen_kernel_that_will_change_points_to_the_method_that_follows_it():
-    moved, still = (ntk_tt.prediction.verdict.judge(10.0, 0.1, ntk_tt.prediction.verdict.Residual(0.01, expected, 1e-3)) for expected in (0.5, 0.05))
+    moved, still = (
+        ntk_tt.prediction.verdict.judge(
+            10.0, 0.1, ntk_tt.prediction.verdict.Residual(0.01, expected, 1e-3)
+        )
+        for expected in (0.5, 0.05)
+    )
     assert "`curvature`" in moved.reason
     assert moved.trust == "medium"
     assert "`curvature`" not in still.reason

@@ -28,13 +28,23 @@ except KeyboardInterrupt as stopped:
     {after}
     sys.exit(status)
 """
-ENDS = [(signal.SIGINT, "interrupted", 130), (signal.SIGTERM, "ended by SIGTERM", 143), (signal.SIGHUP, "ended by SIGHUP", 129)]
-COMPILED = "hashlib.pbkdf2_hmac('sha256', b'', b'', 2 * 10**9)"  # takes no step of Python for half an hour
+ENDS = [
+    (signal.SIGINT, "interrupted", 130),
+    (signal.SIGTERM, "ended by SIGTERM", 143),
+    (signal.SIGHUP, "ended by SIGHUP", 129),
+]
+COMPILED = (
+    "hashlib.pbkdf2_hmac('sha256', b'', b'', 2 * 10**9)"  # takes no step of Python for half an hour
+)
 
 
 def run(work, number, grace=30.0, after="", times=1):
-    program = PROGRAM.format(path=str(ROOT / "ntk_tt" / "interruption.py"), work=work, grace=grace, after=after)
-    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    program = PROGRAM.format(
+        path=str(ROOT / "ntk_tt" / "interruption.py"), work=work, grace=grace, after=after
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         for _ in range(times):
@@ -59,21 +69,36 @@ def test_a_second_signal_does_not_wait():
 
 
 def test_an_exception_that_is_lost_in_a_callback_ends_the_program_all_the_same():
-    work = "import gc; gc.callbacks.append(lambda *_: time.sleep(1.0)); [gc.collect() for _ in range(10**6)]"
+    work = (
+        "import gc; gc.callbacks.append(lambda *_: time.sleep(1.0)); [gc.collect() for _ in "
+        "range(10**6)]"
+    )
     assert run(work, signal.SIGTERM, grace=0.3) == (143, "ntk-tt: ended by SIGTERM\n")
 
 
 def test_an_end_that_hangs_is_cut_short_and_says_nothing_twice():
-    assert run("time.sleep(60)", signal.SIGTERM, grace=0.3, after=COMPILED) == (143, "ended by SIGTERM\n")
+    assert run("time.sleep(60)", signal.SIGTERM, grace=0.3, after=COMPILED) == (
+        143,
+        "ended by SIGTERM\n",
+    )
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.3])
 def test_during_the_imports_it_is_one_line(delay, tmp_path):
     """The module that is imported says when: before, and in the midst of it."""
     (tmp_path / "ntk_tt").mkdir()
-    (tmp_path / "ntk_tt" / "__init__.py").write_text(f"import sys, time\nprint('ready', flush=True)\nfor _ in range(6000): time.sleep({delay or 0.01})\n")
+    (tmp_path / "ntk_tt" / "__init__.py").write_text(
+        "import sys, time\nprint('ready', flush=True)\nfor _ in range(6000): "
+        f"time.sleep({delay or 0.01})\n"
+    )
     (tmp_path / "ntk_tt_command.py").write_bytes((ROOT / "ntk_tt_command.py").read_bytes())
-    with subprocess.Popen([sys.executable, "-m", "ntk_tt_command"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [sys.executable, "-m", "ntk_tt_command"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         process.send_signal(signal.SIGINT)
@@ -86,20 +111,53 @@ def test_an_installation_that_cannot_be_imported_is_one_line(tmp_path):
     (tmp_path / "ntk_tt" / "__init__.py").write_text("raise ImportError('no jaxlib\\nhere')")
     (tmp_path / "ntk_tt_command.py").write_bytes((ROOT / "ntk_tt_command.py").read_bytes())
     command = [sys.executable, "-m", "ntk_tt_command"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env={"PATH": "/usr/bin:/bin", "NTK_TT_TRACEBACK": ""})
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={"PATH": "/usr/bin:/bin", "NTK_TT_TRACEBACK": ""},
+    )
     assert done.returncode == 1
     assert done.stderr.startswith("ntk-tt: cannot start: ImportError: no jaxlib here;")
     assert done.stderr.count("\n") == 1
-    traced = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env={"PATH": "/usr/bin:/bin", "NTK_TT_TRACEBACK": "1"})
+    traced = subprocess.run(
+        command,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={"PATH": "/usr/bin:/bin", "NTK_TT_TRACEBACK": "1"},
+    )
     assert "Traceback" in traced.stderr
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("delay", "number", "line", "status"), [(delay, *end) for delay, end in zip((1.5, 8.0, 16.0), ENDS, strict=True)])
+@pytest.mark.parametrize(
+    ("delay", "number", "line", "status"),
+    [(delay, *end) for delay, end in zip((1.5, 8.0, 16.0), ENDS, strict=True)],
+)
 def test_the_whole_command(delay, number, line, status, tmp_path):
-    command = [sys.executable, "-m", "ntk_tt_command", "predict", "--steps", "3000000", "--record-every", "30000", "--batch-size", "4", "--seeds", "50",
-               "--json", str(tmp_path / "report.json"), "--plot", str(tmp_path / "figure.png")]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    command = [
+        sys.executable,
+        "-m",
+        "ntk_tt_command",
+        "predict",
+        "--steps",
+        "3000000",
+        "--record-every",
+        "30000",
+        "--batch-size",
+        "4",
+        "--seeds",
+        "50",
+        "--json",
+        str(tmp_path / "report.json"),
+        "--plot",
+        str(tmp_path / "figure.png"),
+    ]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
         time.sleep(delay)
         process.send_signal(number)
         before = time.monotonic()

@@ -30,22 +30,33 @@ def images() -> jax.Array:
 @pytest.fixture(scope="module")
 def small_resnet() -> ResNet8:
     """Random weights and statistics, so that nothing is 0 or 1 by accident."""
-    module = nnx.eval_shape(lambda: ResNet8(3, widths=(2, 3, 4), rngs=nnx.Rngs(1)))  # shapes only: initialising takes seconds
+    # shapes only: initialising takes seconds
+    module = nnx.eval_shape(lambda: ResNet8(3, widths=(2, 3, 4), rngs=nnx.Rngs(1)))
     values = nnx.to_pure_dict(nnx.state(module))
     rng = np.random.default_rng(0)
-    set_values(module, jax.tree.map(lambda leaf: jnp.asarray(rng.uniform(0.2, 1.0, leaf.shape), jnp.float32), values))
+    set_values(
+        module,
+        jax.tree.map(
+            lambda leaf: jnp.asarray(rng.uniform(0.2, 1.0, leaf.shape), jnp.float32), values
+        ),
+    )
     return module
 
 
 def arrays_of(module: nnx.Module) -> dict[str, np.ndarray]:
-    return {name: np.asarray(leaf) for name, leaf in named_leaves(nnx.to_pure_dict(nnx.state(module))).items()}
+    return {
+        name: np.asarray(leaf)
+        for name, leaf in named_leaves(nnx.to_pure_dict(nnx.state(module))).items()
+    }
 
 
 class NormedLinear(nnx.Module):
     """Batch norm and a head: small enough to write down what training does to its statistics."""
 
     def __init__(self, rngs: nnx.Rngs):
-        self.norm = nnx.BatchNorm(2, momentum=0.9, epsilon=1e-5, use_bias=False, use_scale=False, rngs=rngs)
+        self.norm = nnx.BatchNorm(
+            2, momentum=0.9, epsilon=1e-5, use_bias=False, use_scale=False, rngs=rngs
+        )
         self.head = nnx.Linear(2, 3, rngs=rngs)
         self.norm.mean[...] = jnp.asarray([0.5, -1.0])
         self.norm.var[...] = jnp.asarray([4.0, 0.25])
@@ -62,18 +73,30 @@ def test_the_bundled_network_keeps_its_head(bundled):
     assert bundled.num_classes == record["classes"] == NUM_PRETRAINED_CLASSES
     assert bundled.image_size == record["image_size"] == 32
     np.testing.assert_array_equal(bundled.params["head"]["kernel"], arrays["head.kernel"])
-    np.testing.assert_array_equal(bundled.params["block2"]["conv1"]["kernel"], arrays["block2.conv1.kernel"])
-    np.testing.assert_array_equal(bundled.batch_statistics.state["block3"]["norm2"]["var"], arrays["block3.norm2.var"])
-    assert bundled.num_params == sum(array.size for name, array in arrays.items() if not name.endswith((".mean", ".var")))
+    np.testing.assert_array_equal(
+        bundled.params["block2"]["conv1"]["kernel"], arrays["block2.conv1.kernel"]
+    )
+    np.testing.assert_array_equal(
+        bundled.batch_statistics.state["block3"]["norm2"]["var"], arrays["block3.norm2.var"]
+    )
+    assert bundled.num_params == sum(
+        array.size for name, array in arrays.items() if not name.endswith((".mean", ".var"))
+    )
 
 
 def test_a_new_head_is_seeded_and_the_rest_is_pretrained(bundled):
-    first, again, other = (load_model("resnet8", num_classes=4, key=jax.random.key(seed)) for seed in (1, 1, 2))
+    first, again, other = (
+        load_model("resnet8", num_classes=4, key=jax.random.key(seed)) for seed in (1, 1, 2)
+    )
     kernels = [np.asarray(model.params["head"]["kernel"]) for model in (first, again, other)]
     assert kernels[0].shape == (96, 4)
     np.testing.assert_array_equal(kernels[0], kernels[1])
     assert not np.isclose(kernels[0], kernels[2]).any()
-    for values in (kernels[0], np.asarray(first.params["head"]["bias"])):  # uniform in ±1/√96, as PyTorch does
+    # uniform in ±1/√96, as PyTorch does
+    for values in (
+        kernels[0],
+        np.asarray(first.params["head"]["bias"]),
+    ):
         assert 0 < np.abs(values).max() <= 96**-0.5
     assert kernels[0].std() == pytest.approx((3 * 96) ** -0.5, rel=0.15)
     for name, leaf in named_leaves(first.params).items():
@@ -84,11 +107,16 @@ def test_a_new_head_is_seeded_and_the_rest_is_pretrained(bundled):
 
 def test_a_new_head_of_the_old_size_is_new_as_well(bundled):
     model = load_model("resnet8", num_classes=NUM_PRETRAINED_CLASSES)
-    assert not np.isclose(model.params["head"]["kernel"], bundled.params["head"]["kernel"], rtol=1e-3).all()
+    assert not np.isclose(
+        model.params["head"]["kernel"], bundled.params["head"]["kernel"], rtol=1e-3
+    ).all()
 
 
 def test_a_network_without_weights_is_seeded():
-    first, again, other = (load_model("resnet8", weights="random", num_classes=3, key=jax.random.key(seed)) for seed in (1, 1, 2))
+    first, again, other = (
+        load_model("resnet8", weights="random", num_classes=3, key=jax.random.key(seed))
+        for seed in (1, 1, 2)
+    )
     stems = [np.asarray(model.params["stem"]["kernel"]) for model in (first, again, other)]
     np.testing.assert_array_equal(stems[0], stems[1])
     assert not np.isclose(stems[0], stems[2]).any()
@@ -97,7 +125,9 @@ def test_a_network_without_weights_is_seeded():
 
 def test_image_size_is_that_of_the_record_unless_given(tmp_path):
     module = ResNet8(3, rngs=nnx.Rngs(0))
-    save_weights(tmp_path / "w.safetensors", nnx.to_pure_dict(nnx.state(module)), record={"image_size": 48})
+    save_weights(
+        tmp_path / "w.safetensors", nnx.to_pure_dict(nnx.state(module)), record={"image_size": 48}
+    )
     assert load_model(weights=str(tmp_path / "w.safetensors")).image_size == 48
     assert load_model(weights=str(tmp_path / "w.safetensors"), image_size=20).image_size == 20
 
@@ -109,10 +139,13 @@ def test_apply_is_the_module_in_evaluation_mode(small_resnet, images):
     model = from_nnx(small_resnet)
     evaluated = nnx.clone(small_resnet)
     evaluated.eval()
-    np.testing.assert_allclose(model.apply(model.params, images), evaluated(images), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        model.apply(model.params, images), evaluated(images), rtol=1e-5, atol=1e-5
+    )
     trained = nnx.clone(small_resnet)
     trained.train()
-    assert not np.allclose(trained(images), evaluated(images), rtol=1e-2)  # else the test above says nothing
+    # else the test above says nothing
+    assert not np.allclose(trained(images), evaluated(images), rtol=1e-2)
 
 
 def test_apply_of_a_sample_does_not_depend_on_the_others(small_resnet, images):
@@ -126,7 +159,10 @@ def test_parameters_are_named_as_in_a_checkpoint_and_decide_the_output(small_res
     parameters = {name for name in arrays_of(small_resnet) if not name.endswith((".mean", ".var"))}
     assert set(named_leaves(model.params)) == parameters
     assert "block2.shortcut.layers.0.kernel" in parameters
-    zero_head = {**model.params, "head": {"kernel": jnp.zeros((4, 3)), "bias": jnp.asarray([1.0, 2.0, 3.0])}}
+    zero_head = {
+        **model.params,
+        "head": {"kernel": jnp.zeros((4, 3)), "bias": jnp.asarray([1.0, 2.0, 3.0])},
+    }
     np.testing.assert_array_equal(model.apply(zero_head, images), np.tile([1.0, 2.0, 3.0], (4, 1)))
 
 
@@ -135,7 +171,9 @@ def test_features_times_head_are_the_logits(small_resnet, images):
     features = model.features(model.params, images)
     assert features.shape == (4, 4)
     head = model.params["head"]
-    np.testing.assert_allclose(features @ head["kernel"] + head["bias"], model.apply(model.params, images), rtol=1e-4)
+    np.testing.assert_allclose(
+        features @ head["kernel"] + head["bias"], model.apply(model.params, images), rtol=1e-4
+    )
 
 
 def test_a_network_without_features_says_so():
@@ -155,10 +193,20 @@ def test_training_mode_normalises_by_the_batch_and_updates_the_statistics():
     logits, new_state = statistics.apply_train(model.params, statistics.state, x)
     head = model.params["head"]
     mean, variance = np.mean(x, 0), np.var(x, 0)
-    np.testing.assert_allclose(logits, (x - mean) / np.sqrt(variance + 1e-5) @ head["kernel"] + head["bias"], rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(new_state["norm"]["mean"], 0.9 * np.asarray([0.5, -1.0]) + 0.1 * mean, rtol=1e-5)
-    np.testing.assert_allclose(new_state["norm"]["var"], 0.9 * np.asarray([4.0, 0.25]) + 0.1 * variance, rtol=1e-4)
-    np.testing.assert_array_equal(statistics.state["norm"]["mean"], [0.5, -1.0])  # nothing is changed in place
+    np.testing.assert_allclose(
+        logits,
+        (x - mean) / np.sqrt(variance + 1e-5) @ head["kernel"] + head["bias"],
+        rtol=1e-4,
+        atol=1e-5,
+    )
+    np.testing.assert_allclose(
+        new_state["norm"]["mean"], 0.9 * np.asarray([0.5, -1.0]) + 0.1 * mean, rtol=1e-5
+    )
+    np.testing.assert_allclose(
+        new_state["norm"]["var"], 0.9 * np.asarray([4.0, 0.25]) + 0.1 * variance, rtol=1e-4
+    )
+    # nothing is changed in place
+    np.testing.assert_array_equal(statistics.state["norm"]["mean"], [0.5, -1.0])
 
 
 def test_evaluation_mode_normalises_by_the_given_statistics():
@@ -166,26 +214,41 @@ def test_evaluation_mode_normalises_by_the_given_statistics():
     x = jax.random.normal(jax.random.key(1), (7, 2))
     state = {"norm": {"mean": jnp.asarray([2.0, 3.0]), "var": jnp.asarray([1.5, 0.5])}}
     head = model.params["head"]
-    expected = (x - state["norm"]["mean"]) / jnp.sqrt(state["norm"]["var"] + 1e-5) @ head["kernel"] + head["bias"]
-    np.testing.assert_allclose(model.batch_statistics.apply_eval(model.params, state, x), expected, rtol=1e-4, atol=1e-5)
+    expected = (x - state["norm"]["mean"]) / jnp.sqrt(state["norm"]["var"] + 1e-5) @ head[
+        "kernel"
+    ] + head["bias"]
+    np.testing.assert_allclose(
+        model.batch_statistics.apply_eval(model.params, state, x), expected, rtol=1e-4, atol=1e-5
+    )
 
 
 def test_evaluation_with_the_original_statistics_is_apply(small_resnet, images):
     model = from_nnx(small_resnet)
     statistics = model.batch_statistics
     logits = model.apply(model.params, images)
-    np.testing.assert_array_equal(statistics.apply_eval(model.params, statistics.state, images), logits)
+    np.testing.assert_array_equal(
+        statistics.apply_eval(model.params, statistics.state, images), logits
+    )
     _, new_state = statistics.apply_train(model.params, statistics.state, images)
-    changed = [not np.allclose(old, new) for old, new in zip(jax.tree.leaves(statistics.state), jax.tree.leaves(new_state), strict=True)]
+    changed = [
+        not np.allclose(old, new)
+        for old, new in zip(
+            jax.tree.leaves(statistics.state), jax.tree.leaves(new_state), strict=True
+        )
+    ]
     assert all(changed)
-    assert not np.allclose(statistics.apply_eval(model.params, new_state, images), logits, rtol=1e-3)
+    assert not np.allclose(
+        statistics.apply_eval(model.params, new_state, images), logits, rtol=1e-3
+    )
     np.testing.assert_array_equal(model.apply(model.params, images), logits)
 
 
 def test_the_module_is_left_as_it_was(small_resnet, images):
     before = arrays_of(small_resnet)
     model = from_nnx(small_resnet)
-    model.batch_statistics.apply_train(jax.tree.map(jnp.zeros_like, model.params), model.batch_statistics.state, images)
+    model.batch_statistics.apply_train(
+        jax.tree.map(jnp.zeros_like, model.params), model.batch_statistics.state, images
+    )
     after = arrays_of(small_resnet)
     assert all((before[name] == after[name]).all() for name in before)
 
@@ -196,7 +259,9 @@ def test_preprocess_scales_pixels_and_normalises_channels():
     normalised = from_nnx(NormedLinear(nnx.Rngs(0))).preprocess(pixels)
     assert normalised.dtype == jnp.float32
     np.testing.assert_allclose(normalised, expected, rtol=1e-5, atol=1e-6)
-    other = from_nnx(NormedLinear(nnx.Rngs(0)), mean=(0.0, 0.5, 1.0), std=(1.0, 0.5, 0.25)).preprocess(pixels)
+    other = from_nnx(
+        NormedLinear(nnx.Rngs(0)), mean=(0.0, 0.5, 1.0), std=(1.0, 0.5, 0.25)
+    ).preprocess(pixels)
     np.testing.assert_allclose(other[0, 0, 1], [1.0, 1.0, 0.0], atol=1e-6)
 
 
@@ -205,7 +270,13 @@ def test_preprocess_scales_pixels_and_normalises_channels():
 
 @pytest.mark.data
 def test_the_bundled_network_recognises_tiny_imagenet(bundled, data_root):
-    task = load_task(f"folder:{data_root / 'tiny_imagenet32' / 'test'}", num_classes=None, per_class=2, image_size=32, seed=0)
+    task = load_task(
+        f"folder:{data_root / 'tiny_imagenet32' / 'test'}",
+        num_classes=None,
+        per_class=2,
+        image_size=32,
+        seed=0,
+    )
     assert task.num_classes == NUM_PRETRAINED_CLASSES
     logits = jax.jit(bundled.apply)(bundled.params, bundled.preprocess(task.images))
     accuracy = float((np.argmax(logits, -1) == task.labels).mean())
@@ -214,11 +285,23 @@ def test_the_bundled_network_recognises_tiny_imagenet(bundled, data_root):
 
 def test_random_weights_are_those_of_flax_with_the_same_key():
     key = jax.random.key(7)
-    model, module = load_model("mlp", num_classes=2, image_size=2, key=key), MLP(2, inputs=12, rngs=nnx.Rngs(key))
-    for ours, theirs in zip(jax.tree.leaves(model.params), jax.tree.leaves(nnx.to_pure_dict(nnx.state(module))), strict=True):
+    model, module = (
+        load_model("mlp", num_classes=2, image_size=2, key=key),
+        MLP(2, inputs=12, rngs=nnx.Rngs(key)),
+    )
+    for ours, theirs in zip(
+        jax.tree.leaves(model.params),
+        jax.tree.leaves(nnx.to_pure_dict(nnx.state(module))),
+        strict=True,
+    ):
         np.testing.assert_array_equal(ours, theirs)
 
 
 def test_features_can_be_jitted_as_they_are(bundled):
     images = jnp.ones((1, 8, 8, 3))
-    np.testing.assert_allclose(jax.jit(bundled.features)(bundled.params, images), bundled.features(bundled.params, images), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        jax.jit(bundled.features)(bundled.params, images),
+        bundled.features(bundled.params, images),
+        rtol=1e-5,
+        atol=1e-6,
+    )

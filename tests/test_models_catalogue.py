@@ -24,10 +24,22 @@ def count(tree) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
-SLOW = ("resnet44", "resnet56", "resnet34", "resnet50", "resnet101", "resnet101v1", "densenet121", "densenet169")
+SLOW = (
+    "resnet44",
+    "resnet56",
+    "resnet34",
+    "resnet50",
+    "resnet101",
+    "resnet101v1",
+    "densenet121",
+    "densenet169",
+)
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in MODELS])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in MODELS],
+)
 def test_sizes_are_those_of_the_network(name):
     (row,) = [row for row in list_models() if row.name == name]
     with_head = shapes(name, 7)
@@ -37,8 +49,17 @@ def test_sizes_are_those_of_the_network(name):
 
 
 # torchvision.models.<name>(): published parameter counts with 1000 classes
-PUBLISHED = {"resnet18": 11_689_512, "resnet34": 21_797_672, "resnet50": 25_557_032, "resnet101": 44_549_160, "densenet121": 7_978_856, "densenet169": 14_149_480,
-             "alexnet": 61_100_840, "squeezenet1_0": 1_248_424, "vit_b_16": 86_567_656}
+PUBLISHED = {
+    "resnet18": 11_689_512,
+    "resnet34": 21_797_672,
+    "resnet50": 25_557_032,
+    "resnet101": 44_549_160,
+    "densenet121": 7_978_856,
+    "densenet169": 14_149_480,
+    "alexnet": 61_100_840,
+    "squeezenet1_0": 1_248_424,
+    "vit_b_16": 86_567_656,
+}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -62,5 +83,9 @@ def test_random_weights_where_none_ship_and_bundled_ones_are_refused():
     assert model.num_params == (48 + 1) * 256 + (256 + 1) * 256 + (256 + 1) * 2
     other = dataclasses.replace(model, mean=(0.5,) * 3, std=(0.25,) * 3)
     assert float(other.preprocess(np.full((1, 4, 4, 3), 255, np.uint8)).max()) == pytest.approx(2)
-    with pytest.raises(ValueError, match="weights: no weights of 'mlp' ship with the package; give a file, 'hf:owner/name' or 'random'"):
+    with pytest.raises(
+        ValueError,
+        match="weights: no weights of 'mlp' ship with the package; give a file, 'hf:owner/name' or "
+        "'random'",
+    ):
         load_model("mlp", weights="bundled", num_classes=2)

@@ -13,7 +13,15 @@ from ntk_tt.models.zoo.convolution import Convolution, convolve, preferred_metho
 
 # map, input channels, output channels, kernel, stride, padding, groups
 CASES = {
-    "3×3 on 1×1, where one kernel position meets the map": ((1, 1), 4, 6, (3, 3), (1, 1), ((1, 1), (1, 1)), 1),
+    "3×3 on 1×1, where one kernel position meets the map": (
+        (1, 1),
+        4,
+        6,
+        (3, 3),
+        (1, 1),
+        ((1, 1), (1, 1)),
+        1,
+    ),
     "3×3 on 2×2": ((2, 2), 4, 6, (3, 3), (1, 1), ((1, 1), (1, 1)), 1),
     "3×3 from 4×4 to 2×2": ((4, 4), 4, 6, (3, 3), (2, 2), ((1, 1), (1, 1)), 1),
     "3×3 on 7×6 in groups": ((7, 6), 4, 6, (3, 3), (1, 1), ((1, 1), (1, 1)), 2),
@@ -32,7 +40,16 @@ def normal(*shape: int) -> jax.Array:
 
 def reference(x, kernel, stride, padding, groups):
     """`nnx.Conv` with the given kernel."""
-    conv = nnx.Conv(x.shape[-1], kernel.shape[-1], kernel.shape[:2], strides=stride, padding=padding, feature_group_count=groups, use_bias=False, rngs=nnx.Rngs(0))
+    conv = nnx.Conv(
+        x.shape[-1],
+        kernel.shape[-1],
+        kernel.shape[:2],
+        strides=stride,
+        padding=padding,
+        feature_group_count=groups,
+        use_bias=False,
+        rngs=nnx.Rngs(0),
+    )
     conv.kernel[...] = kernel
     return conv(x)
 
@@ -41,7 +58,10 @@ def reference(x, kernel, stride, padding, groups):
 def test_every_way_is_that_of_flax_forward_and_backward(case):
     sides, inputs, outputs, kernel_size, stride, padding, groups = case
     x, kernel = normal(2, *sides, inputs), normal(*kernel_size, inputs // groups, outputs)
-    ways = {method: partial(convolve, stride=stride, padding=padding, groups=groups, method=method) for method in ("patches", "xla", "auto")}
+    ways = {
+        method: partial(convolve, stride=stride, padding=padding, groups=groups, method=method)
+        for method in ("patches", "xla", "auto")
+    }
     ways["flax"] = partial(reference, stride=stride, padding=padding, groups=groups)
     signal = normal(*jax.eval_shape(ways["flax"], x, kernel).shape)
 
@@ -61,11 +81,16 @@ def test_every_way_is_that_of_flax_forward_and_backward(case):
 
 @pytest.mark.parametrize("method", ["patches", "xla"])
 def test_bfloat16_stays_bfloat16(method):
-    x, kernel = jnp.asarray(normal(2, 2, 2, 8), jnp.bfloat16), jnp.asarray(normal(3, 3, 8, 4), jnp.bfloat16)
+    x, kernel = (
+        jnp.asarray(normal(2, 2, 2, 8), jnp.bfloat16),
+        jnp.asarray(normal(3, 3, 8, 4), jnp.bfloat16),
+    )
     padding = ((1, 1), (1, 1))
     y = jax.jit(lambda x, kernel: convolve(x, kernel, padding=padding, method=method))(x, kernel)
     assert y.dtype == jnp.bfloat16
-    exact = jax.jit(lambda: reference(x.astype(jnp.float32), kernel.astype(jnp.float32), (1, 1), padding, 1))()
+    exact = jax.jit(
+        lambda: reference(x.astype(jnp.float32), kernel.astype(jnp.float32), (1, 1), padding, 1)
+    )()
     np.testing.assert_allclose(y.astype(jnp.float32), exact, rtol=0.02, atol=0.15)
 
 
@@ -88,20 +113,31 @@ def test_the_module_is_flax_convolution_with_bias():
 
 def test_kernels_start_with_he_variance():
     kernel = np.asarray(Convolution(32, 64, 3, rngs=nnx.Rngs(0)).kernel[...])
-    assert kernel.std() == pytest.approx((2 / (9 * 32)) ** 0.5, rel=0.02)  # 18,432 numbers: standard error 0.5 %
+    # 18,432 numbers: standard error 0.5 %
+    assert kernel.std() == pytest.approx((2 / (9 * 32)) ** 0.5, rel=0.02)
 
 
-@pytest.mark.parametrize(("inputs", "outputs", "kernel", "method"), [
-    ((2, 2), (2, 2), (3, 3), "patches"), ((4, 4), (2, 2), (3, 3), "patches"), ((16, 16), (8, 8), (1, 1), "patches"),
-    ((3, 3), (3, 3), (3, 3), "xla"), ((4, 4), (4, 4), (3, 3), "xla"), ((2, 8), (2, 8), (3, 3), "patches"), ((8, 8), (6, 6), (7, 7), "patches"),
-])
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "kernel", "method"),
+    [
+        ((2, 2), (2, 2), (3, 3), "patches"),
+        ((4, 4), (2, 2), (3, 3), "patches"),
+        ((16, 16), (8, 8), (1, 1), "patches"),
+        ((3, 3), (3, 3), (3, 3), "xla"),
+        ((4, 4), (4, 4), (3, 3), "xla"),
+        ((2, 8), (2, 8), (3, 3), "patches"),
+        ((8, 8), (6, 6), (7, 7), "patches"),
+    ],
+)
 def test_the_rule_sees_kernels_larger_than_the_map_on_either_side(inputs, outputs, kernel, method):
     assert preferred_method(inputs, outputs, kernel) == method
 
 
 def test_the_rule_is_followed_when_traced_and_on_cpus_only(monkeypatch):
     def primitives():
-        jaxpr = jax.make_jaxpr(lambda x, k: convolve(x, k, padding=((1, 1), (1, 1))))(jnp.ones((1, 2, 2, 3)), jnp.ones((3, 3, 3, 4)))
+        jaxpr = jax.make_jaxpr(lambda x, k: convolve(x, k, padding=((1, 1), (1, 1))))(
+            jnp.ones((1, 2, 2, 3)), jnp.ones((3, 3, 3, 4))
+        )
         return {equation.primitive.name for equation in jaxpr.eqns}
 
     assert "dot_general" in primitives()
@@ -118,7 +154,13 @@ def test_the_default_device_decides():
 
 
 def test_wrong_sizes_are_explained():
-    with pytest.raises(ValueError, match=r"images: a map of 2×2 is too small for a kernel of 3×3 with padding .*; give larger images"):
+    with pytest.raises(
+        ValueError,
+        match=r"images: a map of 2×2 is too small for a kernel of 3×3 with padding .*; give larger "
+        r"images",
+    ):
         convolve(jnp.ones((1, 2, 2, 1)), jnp.ones((3, 3, 1, 1)))
-    with pytest.raises(ValueError, match="groups: must divide the 3 input and 4 output channels, got 2"):
+    with pytest.raises(
+        ValueError, match="groups: must divide the 3 input and 4 output channels, got 2"
+    ):
         Convolution(3, 4, 3, groups=2, rngs=nnx.Rngs(0))

@@ -1,4 +1,6 @@
-"""Switches, keys and modes of NNX, Linen, Equinox and plain functions: `apply` evaluates, or says in a line that it cannot."""
+"""Switches, keys and modes of NNX, Linen, Equinox and plain functions: `apply` evaluates, or says
+in a line that it cannot.
+"""
 
 from typing import Literal
 
@@ -13,7 +15,11 @@ from ntk_tt import from_equinox, from_function, from_linen, from_nnx
 from ntk_tt.models.switches import evaluation_value
 
 KEY = jax.random.key(0)
-TRAINS = "the network runs in training mode: give its call train, training, is_training, is_train, deterministic, use_running_average or inference, or make it with training=False"
+TRAINS = (
+    "the network runs in training mode: give its call train, training, is_training, "
+    "is_train, deterministic, use_running_average or inference, or make it with "
+    "training=False"
+)
 
 
 @pytest.fixture(scope="module")
@@ -21,24 +27,80 @@ def images():
     return jax.random.normal(jax.random.key(1), (5, 4, 4, 3))
 
 
-@pytest.mark.parametrize("name", ["train", "training", "is_training", "is_train", "isTraining", "in_training", "train_mode", "training_mode", "use_dropout", "enable_dropout",
-                                  "stochastic", "update_stats"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "train",
+        "training",
+        "is_training",
+        "is_train",
+        "isTraining",
+        "in_training",
+        "train_mode",
+        "training_mode",
+        "use_dropout",
+        "enable_dropout",
+        "stochastic",
+        "update_stats",
+    ],
+)
 def test_names_that_are_false_in_evaluation(name):
     assert evaluation_value(name) is False
 
 
-@pytest.mark.parametrize("name", ["deterministic", "use_running_average", "use_running_avg", "use_ra", "inference", "is_inference", "inference_mode", "eval", "eval_mode", "is_eval", "test", "testing",
-                                  "disable_dropout"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "deterministic",
+        "use_running_average",
+        "use_running_avg",
+        "use_ra",
+        "inference",
+        "is_inference",
+        "inference_mode",
+        "eval",
+        "eval_mode",
+        "is_eval",
+        "test",
+        "testing",
+        "disable_dropout",
+    ],
+)
 def test_names_that_are_true_in_evaluation(name):
     assert evaluation_value(name) is True
 
 
-@pytest.mark.parametrize("name", ["x", "images", "mode", "use_norm", "train_size", "test_time_augmentation", "trainable", "constraint", "key", "is_causal"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "x",
+        "images",
+        "mode",
+        "use_norm",
+        "train_size",
+        "test_time_augmentation",
+        "trainable",
+        "constraint",
+        "key",
+        "is_causal",
+    ],
+)
 def test_names_that_are_no_switches(name):
     assert evaluation_value(name) is None
 
 
-@pytest.mark.parametrize(("name", "value"), [("training", False), ("is_train", False), ("deterministic", True), ("inference", True), ("dropout", None), ("test", None), ("eval", None)])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("training", False),
+        ("is_train", False),
+        ("deterministic", True),
+        ("inference", True),
+        ("dropout", None),
+        ("test", None),
+        ("eval", None),
+    ],
+)
 def test_fewer_names_are_switches_as_attributes(name, value):
     """There they may say what a network is made of."""
     assert evaluation_value(name, attribute=True) is value
@@ -52,7 +114,12 @@ class Block(nnx.Module):
 
     def __init__(self, rngs=None):
         rngs = rngs or nnx.Rngs(0)
-        self.layer, self.norm, self.drop, self.head = nnx.Linear(3, 4, rngs=rngs), nnx.BatchNorm(4, rngs=rngs), nnx.Dropout(0.5, rngs=rngs), nnx.Linear(4, 2, rngs=rngs)
+        self.layer, self.norm, self.drop, self.head = (
+            nnx.Linear(3, 4, rngs=rngs),
+            nnx.BatchNorm(4, rngs=rngs),
+            nnx.Dropout(0.5, rngs=rngs),
+            nnx.Linear(4, 2, rngs=rngs),
+        )
         self.norm.mean[...] = jnp.full(4, 0.3)
 
     def run(self, x, training=False):
@@ -99,7 +166,13 @@ class Modes(Block):
 class Streams(Block):
     def __call__(self, x, *, train: bool, rngs: nnx.Rngs):
         assert isinstance(rngs, nnx.Rngs)
-        return self.head(self.drop(self.norm(self.layer(x.mean((1, 2))), use_running_average=not train), deterministic=not train, rngs=rngs))
+        return self.head(
+            self.drop(
+                self.norm(self.layer(x.mean((1, 2))), use_running_average=not train),
+                deterministic=not train,
+                rngs=rngs,
+            )
+        )
 
 
 class TakesKey(Block):
@@ -129,21 +202,54 @@ class Outer(nnx.Module):
         return self.inner(x, train=training)
 
 
-@pytest.mark.parametrize("network", [ByDefault, Required, KeywordOnly, PositionOnly, Reversed, Mode, Modes, Streams, TakesKey, Attribute, Outer])
+@pytest.mark.parametrize(
+    "network",
+    [
+        ByDefault,
+        Required,
+        KeywordOnly,
+        PositionOnly,
+        Reversed,
+        Mode,
+        Modes,
+        Streams,
+        TakesKey,
+        Attribute,
+        Outer,
+    ],
+)
 def test_an_nnx_network_evaluates(network, images):
     module = network()
     inner = getattr(module, "inner", module)
-    expected = inner.head((inner.layer(images.mean((1, 2))) - 0.3) / np.sqrt(1 + 1e-5) * inner.norm.scale[...] + inner.norm.bias[...])
+    expected = inner.head(
+        (inner.layer(images.mean((1, 2))) - 0.3) / np.sqrt(1 + 1e-5) * inner.norm.scale[...]
+        + inner.norm.bias[...]
+    )
     model = from_nnx(module)
-    for function in (model.apply, jax.jit(model.apply), lambda params, x: model.batch_statistics.apply_eval(params, model.batch_statistics.state, x)):
+    for function in (
+        model.apply,
+        jax.jit(model.apply),
+        lambda params, x: model.batch_statistics.apply_eval(
+            params, model.batch_statistics.state, x
+        ),
+    ):
         np.testing.assert_allclose(function(model.params, images), expected, rtol=1e-4, atol=1e-5)
     jax.jacrev(model.apply)(model.params, images[:1])
-    logits, state = model.batch_statistics.apply_train(model.params, model.batch_statistics.state, images)
+    logits, state = model.batch_statistics.apply_train(
+        model.params, model.batch_statistics.state, images
+    )
     again, _ = model.batch_statistics.apply_train(model.params, state, images)
     assert np.abs(logits - again).max() > 1e-3  # another mask of dropout
     assert np.abs(logits - expected).max() > 1e-3
-    statistics = (state.get("values", state), model.batch_statistics.state.get("values", model.batch_statistics.state))
-    assert not all(np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, statistics), strict=True) if jnp.issubdtype(a.dtype, jnp.floating))
+    statistics = (
+        state.get("values", state),
+        model.batch_statistics.state.get("values", model.batch_statistics.state),
+    )
+    assert not all(
+        np.array_equal(a, b)
+        for a, b in zip(*map(jax.tree.leaves, statistics), strict=True)
+        if jnp.issubdtype(a.dtype, jnp.floating)
+    )
 
 
 class Inside(nnx.Module):
@@ -154,10 +260,20 @@ class Inside(nnx.Module):
         self.dropout = drop
 
     def __call__(self, x):
-        return self.inner.head(self.inner.drop(self.inner.layer(x.mean((1, 2))), deterministic=False)) if self.dropout else self.inner.run(x, True)
+        return (
+            self.inner.head(self.inner.drop(self.inner.layer(x.mean((1, 2))), deterministic=False))
+            if self.dropout
+            else self.inner.run(x, True)
+        )
 
 
-@pytest.mark.parametrize(("drop", "why"), [(True, "its logits depend on a random key of its own"), (False, "it changes 'inner.norm.mean'")])
+@pytest.mark.parametrize(
+    ("drop", "why"),
+    [
+        (True, "its logits depend on a random key of its own"),
+        (False, "it changes 'inner.norm.mean'"),
+    ],
+)
 def test_an_nnx_network_that_trains_all_the_same_is_refused(drop, why, images):
     model = from_nnx(Inside(drop))
     for function in (model.apply, jax.jit(model.apply)):
@@ -183,7 +299,11 @@ def test_an_argument_that_is_not_offered_is_named():
         def __call__(self, x, mask):
             return self.run(x)
 
-    with pytest.raises(ValueError, match="Masked: its call needs 'mask', which is not offered; it gets images, switches such as train, and a key: give 'mask' a default"):
+    with pytest.raises(
+        ValueError,
+        match="Masked: its call needs 'mask', which is not offered; it gets images, switches such "
+        "as train, and a key: give 'mask' a default",
+    ):
         from_nnx(Masked())
 
 
@@ -247,22 +367,51 @@ class LinenNoise(linen.Module):
 
 def linen_model(module, images):
     streams = {"params": KEY, "dropout": KEY, "noise": KEY}
-    variables = module.init(streams, images, **({"train": False} if isinstance(module, LinenMerges) and module.train is None else {}))
+    variables = module.init(
+        streams,
+        images,
+        **({"train": False} if isinstance(module, LinenMerges) and module.train is None else {}),
+    )
     return from_linen(module, variables)
 
 
-@pytest.mark.parametrize("module", [LinenNet(), LinenIsTrain(), LinenField(training=False), LinenField(training=False, norm=False), LinenMerges(), LinenMerges(train=False), LinenNoise()], ids=repr)
+@pytest.mark.parametrize(
+    "module",
+    [
+        LinenNet(),
+        LinenIsTrain(),
+        LinenField(training=False),
+        LinenField(training=False, norm=False),
+        LinenMerges(),
+        LinenMerges(train=False),
+        LinenNoise(),
+    ],
+    ids=repr,
+)
 def test_a_linen_network_evaluates(module, images):
     model = linen_model(module, images)
-    together, alone = jax.jit(model.apply)(model.params, images), jnp.concatenate([model.apply(model.params, image[None]) for image in images])
+    together, alone = (
+        jax.jit(model.apply)(model.params, images),
+        jnp.concatenate([model.apply(model.params, image[None]) for image in images]),
+    )
     np.testing.assert_allclose(together, alone, atol=1e-5)
-    np.testing.assert_array_equal(model.apply(model.params, images), model.apply(model.params, images))
+    np.testing.assert_array_equal(
+        model.apply(model.params, images), model.apply(model.params, images)
+    )
 
 
-@pytest.mark.parametrize(("module", "why"), [
-    (LinenPasses(), "Cannot update variable"), (LinenField(), "Cannot update variable"), (LinenMerges(train=True), "Cannot update variable"),
-    (LinenPasses(norm=False), "its logits depend on random numbers"), (LinenField(norm=False), "its logits depend on random numbers"), (LinenNoise(noisy=True), "its logits depend on random numbers"),
-], ids=repr)
+@pytest.mark.parametrize(
+    ("module", "why"),
+    [
+        (LinenPasses(), "Cannot update variable"),
+        (LinenField(), "Cannot update variable"),
+        (LinenMerges(train=True), "Cannot update variable"),
+        (LinenPasses(norm=False), "its logits depend on random numbers"),
+        (LinenField(norm=False), "its logits depend on random numbers"),
+        (LinenNoise(noisy=True), "its logits depend on random numbers"),
+    ],
+    ids=repr,
+)
 def test_a_linen_network_that_trains_all_the_same_is_refused(module, why, images):
     model = linen_model(module, images)
     for function in (model.apply, jax.jit(model.apply)):
@@ -350,7 +499,21 @@ class EqxNested(eqx.Module):
         return self.inner[0](x, key=key)
 
 
-@pytest.mark.parametrize("network", [EqxPositional, EqxPositionOnly, EqxKeywordOnly, EqxOptional, EqxSplits, EqxSplitsByDefault, EqxKeyMeansTraining, EqxSwitch, EqxAttribute, EqxNested])
+@pytest.mark.parametrize(
+    "network",
+    [
+        EqxPositional,
+        EqxPositionOnly,
+        EqxKeywordOnly,
+        EqxOptional,
+        EqxSplits,
+        EqxSplitsByDefault,
+        EqxKeyMeansTraining,
+        EqxSwitch,
+        EqxAttribute,
+        EqxNested,
+    ],
+)
 def test_an_equinox_network_evaluates(network, images):
     module = network()
     layer = module.inner[0].layer if isinstance(module, EqxNested) else module.layer
@@ -369,7 +532,11 @@ class EqxNorm(eqx.Module):
     always: bool = eqx.field(static=True)
 
     def __init__(self, always=False):
-        self.norm, self.layer, self.always = eqx.nn.BatchNorm(3, "batch", mode="ema"), eqx.nn.Linear(3, 2, key=KEY), always
+        self.norm, self.layer, self.always = (
+            eqx.nn.BatchNorm(3, "batch", mode="ema"),
+            eqx.nn.Linear(3, 2, key=KEY),
+            always,
+        )
 
     def __call__(self, x, state, key):
         x, state = self.norm(x, state, inference=False if self.always else None)
@@ -378,12 +545,23 @@ class EqxNorm(eqx.Module):
 
 def test_equinox_batch_norm_evaluates_or_is_refused(images):
     module, state = eqx.nn.make_with_state(EqxNorm)()
-    _, state = jax.vmap(module, axis_name="batch", in_axes=(0, None, None), out_axes=(0, None))(jnp.moveaxis(images, -1, 1), state, KEY)
+    _, state = jax.vmap(module, axis_name="batch", in_axes=(0, None, None), out_axes=(0, None))(
+        jnp.moveaxis(images, -1, 1), state, KEY
+    )
     model = from_equinox(module, state)
-    np.testing.assert_allclose(model.apply(model.params, images)[:1], jax.jit(model.apply)(model.params, images[:1]), atol=1e-5)
-    logits, new = model.batch_statistics.apply_train(model.params, model.batch_statistics.state, images)
+    np.testing.assert_allclose(
+        model.apply(model.params, images)[:1],
+        jax.jit(model.apply)(model.params, images[:1]),
+        atol=1e-5,
+    )
+    logits, new = model.batch_statistics.apply_train(
+        model.params, model.batch_statistics.state, images
+    )
     assert logits.shape == (5, 2)
-    assert not all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(new["state"]), jax.tree.leaves(state), strict=True))
+    assert not all(
+        np.array_equal(a, b)
+        for a, b in zip(jax.tree.leaves(new["state"]), jax.tree.leaves(state), strict=True)
+    )
     trains = from_equinox(*eqx.nn.make_with_state(EqxNorm)(True))
     for function in (trains.apply, jax.jit(trains.apply)):
         with pytest.raises(ValueError, match=rf"module: {TRAINS} \(it changes"):
@@ -391,7 +569,11 @@ def test_equinox_batch_norm_evaluates_or_is_refused(images):
 
 
 def test_a_state_that_is_not_given_is_asked_for():
-    with pytest.raises(ValueError, match=r"module: EqxNorm keeps a state, as batch norm does; make it with module, state = eqx\.nn\.make_with_state\(EqxNorm\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"module: EqxNorm keeps a state, as batch norm does; make it with module, state = "
+        r"eqx\.nn\.make_with_state\(EqxNorm\)",
+    ):
         from_equinox(EqxNorm())
 
 
@@ -426,10 +608,15 @@ def needs_key(params, x, *, key):
 def test_a_function_evaluates(function, images):
     params = {"w": jnp.ones((3, 2))}
     model = from_function(function, params)
-    np.testing.assert_allclose(model.apply(model.params, images), images.mean((1, 2)) @ params["w"], atol=1e-6)
+    np.testing.assert_allclose(
+        model.apply(model.params, images), images.mean((1, 2)) @ params["w"], atol=1e-6
+    )
 
 
 def test_a_random_function_is_refused(images):
-    model = from_function(lambda params, x, *, key: x.mean((1, 2)) @ params["w"] + jax.random.normal(key, (2,)), {"w": jnp.ones((3, 2))})
+    model = from_function(
+        lambda params, x, *, key: x.mean((1, 2)) @ params["w"] + jax.random.normal(key, (2,)),
+        {"w": jnp.ones((3, 2))},
+    )
     with pytest.raises(ValueError, match=r"its logits depend on 'key'"):
         model.apply(model.params, images)

@@ -26,7 +26,13 @@ def test_exact_ntk_equals_dense(name, num_outputs, path):
     assert square.shape == (5, num_outputs, 5, num_outputs)
     assert square.dtype == jnp.float32
     assert relative_error(square, dense_ntk(case, x1, x1)) < 1e-5
-    assert relative_error(ntk_tt.empirical_ntk(case.apply, case.params, x1, x2, block_size=2, path=path), dense_ntk(case, x1, x2)) < 1e-5
+    assert (
+        relative_error(
+            ntk_tt.empirical_ntk(case.apply, case.params, x1, x2, block_size=2, path=path),
+            dense_ntk(case, x1, x2),
+        )
+        < 1e-5
+    )
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -37,7 +43,12 @@ def test_exact_ntk_in_double_precision(name):
         result = ntk_tt.empirical_ntk(case.apply, case.params, x1, x2, block_size=3)
         assert result.dtype == jnp.float64
         assert relative_error(result, dense_ntk(case, x1, x2)) < 1e-12
-        assert relative_error(ntk_tt.empirical_ntk(case.apply, case.params, x1), dense_ntk(case, x1, x1)) < 1e-12
+        assert (
+            relative_error(
+                ntk_tt.empirical_ntk(case.apply, case.params, x1), dense_ntk(case, x1, x1)
+            )
+            < 1e-12
+        )
 
 
 @pytest.mark.parametrize("block_size", [1, 2, 3, 7, None])
@@ -45,8 +56,22 @@ def test_blocks_do_not_change_the_result(block_size):
     case = mlp(2)
     x = case.inputs(7, 0)
     expected = dense_jacobian(case, x)
-    assert relative_error(jacobian_features(case.apply, case.params, x, num_projections="exact", block_size=block_size), expected) < 1e-5
-    assert relative_error(ntk_tt.empirical_ntk(case.apply, case.params, x, block_size=block_size), dense_ntk(case, x, x)) < 1e-5
+    assert (
+        relative_error(
+            jacobian_features(
+                case.apply, case.params, x, num_projections="exact", block_size=block_size
+            ),
+            expected,
+        )
+        < 1e-5
+    )
+    assert (
+        relative_error(
+            ntk_tt.empirical_ntk(case.apply, case.params, x, block_size=block_size),
+            dense_ntk(case, x, x),
+        )
+        < 1e-5
+    )
 
 
 def test_ntk_is_symmetric_positive_semidefinite_and_follows_permutations():
@@ -57,7 +82,12 @@ def test_ntk_is_symmetric_positive_semidefinite_and_follows_permutations():
     assert np.abs(matrix - matrix.T).max() < 1e-5 * np.abs(matrix).max()
     assert np.linalg.eigvalsh(matrix).min() > -1e-5 * np.linalg.eigvalsh(matrix).max()
     order = np.array([3, 1, 5, 0, 2, 4])
-    np.testing.assert_allclose(ntk_tt.empirical_ntk(case.apply, case.params, x[order]), ntk[order][:, :, order], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        ntk_tt.empirical_ntk(case.apply, case.params, x[order]),
+        ntk[order][:, :, order],
+        rtol=1e-4,
+        atol=1e-5,
+    )
 
 
 def test_exact_features_give_the_ntk_and_products_agree():
@@ -67,7 +97,13 @@ def test_exact_features_give_the_ntk_and_products_agree():
     features = jacobian_features(case.apply, case.params, x, num_projections="exact")
     assert relative_error(ntk_from_features(features), truth.reshape(12, 12)) < 1e-5
     vector = np.random.default_rng(0).standard_normal((4, 3)).astype(np.float32)
-    assert relative_error(ntk_vector_product(case.apply, case.params, x)(vector), np.einsum("iajb,jb->ia", truth, vector)) < 1e-5
+    assert (
+        relative_error(
+            ntk_vector_product(case.apply, case.params, x)(vector),
+            np.einsum("iajb,jb->ia", truth, vector),
+        )
+        < 1e-5
+    )
 
 
 def test_kernel_from_features_over_several_strips():
@@ -89,23 +125,51 @@ def test_logits_and_tangent():
 
 
 def test_peak_memory_is_linear_in_the_number_of_samples():
-    """The compiled block needs the same memory whatever N is, and is written into the result in place."""
+    """The compiled block needs the same memory whatever N is, and is written into the result in
+    place.
+    """
     case = mlp(2, width=32)
-    small, large = (plan_features(case.apply, case.params, case.inputs(number, 0), num_projections=64, block_size=4) for number in (64, 4096))
+    small, large = (
+        plan_features(
+            case.apply, case.params, case.inputs(number, 0), num_projections=64, block_size=4
+        )
+        for number in (64, 4096)
+    )
     assert large.block_bytes == small.block_bytes
     assert large.feature_bytes == 64 * small.feature_bytes
-    write = _writer(None).lower(jnp.zeros((4096, 2, 64)), jnp.zeros((4, 2, 64)), 0).compile().memory_analysis()
+    write = (
+        _writer(None)
+        .lower(jnp.zeros((4096, 2, 64)), jnp.zeros((4, 2, 64)), 0)
+        .compile()
+        .memory_analysis()
+    )
     assert write.alias_size_in_bytes == large.feature_bytes
     assert write.temp_size_in_bytes < small.block_bytes
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    (lambda case, x: (case.apply, case.params, x.at[2, 1].set(jnp.nan)), "inputs: 1 of 4 samples .* sample 2"),
-    (lambda case, x: (case.apply, [{**case.params[0], "bias": case.params[0]["bias"] * jnp.nan}, *case.params[1:]], x), "params: '0.bias' holds NaN"),
-    (lambda case, x: (lambda params, x: case.apply(params, x)[0], case.params, x), "apply: must map"),
-    (lambda case, x: (case.apply, case.params, x[:0]), "no samples"),
-    (lambda case, x: (case.apply, {}, x), "nothing to train"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda case, x: (case.apply, case.params, x.at[2, 1].set(jnp.nan)),
+            "inputs: 1 of 4 samples .* sample 2",
+        ),
+        (
+            lambda case, x: (
+                case.apply,
+                [{**case.params[0], "bias": case.params[0]["bias"] * jnp.nan}, *case.params[1:]],
+                x,
+            ),
+            "params: '0.bias' holds NaN",
+        ),
+        (
+            lambda case, x: (lambda params, x: case.apply(params, x)[0], case.params, x),
+            "apply: must map",
+        ),
+        (lambda case, x: (case.apply, case.params, x[:0]), "no samples"),
+        (lambda case, x: (case.apply, {}, x), "nothing to train"),
+    ],
+)
 def test_bad_networks_and_inputs_are_named(change, message):
     case = mlp(2)
     apply, params, x = change(case, case.inputs(4, 0))

@@ -1,4 +1,6 @@
-"""What counts of the records of a run: repeated steps, steps that go back, losses that are not finite, and memory that is bounded."""
+"""What counts of the records of a run: repeated steps, steps that go back, losses that are not
+finite, and memory that is bounded.
+"""
 
 import math
 
@@ -31,7 +33,12 @@ def test_rising_steps_are_kept_as_they_are():
     steps, logs = found.points()
     assert steps.tolist() == list(range(0, 50, 5))
     np.testing.assert_allclose(np.exp(logs), [loss(step) for step in range(0, 50, 5)], rtol=1e-12)
-    assert (found.first, found.last, found.whole, found.turns) == ((0, 2.0), (45, loss(45)), True, 0)
+    assert (found.first, found.last, found.whole, found.turns) == (
+        (0, 2.0),
+        (45, loss(45)),
+        True,
+        0,
+    )
 
 
 def test_a_repeated_step_takes_the_later_value():

@@ -10,8 +10,15 @@ from ntk_tt.prediction.one_shot import affordable_steps, predict_after
 from tests.test_head import SAMPLES, data, network  # noqa: F401
 
 
-@pytest.mark.parametrize("optimizer", [
-    ntk_tt.OptimizerConfig(0.2, 0.9), ntk_tt.OptimizerConfig(named_schedule("cosine", 0.3, 30), 0.8, nesterov=True, weight_decay=0.05)])
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        ntk_tt.OptimizerConfig(0.2, 0.9),
+        ntk_tt.OptimizerConfig(
+            named_schedule("cosine", 0.3, 30), 0.8, nesterov=True, weight_decay=0.05
+        ),
+    ],
+)
 def test_goes_on_as_real_training_does_where_the_backbone_is_linear(data, optimizer):  # noqa: F811
     model = network(activation=lambda x: x)
     real = ntk_tt.finetune(model.apply, model.params, *data, optimizer, 30)
@@ -19,13 +26,22 @@ def test_goes_on_as_real_training_does_where_the_backbone_is_linear(data, optimi
     (curve,) = found.trajectories
     np.testing.assert_array_equal(curve.steps, real.steps)
     np.testing.assert_allclose(curve.loss[:9], real.loss[:9], rtol=1e-5)  # these are real
-    np.testing.assert_allclose(curve.loss, real.loss, rtol=5e-2)  # the head's directions are not all F
+    # the head's directions are not all F
+    np.testing.assert_allclose(curve.loss, real.loss, rtol=5e-2)
     np.testing.assert_allclose(curve.error, real.error, atol=0.1)
 
 
 def test_records_join_without_a_gap_and_seeds_differ_only_later(data):  # noqa: F811
     model = network()
-    found = predict_after(model, *data, ntk_tt.OptimizerConfig(0.2, batch_size=4), 20, first_steps=7, num_seeds=2, record_every=3)
+    found = predict_after(
+        model,
+        *data,
+        ntk_tt.OptimizerConfig(0.2, batch_size=4),
+        20,
+        first_steps=7,
+        num_seeds=2,
+        record_every=3,
+    )
     one, other = found.trajectories
     np.testing.assert_array_equal(one.steps, [0, 3, 6, 9, 12, 15, 18, 20])
     assert (one.loss[:3] == other.loss[:3]).all()
@@ -45,6 +61,13 @@ def test_wrong_first_steps(data):  # noqa: F811
 
 
 def test_default_is_at_most_a_quarter(data):  # noqa: F811
-    found = predict_after(network(), *data, ntk_tt.OptimizerConfig(0.1, batch_size=2), 20, num_seeds=1, key=jax.random.key(1))
+    found = predict_after(
+        network(),
+        *data,
+        ntk_tt.OptimizerConfig(0.1, batch_size=2),
+        20,
+        num_seeds=1,
+        key=jax.random.key(1),
+    )
     assert found.run.steps[-1] == 5
     assert len(data[0]) == SAMPLES

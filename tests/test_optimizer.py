@@ -11,23 +11,38 @@ import pytest
 from ntk_tt import OptimizerConfig, optimizer
 from ntk_tt.optimizer import MAX_SEEDS, MAX_STEPS, scaled
 
-UNCHECKED = runpy.run_path(optimizer.__file__)  # as users have it: without the types that tests check first
+# as users have it: without the types that tests check first
+UNCHECKED = runpy.run_path(optimizer.__file__)
 
 
-@pytest.mark.parametrize(("schedule", "expected"), [
-    (lambda count: 0.01 * jnp.minimum(1.0, (count.astype(jnp.float32) + 1) / 100), lambda step: 0.01 * min(1.0, (step + 1) / 100)),
-    (lambda step: 0.1 if step < 3 else 0.01, lambda step: 0.1 if step < 3 else 0.01),
-    (lambda step: [0.1, 0.2, 0.3, 0.4, 0.5][step], lambda step: 0.1 * (step + 1)),
-    (lambda step: {0: 0.1}.get(step, 0.05), lambda step: 0.1 if step == 0 else 0.05),
-    (lambda step: 0.1 * math.exp(-step), lambda step: 0.1 * math.exp(-step)),
-    (lambda step: 0.1 / (1 + step.astype(np.float32)) if step > 0 else 0.1, lambda step: 0.1 / (1 + step)),
-    (lambda step: np.where(step < 2, 0.1, 0.2), lambda step: 0.1 if step < 2 else 0.2),
-    (lambda step: 0.1, lambda step: 0.1),
-    (lambda step: 1, lambda step: 1.0),
-    (optax.linear_schedule(0.1, 0.0, 4), lambda step: 0.1 - 0.025 * step),
-])
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        (
+            lambda count: 0.01 * jnp.minimum(1.0, (count.astype(jnp.float32) + 1) / 100),
+            lambda step: 0.01 * min(1.0, (step + 1) / 100),
+        ),
+        (lambda step: 0.1 if step < 3 else 0.01, lambda step: 0.1 if step < 3 else 0.01),
+        (lambda step: [0.1, 0.2, 0.3, 0.4, 0.5][step], lambda step: 0.1 * (step + 1)),
+        (lambda step: {0: 0.1}.get(step, 0.05), lambda step: 0.1 if step == 0 else 0.05),
+        (lambda step: 0.1 * math.exp(-step), lambda step: 0.1 * math.exp(-step)),
+        (
+            lambda step: 0.1 / (1 + step.astype(np.float32)) if step > 0 else 0.1,
+            lambda step: 0.1 / (1 + step),
+        ),
+        (lambda step: np.where(step < 2, 0.1, 0.2), lambda step: 0.1 if step < 2 else 0.2),
+        (lambda step: 0.1, lambda step: 0.1),
+        (lambda step: 1, lambda step: 1.0),
+        (optax.linear_schedule(0.1, 0.0, 4), lambda step: 0.1 - 0.025 * step),
+    ],
+)
 def test_schedules_take_arrays_and_python_takes_numbers(schedule, expected):
-    np.testing.assert_allclose(OptimizerConfig(schedule).learning_rates(5), [expected(step) for step in range(5)], rtol=1e-5, atol=1e-8)
+    np.testing.assert_allclose(
+        OptimizerConfig(schedule).learning_rates(5),
+        [expected(step) for step in range(5)],
+        rtol=1e-5,
+        atol=1e-8,
+    )
 
 
 def test_a_schedule_of_arrays_is_called_a_few_times_however_many_steps():
@@ -48,11 +63,19 @@ def test_a_schedule_of_arrays_is_called_a_few_times_however_many_steps():
         assert rates[step] == pytest.approx(float(schedule(jnp.asarray(step))), rel=1e-4)
 
 
-@pytest.mark.parametrize(("schedule", "message"), [
-    (lambda step: jnp.where(step == 3, jnp.nan, 0.1), "nan at step 3"), (lambda step: 0.1 if step < 2 else float("inf"), "inf at step 2"),
-    (lambda step: 0.1 - 0.04 * step, r"-0\.0\d+ at step 3"), (lambda step: [0.1, 0.2][step], "fails at step 2 .IndexError"), (lambda step: None, "None at step 0"),
-    (lambda step: "0.1", "at step 0; it must give one real number"), (lambda step: jnp.ones(1), "one real number"), (lambda step: 0.1 + 0j, "one real number"),
-])
+@pytest.mark.parametrize(
+    ("schedule", "message"),
+    [
+        (lambda step: jnp.where(step == 3, jnp.nan, 0.1), "nan at step 3"),
+        (lambda step: 0.1 if step < 2 else float("inf"), "inf at step 2"),
+        (lambda step: 0.1 - 0.04 * step, r"-0\.0\d+ at step 3"),
+        (lambda step: [0.1, 0.2][step], "fails at step 2 .IndexError"),
+        (lambda step: None, "None at step 0"),
+        (lambda step: "0.1", "at step 0; it must give one real number"),
+        (lambda step: jnp.ones(1), "one real number"),
+        (lambda step: 0.1 + 0j, "one real number"),
+    ],
+)
 def test_what_a_schedule_may_not_give_is_named_with_its_step(schedule, message):
     with pytest.raises(ValueError, match=f"learning_rate: the schedule .*{message}"):
         OptimizerConfig(schedule).learning_rates(5)
@@ -64,9 +87,20 @@ def test_a_schedule_that_counts_its_calls_is_refused():
         OptimizerConfig(lambda step: next(rates)).learning_rates(5)
 
 
-@pytest.mark.parametrize("arguments", [
-    {"learning_rate": value} for value in ("0.1", None, True, 1j, math.nan, math.inf, [0.1], -1.0, 0)] + [
-    {"batch_size": value} for value in (2.5, "3", True, 0, -1)] + [{"momentum": "0.9"}, {"momentum": math.nan}, {"weight_decay": None}, {"weight_decay": math.inf}])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"learning_rate": value}
+        for value in ("0.1", None, True, 1j, math.nan, math.inf, [0.1], -1.0, 0)
+    ]
+    + [{"batch_size": value} for value in (2.5, "3", True, 0, -1)]
+    + [
+        {"momentum": "0.9"},
+        {"momentum": math.nan},
+        {"weight_decay": None},
+        {"weight_decay": math.inf},
+    ],
+)
 def test_settings_out_of_range(arguments):
     (name,) = arguments
     with pytest.raises(ValueError, match=f"{name}: must"):
@@ -74,11 +108,15 @@ def test_settings_out_of_range(arguments):
 
 
 def test_numbers_of_any_library_are_settings():
-    setting = UNCHECKED["OptimizerConfig"](np.float32(0.5), jnp.asarray(0.25), batch_size=np.int64(3))
+    setting = UNCHECKED["OptimizerConfig"](
+        np.float32(0.5), jnp.asarray(0.25), batch_size=np.int64(3)
+    )
     np.testing.assert_array_equal(setting.learning_rates(2), [0.5, 0.5])
 
 
-@pytest.mark.parametrize(("check", "most"), [("check_num_steps", MAX_STEPS), ("check_num_seeds", MAX_SEEDS)])
+@pytest.mark.parametrize(
+    ("check", "most"), [("check_num_steps", MAX_STEPS), ("check_num_seeds", MAX_SEEDS)]
+)
 def test_counts(check, most):
     check = UNCHECKED[check]
     check(1)
@@ -97,4 +135,8 @@ def test_absurd_steps_are_refused_before_rates_are_made():
 
 def test_scaled():
     np.testing.assert_allclose(scaled(OptimizerConfig(0.1, 0.9), 3.0).learning_rates(2), [0.3, 0.3])
-    np.testing.assert_allclose(scaled(OptimizerConfig(optax.linear_schedule(0.1, 0.0, 4)), 2.0).learning_rates(4), [0.2, 0.15, 0.1, 0.05], rtol=1e-5)
+    np.testing.assert_allclose(
+        scaled(OptimizerConfig(optax.linear_schedule(0.1, 0.0, 4)), 2.0).learning_rates(4),
+        [0.2, 0.15, 0.1, 0.05],
+        rtol=1e-5,
+    )

@@ -1,4 +1,6 @@
-"""The whole of Algorithm 1: one pass prices every setting; seeds give an interval; small steps agree with the truth."""
+"""The whole of Algorithm 1: one pass prices every setting; seeds give an interval; small steps
+agree with the truth.
+"""
 
 import jax
 import numpy as np
@@ -31,37 +33,69 @@ def test_seeds_give_an_interval_that_holds_the_median(task):
     optimizer = ntk_tt.OptimizerConfig(0.5, batch_size=3)
     prediction = ntk_tt.predict(problem, optimizer, 100, num_seeds=7, loss_thresholds=(0.6,))
     assert len(prediction.runs) == 7
-    single = [training_times(run.steps, run.loss, run.error, loss_thresholds=(0.6,))["loss_below"]["0.6"] for run in prediction.runs]
+    single = [
+        training_times(run.steps, run.loss, run.error, loss_thresholds=(0.6,))["loss_below"]["0.6"]
+        for run in prediction.runs
+    ]
     assert prediction.times["loss_below"]["0.6"] == sorted(single)[3]
-    assert prediction.times_low["loss_below"]["0.6"] == min(single) < max(single) == prediction.times_high["loss_below"]["0.6"]
+    assert (
+        prediction.times_low["loss_below"]["0.6"]
+        == min(single)
+        < max(single)
+        == prediction.times_high["loss_below"]["0.6"]
+    )
     np.testing.assert_allclose(prediction.loss, np.mean([run.loss for run in prediction.runs], 0))
 
 
 def test_no_noise_means_one_run(task):
     *_, problem = task
     assert len(ntk_tt.predict(problem, ntk_tt.OptimizerConfig(0.1), 10).runs) == 1
-    assert len(ntk_tt.predict(problem, ntk_tt.OptimizerConfig(0.1, batch_size=5), 10, method="ode").runs) == 1
-    assert len(ntk_tt.predict(problem, ntk_tt.OptimizerConfig(0.1, batch_size=5), 10, method="sde", num_seeds=2).runs) == 2
+    assert (
+        len(
+            ntk_tt.predict(
+                problem, ntk_tt.OptimizerConfig(0.1, batch_size=5), 10, method="ode"
+            ).runs
+        )
+        == 1
+    )
+    assert (
+        len(
+            ntk_tt.predict(
+                problem, ntk_tt.OptimizerConfig(0.1, batch_size=5), 10, method="sde", num_seeds=2
+            ).runs
+        )
+        == 2
+    )
 
 
 def test_one_pass_prices_every_setting(task):
     """Curves from one linearisation stay close to real training over settings it has not seen."""
     case, x, labels, problem = task
-    for optimizer in (ntk_tt.OptimizerConfig(0.05), ntk_tt.OptimizerConfig(0.01, 0.9), ntk_tt.OptimizerConfig(0.05, batch_size=10, weight_decay=0.01),
-                      ntk_tt.OptimizerConfig(lambda step: 0.1 / (1 + step / 20), 0.5, nesterov=True)):
+    for optimizer in (
+        ntk_tt.OptimizerConfig(0.05),
+        ntk_tt.OptimizerConfig(0.01, 0.9),
+        ntk_tt.OptimizerConfig(0.05, batch_size=10, weight_decay=0.01),
+        ntk_tt.OptimizerConfig(lambda step: 0.1 / (1 + step / 20), 0.5, nesterov=True),
+    ):
         prediction = ntk_tt.predict(problem, optimizer, 60)
         real = ntk_tt.finetune(case.apply, case.params, x, labels, optimizer, 60)
         assert np.abs(prediction.loss - real.loss).max() < 0.05 * (real.loss[0] - real.loss[-1])
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ({"labels": np.arange(29) % 3}, "labels: there are 29 for 30 inputs"),
-    ({"labels": np.arange(30) % 4}, r"labels: must lie in 0 … 2 .* got 0 … 3"),
-    ({"labels": np.full((30, 3), np.nan), "loss": "mse"}, "labels: the targets hold NaN"),
-    ({"labels": np.zeros((30, 2)), "loss": "mse"}, r"labels: real targets must have shape \(N, 3\)"),
-    ({"loss": "hinge"}, "loss: unknown 'hinge'"),
-    ({"space": "outer"}, "space: unknown 'outer'"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"labels": np.arange(29) % 3}, "labels: there are 29 for 30 inputs"),
+        ({"labels": np.arange(30) % 4}, r"labels: must lie in 0 … 2 .* got 0 … 3"),
+        ({"labels": np.full((30, 3), np.nan), "loss": "mse"}, "labels: the targets hold NaN"),
+        (
+            {"labels": np.zeros((30, 2)), "loss": "mse"},
+            r"labels: real targets must have shape \(N, 3\)",
+        ),
+        ({"loss": "hinge"}, "loss: unknown 'hinge'"),
+        ({"space": "outer"}, "space: unknown 'outer'"),
+    ],
+)
 def test_bad_problems(unchecked, task, change, message):
     case, x, labels, _ = task
     with pytest.raises(ValueError, match=message):
@@ -70,16 +104,21 @@ def test_bad_problems(unchecked, task, change, message):
 
 def test_network_that_gives_nan_is_named(task):
     case, x, labels, _ = task
-    with pytest.raises(ValueError, match="logits: the network gives NaN or infinity on 30 of 30 samples"):
+    with pytest.raises(
+        ValueError, match="logits: the network gives NaN or infinity on 30 of 30 samples"
+    ):
         ntk_tt.linearize(lambda params, x: case.apply(params, x) / 0.0, case.params, x, labels)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("setting", "families"), [
-    ({"learning_rate": 1e-5}, ("epsilon_relative", "epsilon_absolute")),
-    ({"learning_rate": 1e-4}, ("epsilon_relative",)),
-    ({"learning_rate": 1e-4, "batch_size": 50}, ("epsilon_relative",)),
-])
+@pytest.mark.parametrize(
+    ("setting", "families"),
+    [
+        ({"learning_rate": 1e-5}, ("epsilon_relative", "epsilon_absolute")),
+        ({"learning_rate": 1e-4}, ("epsilon_relative",)),
+        ({"learning_rate": 1e-4, "batch_size": 50}, ("epsilon_relative",)),
+    ],
+)
 def test_small_steps_of_the_bundled_network_agree_within_three_steps(setting, families):
     """Where the linearisation holds the ε-times of 150 steps are within 3 of real training."""
     task = ntk_tt.load_task("digits", per_class=30)
@@ -96,18 +135,29 @@ def test_small_steps_of_the_bundled_network_agree_within_three_steps(setting, fa
 
 
 def test_contrasts_give_the_same_curves_as_logits():
-    """Cross-entropy does not see the sum of a sample's logits: C−1 outputs carry the same dynamics, weight decay and curvature."""
+    """Cross-entropy does not see the sum of a sample's logits: C−1 outputs carry the same dynamics,
+    weight decay and curvature.
+    """
     case = mlp(4, width=32)
     x = case.inputs(16, 0)
     labels = np.arange(16) % 4
-    whole, contrasts = (ntk_tt.linearize(case.apply, case.params, x, labels, outputs=outputs, num_projections="exact") for outputs in ("logits", "contrasts"))
+    whole, contrasts = (
+        ntk_tt.linearize(
+            case.apply, case.params, x, labels, outputs=outputs, num_projections="exact"
+        )
+        for outputs in ("logits", "contrasts")
+    )
     assert contrasts.kernel.inner.diagonal_blocks().shape == (16, 3, 3)
     optimizer = ntk_tt.OptimizerConfig(0.3, 0.8, nesterov=True, weight_decay=0.02, batch_size=5)
-    one, two = (ntk_tt.simulate(problem, optimizer, 80, save_logits=True) for problem in (whole, contrasts))
+    one, two = (
+        ntk_tt.simulate(problem, optimizer, 80, save_logits=True) for problem in (whole, contrasts)
+    )
     np.testing.assert_allclose(two.loss, one.loss, rtol=1e-4)
     np.testing.assert_array_equal(two.error, one.error)
     centred = [run.logits - run.logits.mean(-1, keepdims=True) for run in (one, two)]
     np.testing.assert_allclose(centred[1], centred[0], atol=2e-3)
-    assert ntk_tt.stability(contrasts, optimizer, 20)[1] == pytest.approx(ntk_tt.stability(whole, optimizer, 20)[1], rel=1e-3)
+    assert ntk_tt.stability(contrasts, optimizer, 20)[1] == pytest.approx(
+        ntk_tt.stability(whole, optimizer, 20)[1], rel=1e-3
+    )
     with pytest.raises(ValueError, match="outputs: give 'logits', or 'contrasts' with loss='ce'"):
         ntk_tt.linearize(case.apply, case.params, x, labels, outputs="contrasts", loss="mse")

@@ -16,13 +16,24 @@ ROOT = Path(__file__).parents[1]
 def start(*arguments: int) -> subprocess.Popen:
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
     command = [sys.executable, "-m", "tests.sharded_program", *map(str, arguments)]
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def result(process: subprocess.Popen) -> dict:
     out, errors = process.communicate(timeout=500)
     assert process.returncode == 0, errors[-3000:]
-    return json.loads(next(line for line in out.splitlines() if line.startswith("RESULT ")).removeprefix("RESULT "))
+    return json.loads(
+        next(line for line in out.splitlines() if line.startswith("RESULT ")).removeprefix(
+            "RESULT "
+        )
+    )
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +45,8 @@ def agree(one: dict, other: dict) -> None:
     for name in one:
         if name not in ("devices", "processes"):
             np.testing.assert_allclose(other[name], one[name], rtol=2e-5, err_msg=name)
-    assert abs(one["primal full"][0] - one["primal full"][-1]) > 0.01  # something was learned, and not the same in every setting
+    # something was learned, and not the same in every setting
+    assert abs(one["primal full"][0] - one["primal full"][-1]) > 0.01
     assert one["primal full"] != one["primal batches"]
 
 

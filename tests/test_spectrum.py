@@ -11,7 +11,9 @@ from ntk_tt.scaling import continue_projections
 
 
 def sampled(num_samples, rng, decay=1.0, dimension=400):
-    """Θ and δy of a linear model with Gaussian inputs of variance k^−(1+decay): samples of a known operator."""
+    """Θ and δy of a linear model with Gaussian inputs of variance k^−(1+decay): samples of a known
+    operator.
+    """
     scales = np.arange(1, dimension + 1.0) ** -(1 + decay)
     inputs = rng.normal(size=(num_samples, dimension)) * np.sqrt(scales)
     target = inputs @ rng.normal(size=dimension) + 0.1 * rng.normal(size=num_samples)
@@ -30,10 +32,20 @@ def test_exact_power_law_is_recovered():
 
 def test_loss_of_the_spectrum_is_the_closed_form():
     rng = np.random.default_rng(0)
-    jacobian, logits, targets = rng.normal(size=(6, 2, 30)), rng.normal(size=(6, 2)), np.eye(2)[rng.integers(0, 2, 6)]
+    jacobian, logits, targets = (
+        rng.normal(size=(6, 2, 30)),
+        rng.normal(size=(6, 2)),
+        np.eye(2)[rng.integers(0, 2, 6)],
+    )
     ntk = np.einsum("iad,jbd->iajb", jacobian, jacobian).astype(np.float32)
     logits, targets = logits.astype(np.float32), targets.astype(np.float32)
-    problem = LinearizedProblem(DualKernel(jnp.asarray(ntk)), jnp.asarray(logits), jnp.zeros((6, 2)), jnp.asarray(targets), "mse")
+    problem = LinearizedProblem(
+        DualKernel(jnp.asarray(ntk)),
+        jnp.asarray(logits),
+        jnp.zeros((6, 2)),
+        jnp.asarray(targets),
+        "mse",
+    )
     optimizer = ntk_tt.OptimizerConfig(0.01, momentum=0.5)
     curve = simulate(problem, optimizer, 50, method="closed-form")
     found = ntk_tt.ntk_spectrum(ntk.reshape(12, 12), logits - targets)
@@ -50,7 +62,12 @@ def test_continued_projections_conserve_the_sum(total):
     assert continued.sum() == pytest.approx(total)
     assert (continued >= 0).all()
     tail = np.log(continued[39:])
-    np.testing.assert_allclose(np.diff(tail) / np.diff(np.log(np.arange(40, 1001))), (tail[1] - tail[0]) / np.log(41 / 40), rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(
+        np.diff(tail) / np.diff(np.log(np.arange(40, 1001))),
+        (tail[1] - tail[0]) / np.log(41 / 40),
+        rtol=1e-6,
+        atol=1e-9,
+    )
     if total > 1:
         np.testing.assert_allclose(continued[:39], projections[:39])
 
@@ -59,7 +76,9 @@ def test_exponent_is_corrected_as_in_the_paper():
     ranks = np.arange(1, 101.0)
     subset = ntk_tt.Spectrum(2 * ranks**-1.0, ranks**-1.0, 100)
     large = ntk_tt.extrapolate_power_law(subset, 400, alpha=0.2)
-    np.testing.assert_allclose(large.eigenvalues, 2 * np.arange(1, 401.0) ** (-1.0 + 0.2 * (100 / 400 - 1)))
+    np.testing.assert_allclose(
+        large.eigenvalues, 2 * np.arange(1, 401.0) ** (-1.0 + 0.2 * (100 / 400 - 1))
+    )
     assert large.projections.sum() == pytest.approx(subset.projections.sum())
 
 
@@ -67,10 +86,17 @@ def test_same_size_gives_the_exact_curve():
     matrix, delta = sampled(80, np.random.default_rng(1))
     subset = ntk_tt.ntk_spectrum(matrix, delta)
     times = np.geomspace(0.1, 300, 40)
-    np.testing.assert_allclose(ntk_tt.extrapolate_power_law(subset, 80, kept_eigenvalues=80).loss(times), subset.loss(times))
-    np.testing.assert_allclose(ntk_tt.extrapolate_loss(matrix, delta, 80, times), subset.loss(times), rtol=1e-9)
+    np.testing.assert_allclose(
+        ntk_tt.extrapolate_power_law(subset, 80, kept_eigenvalues=80).loss(times),
+        subset.loss(times),
+    )
+    np.testing.assert_allclose(
+        ntk_tt.extrapolate_loss(matrix, delta, 80, times), subset.loss(times), rtol=1e-9
+    )
     found, _ = ntk_tt.extrapolate_resolvent(subset, 80)
-    np.testing.assert_allclose(found.loss(times), subset.loss(times), atol=0.01 * subset.loss(np.zeros(1))[0])
+    np.testing.assert_allclose(
+        found.loss(times), subset.loss(times), atol=0.01 * subset.loss(np.zeros(1))[0]
+    )
 
 
 def test_estimators_without_a_law_find_a_larger_sample_of_a_known_operator():
@@ -86,14 +112,21 @@ def test_estimators_without_a_law_find_a_larger_sample_of_a_known_operator():
         assert until > times[-1]
         curves["subset"].append(subset.loss(times) * total / subset.projections.sum())
         curves["resolvent"].append(found.loss(times))
-        curves["richardson"].append(ntk_tt.extrapolate_loss(matrix[part, part], delta[part], 1200, times, total))
-    errors = {name: np.abs(np.mean(each, 0) - truth.loss(times)).max() / (0.5 * total) for name, each in curves.items()}
+        curves["richardson"].append(
+            ntk_tt.extrapolate_loss(matrix[part, part], delta[part], 1200, times, total)
+        )
+    errors = {
+        name: np.abs(np.mean(each, 0) - truth.loss(times)).max() / (0.5 * total)
+        for name, each in curves.items()
+    }
     assert errors["resolvent"] < min(0.01, 0.4 * errors["subset"]), errors
     assert errors["richardson"] < 0.8 * errors["subset"], errors
 
 
 def test_resolvent_of_one_eigenvalue_is_the_exact_self_consistent_point():
-    """Θ/N₀ with all eigenvalues λ: κ = λ + z, so z_N = z + λ(1 − N₀/N), and G_N(z_N) = p/(z_N + λN₀/N): one eigenvalue λN₀/N."""
+    """Θ/N₀ with all eigenvalues λ: κ = λ + z, so z_N = z + λ(1 − N₀/N), and G_N(z_N) = p/(z_N +
+    λN₀/N): one eigenvalue λN₀/N.
+    """
     subset = ntk_tt.Spectrum(np.full(50, 2.0), np.full(50, 0.02), 50)
     found, _ = ntk_tt.extrapolate_resolvent(subset, 100)
     times = np.linspace(0, 0.5, 20)
@@ -103,8 +136,19 @@ def test_resolvent_of_one_eigenvalue_is_the_exact_self_consistent_point():
 def test_alpha_is_the_slope_of_the_exponent():
     matrix, delta = sampled(200, np.random.default_rng(3), dimension=2000)
     alpha = ntk_tt.measure_alpha(matrix, delta)
-    exponents = {n: np.mean([ntk_tt.fit_power_law(ntk_tt.ntk_spectrum(matrix[i : i + n, i : i + n], delta[i : i + n]).eigenvalues, 1, 50).exponent
-                             for i in range(0, 200, n)]) for n in (50, 200)}
+    exponents = {
+        n: np.mean(
+            [
+                ntk_tt.fit_power_law(
+                    ntk_tt.ntk_spectrum(matrix[i : i + n, i : i + n], delta[i : i + n]).eigenvalues,
+                    1,
+                    50,
+                ).exponent
+                for i in range(0, 200, n)
+            ]
+        )
+        for n in (50, 200)
+    }
     assert np.sign(alpha) == np.sign(exponents[200] - exponents[50])
     assert alpha == pytest.approx((exponents[200] - exponents[50]) / 3, rel=0.25)
 
@@ -115,7 +159,12 @@ def test_wrong_arguments_are_named():
     times = np.ones(2)
     for message, call in (
         ("ntk: must be", lambda: ntk_tt.ntk_spectrum(matrix, delta[:10])),
-        ("ntk: holds 1", lambda: ntk_tt.ntk_spectrum(np.where(np.arange(400).reshape(20, 20) == 3, np.nan, matrix), delta)),
+        (
+            "ntk: holds 1",
+            lambda: ntk_tt.ntk_spectrum(
+                np.where(np.arange(400).reshape(20, 20) == 3, np.nan, matrix), delta
+            ),
+        ),
         ("last", lambda: ntk_tt.fit_power_law(np.ones(5), 1, 9)),
         ("first, last", lambda: ntk_tt.fit_power_law(np.ones(5), 4, 5)),
         ("kept: ", lambda: continue_projections(np.ones(5), 1.0, 20, kept=9)),

@@ -1,4 +1,6 @@
-"""A store goes on after any interruption with the same bits, and never uses a block that is not what it should be."""
+"""A store goes on after any interruption with the same bits, and never uses a block that is not
+what it should be.
+"""
 
 import errno
 import json
@@ -33,13 +35,20 @@ SCALAR = np.float32(0.1)
 
 
 def manifest(case=CASE, inputs=INPUTS, **changes):
-    return store.describe(case.apply, case.params, inputs, **({"num_projections": 3, "projection": "fold", "key": None, "block_size": 2} | changes))
+    return store.describe(
+        case.apply,
+        case.params,
+        inputs,
+        **({"num_projections": 3, "projection": "fold", "key": None, "block_size": 2} | changes),
+    )
 
 
 def numbers(opened, index):
     """A block's content for tests where any numbers do."""
     samples = opened.samples(index)
-    values = np.random.default_rng(index).normal(size=(samples.stop - samples.start, *opened.shape[1:]))
+    values = np.random.default_rng(index).normal(
+        size=(samples.stop - samples.start, *opened.shape[1:])
+    )
     return values.astype(opened.dtype)
 
 
@@ -56,7 +65,11 @@ def block_file(opened, index):
 
 
 def same_bits(left, right):
-    return left.dtype == right.dtype and left.shape == right.shape and left.tobytes() == right.tobytes()
+    return (
+        left.dtype == right.dtype
+        and left.shape == right.shape
+        and left.tobytes() == right.tobytes()
+    )
 
 
 # What comes back
@@ -95,7 +108,9 @@ def test_device_arrays_can_be_written_and_blocks_cannot_be_changed(filled):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_rows_do_not_read_the_whole_block(tmp_path):
-    """Two rows of a block of a gigabyte (a hole in the file, but for the process as large as it says)."""
+    """Two rows of a block of a gigabyte (a hole in the file, but for the process as large as it
+    says).
+    """
     description = manifest(num_projections=3) | {"num_projections": 2**26, "block_size": 5}
     opened = FeatureStore.open(tmp_path, description)
     with block_file(opened, 0).open("wb") as file:
@@ -103,7 +118,9 @@ def test_rows_do_not_read_the_whole_block(tmp_path):
         file.truncate(len(opened._header(0, "0")) + 5 * 2 * 2**28)
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     assert opened.block(0)[[1, 4], 1, -1].tolist() == [0.0, 0.0]
-    assert (int(Path("/proc/self/statm").read_text().split()[1]) - pages) * resource.getpagesize() < 16e6
+    assert (
+        int(Path("/proc/self/statm").read_text().split()[1]) - pages
+    ) * resource.getpagesize() < 16e6
 
 
 # What must not be used
@@ -117,7 +134,11 @@ def test_every_flipped_bit_is_noticed(filled):
         bad = bytearray(good)
         bad[position] ^= 1 << position % 8
         file.write_bytes(bad)
-        with pytest.warns(UserWarning, match="block-000001.safetensors (has a damaged header|belongs to other features|is corrupted)"):
+        with pytest.warns(
+            UserWarning,
+            match="block-000001.safetensors (has a damaged header|belongs to other features|is "
+            "corrupted)",
+        ):
             assert filled.missing() == [1], f"byte {position} of {len(good)}"
     filled.write(1, numbers(filled, 1))
     assert file.read_bytes() == good
@@ -131,7 +152,9 @@ def test_every_truncation_is_noticed(filled):
         file.write_bytes(bad)
         with pytest.warns(UserWarning, match="is truncated|has a damaged header|is too long"):
             assert filled.missing() == [0], len(bad)
-        with pytest.raises(ValueError, match=r"block 0 in .*is truncated|has a damaged header|is too long"):
+        with pytest.raises(
+            ValueError, match=r"block 0 in .*is truncated|has a damaged header|is too long"
+        ):
             filled.rows(np.array([2, 1]))
     file.unlink()
     with warnings.catch_warnings(action="error"):
@@ -144,11 +167,16 @@ def test_foreign_blocks_are_not_used(filled, tmp_path):
     other = FeatureStore.open(tmp_path / "other", manifest(key=jax.random.key(1)))
     other.write(1, numbers(filled, 1))
     shutil.copy(block_file(other, 1), block_file(filled, 1))
-    with pytest.warns(UserWarning, match=f"block 1 in .* belongs to other features .identity {other.identity}, here {filled.identity}"):
+    with pytest.warns(
+        UserWarning,
+        match=f"block 1 in .* belongs to other features .identity {other.identity}, here "
+        f"{filled.identity}",
+    ):
         assert filled.missing() == [1]
     with pytest.raises(ValueError, match="belongs to other features"):
         filled.block(1)
-    shutil.copy(block_file(filled, 0), block_file(filled, 1))  # a good block of the same set in another's place
+    # a good block of the same set in another's place
+    shutil.copy(block_file(filled, 0), block_file(filled, 1))
     with pytest.warns(UserWarning, match="block 1 in .* has a damaged header"):
         assert filled.missing() == [1]
 
@@ -156,7 +184,9 @@ def test_foreign_blocks_are_not_used(filled, tmp_path):
 @pytest.mark.parametrize("content", ["", '{"format": 1', "[1]", "\x00"])
 def test_damaged_manifest_is_named(filled, content):
     (filled.folder / "manifest.json").write_text(content)
-    with pytest.raises(ValueError, match=r"store: .*manifest\.json is damaged .* delete its folder"):
+    with pytest.raises(
+        ValueError, match=r"store: .*manifest\.json is damaged .* delete its folder"
+    ):
         FeatureStore.open(filled.folder, filled.manifest)
 
 
@@ -164,13 +194,19 @@ FORGED: dict[str, Any] = {
     "nested too deeply": lambda good: b"[" * 100_000,
     "too large": lambda good: b" " * (65 << 20),
     "not text": lambda good: b"\xff\xfe" + good,
-    "a number beyond numbers": lambda good: good.replace(b'"num_samples": 5', b'"num_samples": 1' + b"0" * 5000),
-    "too many samples": lambda good: good.replace(b'"num_samples": 5', b'"num_samples": 99999999999999999999'),
+    "a number beyond numbers": lambda good: good.replace(
+        b'"num_samples": 5', b'"num_samples": 1' + b"0" * 5000
+    ),
+    "too many samples": lambda good: good.replace(
+        b'"num_samples": 5', b'"num_samples": 99999999999999999999'
+    ),
     "no samples": lambda good: good.replace(b'"num_samples": 5', b'"num_samples": 0'),
     "a fraction of a block": lambda good: good.replace(b'"block_size": 2', b'"block_size": 0.5'),
     "no number": lambda good: good.replace(b'"num_outputs": 2', b'"num_outputs": true'),
     "another dtype": lambda good: good.replace(b'"float32"', b'"int32"'),
-    "a dtype that is none": lambda good: good.replace(b'"dtype": "float32"', b'"dtype": ["float32"]'),
+    "a dtype that is none": lambda good: good.replace(
+        b'"dtype": "float32"', b'"dtype": ["float32"]'
+    ),
     "an entry missing": lambda good: good.replace(b'"num_projections"', b'"projections"'),
     "a pipe": os.mkfifo,
     "endless": lambda path: path.symlink_to("/dev/zero"),
@@ -204,16 +240,24 @@ def test_a_damaged_manifest_ends_no_prediction_and_is_written_anew(named, kind):
     """Alone it is refused; where the features are known, each block says itself what it is of."""
     file = named.folder / "manifest.json"
     good = damage(file, kind)
-    with pytest.raises(ValueError, match=r"store: .*manifest\.json is damaged .*; delete its folder or give another"):
+    with pytest.raises(
+        ValueError,
+        match=r"store: .*manifest\.json is damaged .*; delete its folder or give another",
+    ):
         FeatureStore.open(named.folder)
-    with pytest.warns(UserWarning, match=r"manifest\.json is damaged .* so they are used") as caught:
+    with pytest.warns(
+        UserWarning, match=r"manifest\.json is damaged .* so they are used"
+    ) as caught:
         found = store.find(named.manifest, named.folder.parent)
     assert len(caught) == 1
     assert len(str(caught[0].message)) < 1000
     assert found is not None
     assert same_bits(found.rows(np.arange(5)), named.rows(np.arange(5)))
     if kind == "a folder":  # which is not removed
-        with pytest.warns(UserWarning, match="written anew"), pytest.raises(OSError, match="cannot make a store"):
+        with (
+            pytest.warns(UserWarning, match="written anew"),
+            pytest.raises(OSError, match="cannot make a store"),
+        ):
             FeatureStore.open(named.folder, named.manifest)
         return
     with pytest.warns(UserWarning, match=r"manifest\.json is damaged .*; it is written anew"):
@@ -231,10 +275,13 @@ def test_every_flipped_bit_of_a_manifest_is_noticed(named):
         bad[position] ^= 1 << position % 8
         file.write_bytes(bad)
         with pytest.warns(UserWarning, match=r"manifest\.json is damaged"):
-            assert store.find(named.manifest, named.folder.parent) is not None, f"byte {position} of {len(good)}"
+            assert store.find(named.manifest, named.folder.parent) is not None, (
+                f"byte {position} of {len(good)}"
+            )
     file.unlink()
     with warnings.catch_warnings(action="error"):
-        assert store.find(named.manifest, named.folder.parent) is not None  # the blocks are all it takes
+        # the blocks are all it takes
+        assert store.find(named.manifest, named.folder.parent) is not None
 
 
 @pytest.mark.parametrize("kind", ["a pipe", "endless", "a circle"])
@@ -260,7 +307,9 @@ def test_a_folder_in_the_place_of_a_block_is_named_and_stays(named):
 
 
 def test_other_files_are_left_alone_and_many_damaged_blocks_are_counted(tmp_path):
-    opened = FeatureStore.open(tmp_path, manifest(inputs=np.asarray(CASE.inputs(20, 0)), block_size=2))
+    opened = FeatureStore.open(
+        tmp_path, manifest(inputs=np.asarray(CASE.inputs(20, 0)), block_size=2)
+    )
     (tmp_path / "notes.txt").write_text("mine")
     (tmp_path / "block-999999.safetensors").write_bytes(b"?")
     for index in range(10):
@@ -279,44 +328,66 @@ def test_other_files_are_left_alone_and_many_damaged_blocks_are_counted(tmp_path
 
 
 def _changed_leaf(params):
-    return [params[0], {"weight": params[1]["weight"].at[0, 0].multiply(1 + 1e-7), "bias": params[1]["bias"]}, *params[2:]]
+    return [
+        params[0],
+        {"weight": params[1]["weight"].at[0, 0].multiply(1 + 1e-7), "bias": params[1]["bias"]},
+        *params[2:],
+    ]
 
 
-@pytest.mark.parametrize(("changes", "entry"), [
-    ({"case": CASE._replace(params=_changed_leaf(CASE.params))}, r"weights/\[1\]\['weight'\]"),
-    ({"inputs": np.nextafter(INPUTS, np.float32(9))}, "inputs"),
-    ({"inputs": INPUTS[:4]}, "num_samples"),
-    ({"inputs": INPUTS.astype(np.float16)}, "inputs"),
-    ({"case": CASE._replace(apply=lambda params, x: jnp.tanh(CASE.apply(params, x)))}, "network"),
-    ({"case": mlp(3, inputs=3, width=4)}, "num_outputs"),
-    ({"num_projections": 4}, "num_projections"),
-    ({"projection": "gaussian"}, "projection"),
-    ({"key": jax.random.key(1)}, "key/data"),
-    ({"key": jax.random.key(0, impl="rbg")}, "key/kind"),
-    ({"block_size": 1}, "block_size"),
-    ({"dtype": "bfloat16"}, "dtype"),
-    ({"settings": {"path": "plain"}}, "settings/path"),
-])
+@pytest.mark.parametrize(
+    ("changes", "entry"),
+    [
+        ({"case": CASE._replace(params=_changed_leaf(CASE.params))}, r"weights/\[1\]\['weight'\]"),
+        ({"inputs": np.nextafter(INPUTS, np.float32(9))}, "inputs"),
+        ({"inputs": INPUTS[:4]}, "num_samples"),
+        ({"inputs": INPUTS.astype(np.float16)}, "inputs"),
+        (
+            {"case": CASE._replace(apply=lambda params, x: jnp.tanh(CASE.apply(params, x)))},
+            "network",
+        ),
+        ({"case": mlp(3, inputs=3, width=4)}, "num_outputs"),
+        ({"num_projections": 4}, "num_projections"),
+        ({"projection": "gaussian"}, "projection"),
+        ({"key": jax.random.key(1)}, "key/data"),
+        ({"key": jax.random.key(0, impl="rbg")}, "key/kind"),
+        ({"block_size": 1}, "block_size"),
+        ({"dtype": "bfloat16"}, "dtype"),
+        ({"settings": {"path": "plain"}}, "settings/path"),
+    ],
+)
 def test_another_feature_set_is_refused_and_the_difference_named(filled, changes, entry):
     before = sorted(filled.folder.iterdir())
-    with pytest.raises(ValueError, match=f"holds other features: .{entry}. is .* there and .* here; give another folder"):
+    with pytest.raises(
+        ValueError,
+        match=f"holds other features: .{entry}. is .* there and .* here; give another folder",
+    ):
         FeatureStore.open(filled.folder, manifest(**changes))
     assert sorted(filled.folder.iterdir()) == before
     assert store.identity(manifest(**changes)) != filled.identity
 
 
-@pytest.mark.parametrize(("setting", "value"), [("jax_default_matmul_precision", "highest"), ("jax_threefry_partitionable", False)])
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("jax_default_matmul_precision", "highest"), ("jax_threefry_partitionable", False)],
+)
 def test_arithmetic_of_jax_belongs_to_the_features(filled, setting, value):
     before = getattr(jax.config, setting)
     jax.config.update(setting, value)
     try:
-        assert manifest()["arithmetic"] == filled.manifest["arithmetic"] | {setting: value} != filled.manifest["arithmetic"]
+        assert (
+            manifest()["arithmetic"]
+            == filled.manifest["arithmetic"] | {setting: value}
+            != filled.manifest["arithmetic"]
+        )
     finally:
         jax.config.update(setting, before)
 
 
 def test_constants_inside_the_network_belong_to_it():
-    """Frozen statistics are no parameters; one of them, in its last bit, in a jitted function inside, makes other features."""
+    """Frozen statistics are no parameters; one of them, in its last bit, in a jitted function
+    inside, makes other features.
+    """
 
     def network(constant, scalar=SCALAR):
         inner = jax.jit(lambda params, x: CASE.apply(params, x) * constant * scalar)
@@ -349,7 +420,9 @@ def test_derivative_rules_belong_to_the_network():
             return x
 
         activation.defjvp(lambda primals, tangents: (primals[0], slope * tangents[0]))
-        return manifest(CASE._replace(apply=lambda params, x: activation(CASE.apply(params, x))))["network"]
+        return manifest(CASE._replace(apply=lambda params, x: activation(CASE.apply(params, x))))[
+            "network"
+        ]
 
     assert network(2.0) == network(2.0)
     assert network(2.0) != network(3.0)
@@ -358,7 +431,11 @@ def test_derivative_rules_belong_to_the_network():
 def test_exact_features_do_not_depend_on_the_projection():
     exact = manifest(num_projections=10_000)
     assert exact == manifest(num_projections=46, projection="gaussian", key=jax.random.key(3))
-    assert (exact["num_projections"], exact["num_params"], exact["projection"]) == (46, 46, "identity")
+    assert (exact["num_projections"], exact["num_params"], exact["projection"]) == (
+        46,
+        46,
+        "identity",
+    )
 
 
 def test_manifest_survives_its_file(filled):
@@ -370,7 +447,8 @@ def test_manifest_survives_its_file(filled):
 
 
 def start(folder, *arguments):
-    context = multiprocessing.get_context("forkserver")  # what is imported is imported once; every process has its own JAX
+    # what is imported is imported once; every process has its own JAX
+    context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.store_writer"])
     process = context.Process(target=store_writer.main, args=(str(folder), *arguments))
     process.start()
@@ -400,21 +478,33 @@ def test_killed_at_every_stage_and_restarted_gives_the_same_bits(tmp_path, unint
     def partial():
         return list(tmp_path.glob(".*.partial"))
 
-    for when, block, whole, leftovers in (("half", 1, 1, 1), ("unnamed", 2, 2, 2), ("named", 3, 4, 2)):
+    for when, block, whole, leftovers in (
+        ("half", 1, 1, 1),
+        ("unnamed", 2, 2, 2),
+        ("named", 3, 4, 2),
+    ):
         assert finish(start(tmp_path, when, block)) == -signal.SIGKILL
         assert present() == files[:whole]
         assert len(partial()) == leftovers
         with warnings.catch_warnings(action="error"):
-            assert FeatureStore.open(tmp_path, store_writer.manifest()).missing() == list(range(whole, 5))
+            assert FeatureStore.open(tmp_path, store_writer.manifest()).missing() == list(
+                range(whole, 5)
+            )
     times = {path: path.stat().st_mtime_ns for path in tmp_path.glob("block-*")}
     half = min(path.stat().st_size for path in partial())
-    assert 1000 < half < block_file(uninterrupted, 0).stat().st_size  # it was killed within the data
+    # it was killed within the data
+    assert 1000 < half < block_file(uninterrupted, 0).stat().st_size
 
     assert finish(start(tmp_path)) == 0
     assert present() == files
-    assert all(path.stat().st_mtime_ns == moment for path, moment in times.items())  # nothing was computed twice
-    assert [(tmp_path / name).read_bytes() for name in files] == [(uninterrupted.folder / name).read_bytes() for name in files]
-    assert same_bits(FeatureStore.open(tmp_path).rows(np.arange(19)), uninterrupted.rows(np.arange(19)))
+    # nothing was computed twice
+    assert all(path.stat().st_mtime_ns == moment for path, moment in times.items())
+    assert [(tmp_path / name).read_bytes() for name in files] == [
+        (uninterrupted.folder / name).read_bytes() for name in files
+    ]
+    assert same_bits(
+        FeatureStore.open(tmp_path).rows(np.arange(19)), uninterrupted.rows(np.arange(19))
+    )
 
 
 def test_killed_from_outside_and_restarted_gives_the_same_bits(tmp_path, uninterrupted):
@@ -424,7 +514,9 @@ def test_killed_from_outside_and_restarted_gives_the_same_bits(tmp_path, uninter
     process.kill()
     assert finish(process) == -signal.SIGKILL
     assert finish(start(tmp_path)) == 0
-    assert same_bits(FeatureStore.open(tmp_path).rows(np.arange(19)), uninterrupted.rows(np.arange(19)))
+    assert same_bits(
+        FeatureStore.open(tmp_path).rows(np.arange(19)), uninterrupted.rows(np.arange(19))
+    )
 
 
 def test_blocks_are_those_of_one_pass(uninterrupted):
@@ -433,7 +525,9 @@ def test_blocks_are_those_of_one_pass(uninterrupted):
 
 
 def test_two_writers_and_a_reader_in_one_folder(tmp_path, uninterrupted):
-    """At every moment each block is absent or whole; at the end the bits are those of one writer."""
+    """At every moment each block is absent or whole; at the end the bits are those of one
+    writer.
+    """
     writers = [start(tmp_path, "everything"), start(tmp_path, "everything")]
     looked = 0
     while not (tmp_path / "manifest.json").exists():
@@ -450,7 +544,10 @@ def test_two_writers_and_a_reader_in_one_folder(tmp_path, uninterrupted):
 
 
 def test_partial_files_of_killed_writers_are_removed_when_old(filled):
-    old, young = filled.folder / ".block-000000.safetensors.a.partial", filled.folder / ".block-000000.safetensors.b.partial"
+    old, young = (
+        filled.folder / ".block-000000.safetensors.a.partial",
+        filled.folder / ".block-000000.safetensors.b.partial",
+    )
     old.touch()
     young.touch()
     os.utime(old, (time.time() - 4000,) * 2)
@@ -464,7 +561,9 @@ def test_partial_files_of_killed_writers_are_removed_when_old(filled):
 
 def test_failure_in_the_middle_of_a_block_leaves_the_rest(filled):
     """The kernel itself cuts the write short."""
-    filled = FeatureStore.open(filled.folder.with_name("large"), manifest() | {"num_projections": 100_000})
+    filled = FeatureStore.open(
+        filled.folder.with_name("large"), manifest() | {"num_projections": 100_000}
+    )
     filled.write(0, numbers(filled, 0))
     before = sorted(filled.folder.iterdir())
     message = r"store: cannot write block 1 \(1.6 MB\): File too large; check the folder"
@@ -488,7 +587,11 @@ def test_full_disk_is_said_and_nothing_is_lost(filled, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)  # where a file system that allocates late says so
         for index in (1, 2):
-            with pytest.raises(OSError, match=rf"cannot write block {index} .*No space left on device; the disk is full \(.* MB free\): make room and run again") as caught:
+            with pytest.raises(
+                OSError,
+                match=rf"cannot write block {index} .*No space left on device; the disk is full "
+                r"\(.* MB free\): make room and run again",
+            ) as caught:
                 filled.write(index, np.zeros(filled._block_shape(index), np.float32))
             assert caught.value.errno == errno.ENOSPC
         with pytest.raises(OSError, match=r"cannot make a store in .*the disk is full"):
@@ -503,17 +606,26 @@ def test_full_disk_is_said_and_nothing_is_lost(filled, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="mounts a small disk")
 def test_a_disk_that_is_really_full(tmp_path):
-    """One of 256 kB: what fits is kept, the block that does not is named, with room made it goes on."""
+    """One of 256 kB: what fits is kept, the block that does not is named, with room made it goes
+    on.
+    """
     disk = tmp_path / "disk"
     disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)], capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)], capture_output=True
+    ).returncode:
         pytest.skip("mounting is not allowed here")
     try:
         (disk / "ballast").write_bytes(bytes(100_000))
-        opened = FeatureStore.open(disk / "features", manifest() | {"num_projections": 4000})  # 64 kB a block
+        # 64 kB a block
+        opened = FeatureStore.open(disk / "features", manifest() | {"num_projections": 4000})
         opened.write(0, numbers(opened, 0))
         opened.write(1, numbers(opened, 1))
-        with pytest.raises(OSError, match=r"cannot write block 2 .*the disk is full \(0\.\d MB free\): make room and run again") as caught:
+        with pytest.raises(
+            OSError,
+            match=r"cannot write block 2 .*the disk is full \(0\.\d MB free\): make room and run "
+            r"again",
+        ) as caught:
             opened.write(2, numbers(opened, 2))
         assert caught.value.errno == errno.ENOSPC
         assert not list(opened.folder.glob(".*.partial"))
@@ -527,7 +639,9 @@ def test_a_disk_that_is_really_full(tmp_path):
 
 @pytest.fixture
 def unprivileged_folder():
-    """A folder that the test may make read-only; root, whom no permission stops, becomes nobody meanwhile."""
+    """A folder that the test may make read-only; root, whom no permission stops, becomes nobody
+    meanwhile.
+    """
     folder = Path(tempfile.mkdtemp())
     folder.chmod(0o777)
     was_root = os.geteuid() == 0
@@ -553,9 +667,15 @@ def test_read_only_folder_can_be_read_and_says_what_it_cannot(unprivileged_folde
     opened = FeatureStore.open(opened.folder, manifest())
     assert opened.complete
     assert same_bits(opened.block(2), numbers(opened, 2))
-    with pytest.raises(PermissionError, match=r"store: cannot write block 0 .*Permission denied; check the folder and its permissions"):
+    with pytest.raises(
+        PermissionError,
+        match=r"store: cannot write block 0 .*Permission denied; check the folder and its "
+        r"permissions",
+    ):
         opened.write(0, numbers(opened, 0))
-    with pytest.raises(PermissionError, match=r"store: cannot make a store in .*new: Permission denied"):
+    with pytest.raises(
+        PermissionError, match=r"store: cannot make a store in .*new: Permission denied"
+    ):
         FeatureStore.open(unprivileged_folder / "new", manifest())
     assert opened.complete
     block_file(opened, 1).chmod(0)
@@ -590,15 +710,24 @@ def test_default_folder_follows_the_environment(monkeypatch, tmp_path):
     assert store.folder_of(manifest()) == tmp_path / store.identity(manifest())
     monkeypatch.delenv("NTK_TT_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    for platform, folder in (("linux", tmp_path / "cache" / "ntk-tt"), ("darwin", Path.home() / "Library" / "Caches" / "ntk-tt")):
+    for platform, folder in (
+        ("linux", tmp_path / "cache" / "ntk-tt"),
+        ("darwin", Path.home() / "Library" / "Caches" / "ntk-tt"),
+    ):
         monkeypatch.setattr(sys, "platform", platform)
         assert store.default_folder() == folder
 
 
-@pytest.mark.parametrize(("given", "folder"), [
-    ("relative/cache", "{here}/relative/cache"), ("~/cache", "{home}/cache"), ("", "{home}/.cache/ntk-tt"), ("  ", "{home}/.cache/ntk-tt"),
-    ("/a b\n'é\udcff", "/a b\n'é\udcff"),
-])
+@pytest.mark.parametrize(
+    ("given", "folder"),
+    [
+        ("relative/cache", "{here}/relative/cache"),
+        ("~/cache", "{home}/cache"),
+        ("", "{home}/.cache/ntk-tt"),
+        ("  ", "{home}/.cache/ntk-tt"),
+        ("/a b\n'é\udcff", "/a b\n'é\udcff"),
+    ],
+)
 def test_odd_names_of_the_default_folder(monkeypatch, tmp_path, given, folder):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "platform", "linux")
@@ -615,25 +744,36 @@ def test_no_home_folder_is_said(monkeypatch):
     for name in ("NTK_TT_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(Path, "home", none)
-    with pytest.raises(ValueError, match=r"NTK_TT_CACHE: there is no home folder .*; set NTK_TT_CACHE to a folder, or give --store"):
+    with pytest.raises(
+        ValueError,
+        match=r"NTK_TT_CACHE: there is no home folder .*; set NTK_TT_CACHE to a folder, or give "
+        r"--store",
+    ):
         store.default_folder()
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"num_projections": 0}, "num_projections: must be at least 1, got 0"),
-    ({"block_size": 0}, "block_size: must be at least 1, got 0"),
-    ({"inputs": INPUTS[:0]}, "inputs: must be at least 1, got 0"),
-    ({"dtype": "int32"}, "dtype: features cannot be stored as int32; give one of float64"),
-    ({"settings": {"path": object()}}, "settings: must be JSON values"),
-    ({"settings": {"scale": np.nan}}, "settings: must be JSON values"),
-])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_projections": 0}, "num_projections: must be at least 1, got 0"),
+        ({"block_size": 0}, "block_size: must be at least 1, got 0"),
+        ({"inputs": INPUTS[:0]}, "inputs: must be at least 1, got 0"),
+        ({"dtype": "int32"}, "dtype: features cannot be stored as int32; give one of float64"),
+        ({"settings": {"path": object()}}, "settings: must be JSON values"),
+        ({"settings": {"scale": np.nan}}, "settings: must be JSON values"),
+    ],
+)
 def test_bad_descriptions(changes, message):
     with pytest.raises(ValueError, match=message):
         manifest(**changes)
 
 
 def test_bad_arguments_of_a_store(unchecked, filled, tmp_path):
-    with pytest.raises(ValueError, match=r"features: block 2 must have shape \(1, 2, 3\) and dtype float32, got \(2, 2, 3\) and float32"):
+    with pytest.raises(
+        ValueError,
+        match=r"features: block 2 must have shape \(1, 2, 3\) and dtype float32, got \(2, 2, 3\) "
+        r"and float32",
+    ):
         filled.write(2, numbers(filled, 1))
     with pytest.raises(ValueError, match=r"and dtype float32, got .* and float64"):
         filled.write(0, numbers(filled, 0).astype(np.float64))
@@ -643,7 +783,9 @@ def test_bad_arguments_of_a_store(unchecked, filled, tmp_path):
     for indices in ([-1, 0], [0, 5]):
         with pytest.raises(ValueError, match="indices: must lie in 0 … 4, got"):
             filled.rows(np.array(indices))
-    with pytest.raises(ValueError, match=r"holds no features \(it has no manifest\.json\); give the manifest"):
+    with pytest.raises(
+        ValueError, match=r"holds no features \(it has no manifest\.json\); give the manifest"
+    ):
         FeatureStore.open(tmp_path / "nothing")
     with pytest.raises(FileExistsError, match=r"cannot make a store in .*File exists"):
         FeatureStore.open(block_file(filled, 0), manifest())

@@ -1,6 +1,7 @@
 """Kills of `ntk-tt features` at random moments of its computation, resumed to the same bits.
 
-As many as NTK_TT_KILLS says: `NTK_TT_KILLS=100 python -m pytest tests/test_store_killed.py` is what docs/reliability.md counts.
+As many as NTK_TT_KILLS says: `NTK_TT_KILLS=100 python -m pytest tests/test_store_killed.py` is what
+docs/reliability.md counts.
 """
 
 import multiprocessing
@@ -20,7 +21,8 @@ KILLS = int(os.environ.get("NTK_TT_KILLS", "3"))
 
 
 def start(folder: Path):
-    context = multiprocessing.get_context("forkserver")  # what is imported is imported once; every process has its own JAX
+    # what is imported is imported once; every process has its own JAX
+    context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.features_command"])
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=features_command.main, args=(str(folder), sender))
@@ -50,7 +52,11 @@ def is_done(receiver: Connection) -> bool:
 
 def content(folder: Path) -> dict[str, bytes]:
     (store,) = (folder / "store").iterdir()
-    return {path.name: path.read_bytes() for path in store.iterdir() if not path.name.endswith(".partial")}
+    return {
+        path.name: path.read_bytes()
+        for path in store.iterdir()
+        if not path.name.endswith(".partial")
+    }
 
 
 def test_killed_at_random_and_resumed_gives_the_same_bits(tmp_path):
@@ -79,7 +85,8 @@ def test_killed_at_random_and_resumed_gives_the_same_bits(tmp_path):
         kills += process.exitcode == -signal.SIGKILL and not is_done(receiver)
         held = content(tmp_path) if list((tmp_path / "store").glob("*")) else {}
         stages.add(len(held))
-        assert all(expected[name] == data for name, data in held.items())  # whole or absent at every moment
+        # whole or absent at every moment
+        assert all(expected[name] == data for name, data in held.items())
         if held.keys() == expected.keys():  # begin again, so that there is always something to lose
             finished += 1
             shutil.rmtree(tmp_path / "store")
@@ -87,4 +94,7 @@ def test_killed_at_random_and_resumed_gives_the_same_bits(tmp_path):
     assert content(tmp_path) == expected
     (store,) = (tmp_path / "store").iterdir()
     assert FeatureStore.open(store).complete
-    print(f"{kills} kills, {len(stages)} different numbers of files there, {finished} sets completed between them, a run takes {seconds:.2f} s")
+    print(
+        f"{kills} kills, {len(stages)} different numbers of files there, {finished} sets completed "
+        f"between them, a run takes {seconds:.2f} s"
+    )

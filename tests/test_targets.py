@@ -10,10 +10,18 @@ from ntk_tt.targets import chance_loss, encode_targets, wrong
 from tests.networks import mlp
 
 BAD_LABELS = [
-    (np.array([0, 1, 3]), "ce", "must lie in 0 … 2"), (np.array([0, -1, 2]), "ce", "must lie in 0 … 2"), (np.array([0.0, 1.0, 2.0]), "ce", r"shape \(N, 3\)"),
-    (np.array([[0], [1], [2]]), "ce", r"shape \(N,\)"), (np.array([True, False, True]), "ce", r"shape \(N, 3\)"), (np.full((3, 3), np.nan), "mse", "NaN"),
-    (np.ones((3, 2)), "mse", r"shape \(N, 3\)"), (np.ones((3, 3)), "ce", "probabilities"), (np.array([[1.5, -0.5, 0.0]] * 3), "ce", "probabilities"),
-    (np.array(["a", "b", "c"]), "ce", r"shape \(N, 3\)"), (np.full((3, 3), "a"), "mse", "integers or real numbers"), (np.array([0, 1]), "ce", "there are 2 for 3"),
+    (np.array([0, 1, 3]), "ce", "must lie in 0 … 2"),
+    (np.array([0, -1, 2]), "ce", "must lie in 0 … 2"),
+    (np.array([0.0, 1.0, 2.0]), "ce", r"shape \(N, 3\)"),
+    (np.array([[0], [1], [2]]), "ce", r"shape \(N,\)"),
+    (np.array([True, False, True]), "ce", r"shape \(N, 3\)"),
+    (np.full((3, 3), np.nan), "mse", "NaN"),
+    (np.ones((3, 2)), "mse", r"shape \(N, 3\)"),
+    (np.ones((3, 3)), "ce", "probabilities"),
+    (np.array([[1.5, -0.5, 0.0]] * 3), "ce", "probabilities"),
+    (np.array(["a", "b", "c"]), "ce", r"shape \(N, 3\)"),
+    (np.full((3, 3), "a"), "mse", "integers or real numbers"),
+    (np.array([0, 1]), "ce", "there are 2 for 3"),
 ]
 
 
@@ -21,17 +29,35 @@ BAD_LABELS = [
 def test_bad_labels(labels, loss, message):
     case = mlp(3, width=4)
     with pytest.raises(ValueError, match=f"labels: .*{message}"):
-        ntk_tt.finetune(case.apply, case.params, case.inputs(3, 0), labels, ntk_tt.OptimizerConfig(0.1), 1, loss=loss)
+        ntk_tt.finetune(
+            case.apply,
+            case.params,
+            case.inputs(3, 0),
+            labels,
+            ntk_tt.OptimizerConfig(0.1),
+            1,
+            loss=loss,
+        )
     if len(labels) == 3:  # what the prediction reads them with
         with pytest.raises(ValueError, match=f"labels: .*{message}"):
             encode_targets(labels, 3, loss=loss)
 
 
-@pytest.mark.parametrize(("outputs", "loss", "message"), [(3, "MSE", "unknown 'MSE'"), (1, "ce", "at least two outputs")])
+@pytest.mark.parametrize(
+    ("outputs", "loss", "message"), [(3, "MSE", "unknown 'MSE'"), (1, "ce", "at least two outputs")]
+)
 def test_finetune_refuses_losses_that_mean_nothing(outputs, loss, message):
     case = mlp(outputs, width=4)
     with pytest.raises(ValueError, match=message):
-        ntk_tt.finetune(case.apply, case.params, case.inputs(3, 0), np.zeros(3, int), ntk_tt.OptimizerConfig(0.1), 1, loss=loss)
+        ntk_tt.finetune(
+            case.apply,
+            case.params,
+            case.inputs(3, 0),
+            np.zeros(3, int),
+            ntk_tt.OptimizerConfig(0.1),
+            1,
+            loss=loss,
+        )
 
 
 def test_soft_labels_are_targets():
@@ -39,8 +65,17 @@ def test_soft_labels_are_targets():
     np.testing.assert_array_equal(encode_targets(soft, 3, loss="ce"), soft)
 
 
-@pytest.mark.parametrize(("logits", "targets", "expected"), [
-    ([[0.0]], [[0.0]], False), ([[0.0]], [[1.0]], True), ([[2.0]], [[1.0]], False), ([[-2.0]], [[1.0]], True), ([[1.0]], [[0.0]], True), ([[1.0, 2.0]], [[0.0, 1.0]], False)])
+@pytest.mark.parametrize(
+    ("logits", "targets", "expected"),
+    [
+        ([[0.0]], [[0.0]], False),
+        ([[0.0]], [[1.0]], True),
+        ([[2.0]], [[1.0]], False),
+        ([[-2.0]], [[1.0]], True),
+        ([[1.0]], [[0.0]], True),
+        ([[1.0, 2.0]], [[0.0, 1.0]], False),
+    ],
+)
 def test_one_definition_of_an_error(logits, targets, expected):
     logits, targets = jnp.asarray(logits), jnp.asarray(targets)
     assert bool(wrong(logits, targets)[0]) == expected
@@ -65,7 +100,10 @@ def test_loss_of_chance_is_the_least_of_constant_outputs(loss):
     targets = encode_targets(np.array([0, 0, 1, 2, 2, 2]), 3)
     shares = np.asarray(targets).mean(0)
     best = np.log(shares) if loss == "ce" else shares
-    at = [float(losses.mean_loss(loss, jnp.tile(best + shift, (6, 1)), targets)) for shift in (np.zeros(3), np.array([0.1, 0, -0.1]), np.array([0, -0.2, 0.1]))]
+    at = [
+        float(losses.mean_loss(loss, jnp.tile(best + shift, (6, 1)), targets))
+        for shift in (np.zeros(3), np.array([0.1, 0, -0.1]), np.array([0, -0.2, 0.1]))
+    ]
     assert chance_loss(np.asarray(targets), loss) == pytest.approx(at[0], rel=1e-5)
     assert at[0] < min(at[1:])
     assert chance_loss(np.eye(4), "ce") == pytest.approx(np.log(4))

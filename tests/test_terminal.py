@@ -1,4 +1,6 @@
-"""What is printed arrives in any encoding, and a stream that takes no more does not end the work."""
+"""What is printed arrives in any encoding, and a stream that takes no more does not end the
+work.
+"""
 
 import io
 import sys
@@ -7,7 +9,14 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from ntk_tt.runtime.terminal import check_output, is_closed_by_reader, plain, print_table, safe_output, say
+from ntk_tt.runtime.terminal import (
+    check_output,
+    is_closed_by_reader,
+    plain,
+    print_table,
+    safe_output,
+    say,
+)
 
 TEXT = "θ of 5×3 images – 1…4, ‖f‖² = ½, é, Θ, ─│┼, 中, \udcff"
 PLAIN = "theta of 5x3 images - 1...4, ||f||2 = 1/2, e, Theta, -|+, ?, ?"
@@ -16,7 +25,10 @@ PLAIN = "theta of 5x3 images - 1...4, ||f||2 = 1/2, e, Theta, -|+, ?, ?"
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "cp437", "utf-8", "koi8-r"])
 @pytest.mark.parametrize("errors", ["strict", "surrogateescape"])
 def test_every_encoding_takes_every_text(monkeypatch, encoding, errors):
-    streams = {name: io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors=errors) for name in ("stdout", "stderr")}
+    streams = {
+        name: io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors=errors)
+        for name in ("stdout", "stderr")
+    }
     for name, stream in streams.items():
         monkeypatch.setattr(sys, name, stream)
     with safe_output() as output:
@@ -44,7 +56,10 @@ class Broken(io.StringIO):
         raise self.raised
 
 
-@pytest.mark.parametrize(("error", "by_reader"), [(BrokenPipeError(32, "Broken pipe"), True), (OSError(28, "No space left on device"), False)])
+@pytest.mark.parametrize(
+    ("error", "by_reader"),
+    [(BrokenPipeError(32, "Broken pipe"), True), (OSError(28, "No space left on device"), False)],
+)
 def test_a_stream_that_fails_is_remembered_and_left_alone(monkeypatch, error, by_reader):
     monkeypatch.setattr(sys, "stdout", Broken(error))
     with safe_output() as output:

@@ -30,8 +30,12 @@ def test_epsilon_times_of_an_exponential(epsilon):
 
 def test_relative_epsilon_time_is_free_of_scale_and_offset():
     for epsilon in (0.05, 0.3):
-        assert epsilon_time(STEPS, 7 * DECAY + 3, epsilon, relative=True) == epsilon_time(STEPS, DECAY, epsilon, relative=True)
-        assert epsilon_time(STEPS, 7 * DECAY + 3, epsilon, relative=False) != epsilon_time(STEPS, DECAY, epsilon, relative=False)
+        assert epsilon_time(STEPS, 7 * DECAY + 3, epsilon, relative=True) == epsilon_time(
+            STEPS, DECAY, epsilon, relative=True
+        )
+        assert epsilon_time(STEPS, 7 * DECAY + 3, epsilon, relative=False) != epsilon_time(
+            STEPS, DECAY, epsilon, relative=False
+        )
 
 
 def test_first_crossing_counts():
@@ -44,8 +48,10 @@ def test_first_crossing_counts():
 def test_not_reached_is_a_value():
     assert threshold_time(STEPS, DECAY, 1e-3) is None
     assert epsilon_time(STEPS, 1 + STEPS / 10, 0.1, relative=True) is None  # it rose
-    assert epsilon_time(STEPS, np.where(STEPS > 50, np.nan, DECAY), 0.1, relative=True) is None  # it diverged
-    assert threshold_time(STEPS, np.where(STEPS > 50, np.nan, DECAY), 0.5) == 14  # but it was there before
+    # it diverged
+    assert epsilon_time(STEPS, np.where(STEPS > 50, np.nan, DECAY), 0.1, relative=True) is None
+    # but it was there before
+    assert threshold_time(STEPS, np.where(STEPS > 50, np.nan, DECAY), 0.5) == 14
 
 
 def test_plateau():
@@ -53,7 +59,8 @@ def test_plateau():
     assert plateau_time(STEPS, error, drop=0.045, window=10) == 46  # over 36 … 46 it falls by 0.04
     assert plateau_time(STEPS, error, drop=0.045, window=100) is None
     assert plateau_time(STEPS, np.full(101, 0.5), drop=0.01, window=10) == 10
-    assert plateau_time(STEPS[::4], error[::4], drop=0.045, window=10) == 48  # between records: interpolated
+    # between records: interpolated
+    assert plateau_time(STEPS[::4], error[::4], drop=0.045, window=10) == 48
 
 
 def test_smoothing_keeps_lines_and_ends_and_removes_noise():
@@ -70,7 +77,11 @@ def test_smoothing_keeps_lines_and_ends_and_removes_noise():
 def test_a_smoothed_value_is_the_mean_of_its_window(window, count):
     curve = np.random.default_rng(1).lognormal(size=count)
     reach = [min(window // 2, index, count - 1 - index) for index in range(count)]
-    np.testing.assert_allclose(smooth(curve, window), [curve[index - r : index + r + 1].mean() for index, r in enumerate(reach)], rtol=1e-12)
+    np.testing.assert_allclose(
+        smooth(curve, window),
+        [curve[index - r : index + r + 1].mean() for index, r in enumerate(reach)],
+        rtol=1e-12,
+    )
 
 
 @pytest.mark.parametrize("bad", [1e20, 1e300, np.inf, -np.inf, np.nan])
@@ -82,7 +93,8 @@ def test_one_record_spoils_only_the_windows_that_hold_it(bad):
     np.testing.assert_allclose(smoothed[away], clean[away], rtol=1e-12)
     assert not np.isclose(smoothed[~away], clean[~away]).any()
     times = training_times(STEPS, spoilt, spoilt, thresholds=(0.1,), smoothing=9)
-    assert times["loss_below"] == {"0.1": 36 if bad == -np.inf else 47}  # as without it: neither 0 after it, nor never
+    # as without it: neither 0 after it, nor never
+    assert times["loss_below"] == {"0.1": 36 if bad == -np.inf else 47}
 
 
 def test_a_single_record_is_not_continued():
@@ -96,19 +108,35 @@ def test_a_single_record_is_not_continued():
 
 def test_thresholds_that_agree_to_six_digits_keep_their_keys():
     near = 0.1 + 1e-9
-    times = training_times(STEPS, DECAY, DECAY, thresholds=(0.1, near), loss_thresholds=(1.23456789, 1.23456788, 1e-9))
+    times = training_times(
+        STEPS, DECAY, DECAY, thresholds=(0.1, near), loss_thresholds=(1.23456789, 1.23456788, 1e-9)
+    )
     assert set(times["error_below"]) == {"0.1", "0.100000001"}
     assert len(times["loss_below"]) == 5
     for family in ("epsilon_relative", "loss_below", "error_below"):
         assert {float(name) for name in times[family]} >= {0.1, near}
-    assert [level_name(value) for value in (0.1, 2.0, 1 / 3, 1e-9, 0.5)] == ["0.1", "2", repr(1 / 3), "1e-09", "0.5"]
+    assert [level_name(value) for value in (0.1, 2.0, 1 / 3, 1e-9, 0.5)] == [
+        "0.1",
+        "2",
+        repr(1 / 3),
+        "1e-09",
+        "0.5",
+    ]
 
 
 def test_all_definitions_at_once():
-    times = training_times(STEPS, DECAY, DECAY / 2, thresholds=(0.1, 0.4), loss_thresholds=(2.0,), plateau_window=5)
+    times = training_times(
+        STEPS, DECAY, DECAY / 2, thresholds=(0.1, 0.4), loss_thresholds=(2.0,), plateau_window=5
+    )
     assert times["loss_below"] == {"0.1": 47, "0.4": 19, "2": 0}
     assert times["error_below"] == {"0.1": 33, "0.4": 5}
-    assert set(times) == {"epsilon_relative", "epsilon_absolute", "loss_below", "error_below", "plateau"}
+    assert set(times) == {
+        "epsilon_relative",
+        "epsilon_absolute",
+        "loss_below",
+        "error_below",
+        "plateau",
+    }
 
 
 def test_combination_over_seeds_counts_not_reached_as_later():
@@ -119,20 +147,41 @@ def test_combination_over_seeds_counts_not_reached_as_later():
     assert combine_times(times[:1], 0.5)["plateau"] == 10
 
 
-@pytest.mark.parametrize(("times", "median"), [
-    ((10, 20), 15), ((10, 11), 10.5), ((40, 10, 30, 20), 25), ((10, None), None), ((10, 20, None, None), None), ((10, 20, 30, None), 25), ((7, 7), 7), ((None, None), None)])
+@pytest.mark.parametrize(
+    ("times", "median"),
+    [
+        ((10, 20), 15),
+        ((10, 11), 10.5),
+        ((40, 10, 30, 20), 25),
+        ((10, None), None),
+        ((10, 20, None, None), None),
+        ((10, 20, 30, None), 25),
+        ((7, 7), 7),
+        ((None, None), None),
+    ],
+)
 def test_median_of_an_even_number_is_between_the_middle_two(times, median):
     found = combine_times([{"plateau": time} for time in times], 0.5)["plateau"]
     assert found == median
     assert isinstance(found, type(median))
-    assert combine_times([{"plateau": time} for time in times], 0.0)["plateau"] == min((time for time in times if time is not None), default=None)
+    assert combine_times([{"plateau": time} for time in times], 0.0)["plateau"] == min(
+        (time for time in times if time is not None), default=None
+    )
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    ({"thresholds": (0.0,)}, "thresholds: .* got 0"), ({"thresholds": (1.0,)}, "thresholds: .* got 1"), ({"thresholds": (-0.1,)}, "got -0.1"),
-    ({"thresholds": ()}, "give at least one"), ({"loss_thresholds": (-1.0,)}, "loss_thresholds"), ({"loss_thresholds": (float("nan"),)}, "loss_thresholds"),
-    ({"smoothing": 0}, "smoothing"), ({"plateau_window": 0}, "window"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"thresholds": (0.0,)}, "thresholds: .* got 0"),
+        ({"thresholds": (1.0,)}, "thresholds: .* got 1"),
+        ({"thresholds": (-0.1,)}, "got -0.1"),
+        ({"thresholds": ()}, "give at least one"),
+        ({"loss_thresholds": (-1.0,)}, "loss_thresholds"),
+        ({"loss_thresholds": (float("nan"),)}, "loss_thresholds"),
+        ({"smoothing": 0}, "smoothing"),
+        ({"plateau_window": 0}, "window"),
+    ],
+)
 def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         training_times(STEPS, DECAY, DECAY, **arguments)

@@ -1,4 +1,6 @@
-"""Parameters, logits and inputs of any types: the dynamics run in one, float32 at least, and say what float32 says."""
+"""Parameters, logits and inputs of any types: the dynamics run in one, float32 at least, and say
+what float32 says.
+"""
 
 import dataclasses
 import functools
@@ -13,14 +15,16 @@ from tests.networks import mlp
 
 LABELS = np.arange(12) % 3
 TYPES = {
-    "bfloat16 parameters": (jnp.bfloat16, None, 0.03), "float16 parameters": (jnp.float16, None, 0.01),
+    "bfloat16 parameters": (jnp.bfloat16, None, 0.03),
+    "float16 parameters": (jnp.float16, None, 0.01),
     "both": (jnp.bfloat16, jnp.float16, 0.03),
 }
 
 
 def network(dtype, logits_dtype):
     case = mlp(3)
-    params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16).astype(dtype), case.params)  # the same numbers in every type, nearly
+    # the same numbers in every type, nearly
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16).astype(dtype), case.params)
 
     def apply(params, x):
         logits = case.apply(params, x)
@@ -34,23 +38,41 @@ def curves(dtype, logits_dtype, **options) -> dict[str, np.ndarray]:
     apply, params, x = network(dtype, logits_dtype)
     found = {}
     for space in ("primal", "dual"):
-        problem = ntk_tt.linearize(apply, params, x, LABELS, num_projections="exact", space=space, **options)
+        problem = ntk_tt.linearize(
+            apply, params, x, LABELS, num_projections="exact", space=space, **options
+        )
         assert {leaf.dtype for leaf in jax.tree.leaves(problem)} == {jnp.dtype(jnp.float32)}
-        for method in ("replay", "ode", "sde") + (("sde-diagonal",) if space == "primal" and options["outputs"] == "logits" else ()):
-            setting = ntk_tt.OptimizerConfig(0.1, momentum=0.5, weight_decay=0.01, batch_size=4 if method == "replay" else None)
-            found[f"{space} {method}"] = ntk_tt.predict(problem, setting, 10, method=method, num_seeds=1).loss
-    found["real"] = ntk_tt.finetune(apply, params, x, LABELS, ntk_tt.OptimizerConfig(0.1, momentum=0.5), 10).loss
+        for method in ("replay", "ode", "sde") + (
+            ("sde-diagonal",) if space == "primal" and options["outputs"] == "logits" else ()
+        ):
+            setting = ntk_tt.OptimizerConfig(
+                0.1, momentum=0.5, weight_decay=0.01, batch_size=4 if method == "replay" else None
+            )
+            found[f"{space} {method}"] = ntk_tt.predict(
+                problem, setting, 10, method=method, num_seeds=1
+            ).loss
+    found["real"] = ntk_tt.finetune(
+        apply, params, x, LABELS, ntk_tt.OptimizerConfig(0.1, momentum=0.5), 10
+    ).loss
     return found
 
 
-@pytest.mark.parametrize(("name", "outputs"), [
-    ("bfloat16 parameters", "logits"), ("both", "logits"),
-    pytest.param("float16 parameters", "logits", marks=pytest.mark.slow), pytest.param("bfloat16 parameters", "contrasts", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("name", "outputs"),
+    [
+        ("bfloat16 parameters", "logits"),
+        ("both", "logits"),
+        pytest.param("float16 parameters", "logits", marks=pytest.mark.slow),
+        pytest.param("bfloat16 parameters", "contrasts", marks=pytest.mark.slow),
+    ],
+)
 def test_every_method_gives_the_curve_of_single_precision(name, outputs):
     dtype, logits_dtype, tolerance = TYPES[name]
     reference = curves(jnp.float32, None, outputs=outputs)
     for method, loss in curves(dtype, logits_dtype, outputs=outputs).items():
-        np.testing.assert_allclose(loss, reference[method], rtol=tolerance, atol=tolerance, err_msg=method)
+        np.testing.assert_allclose(
+            loss, reference[method], rtol=tolerance, atol=tolerance, err_msg=method
+        )
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
@@ -60,13 +82,25 @@ def test_a_real_head_and_the_first_steps_too(dtype):
 
     def losses(dtype):
         keys = jax.random.split(jax.random.key(0), 3)
-        params = {"w": 0.4 * jax.random.normal(keys[0], (6, 8)), "head": {"kernel": 0.3 * jax.random.normal(keys[1], (8, 3)), "bias": jnp.zeros(3)}}
+        params = {
+            "w": 0.4 * jax.random.normal(keys[0], (6, 8)),
+            "head": {"kernel": 0.3 * jax.random.normal(keys[1], (8, 3)), "bias": jnp.zeros(3)},
+        }
         params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16).astype(dtype), params)
-        model = dataclasses.replace(ntk_tt.from_function(lambda p, x: features(p, x) @ p["head"]["kernel"] + p["head"]["bias"], params, num_classes=3),
-                                    apply_features=features, head="head")
+        model = dataclasses.replace(
+            ntk_tt.from_function(
+                lambda p, x: features(p, x) @ p["head"]["kernel"] + p["head"]["bias"],
+                params,
+                num_classes=3,
+            ),
+            apply_features=features,
+            head="head",
+        )
         x, setting = jax.random.normal(keys[2], (12, 6)), ntk_tt.OptimizerConfig(0.1, momentum=0.5)
         problem = ntk_tt.linearize_head(model, x, LABELS, num_projections="exact")
-        return ntk_tt.predict(problem, setting, 10).loss, ntk_tt.predict_after(model, x, LABELS, setting, 10, first_steps=2).trajectories[0].loss
+        return ntk_tt.predict(problem, setting, 10).loss, ntk_tt.predict_after(
+            model, x, LABELS, setting, 10, first_steps=2
+        ).trajectories[0].loss
 
     for loss, reference in zip(losses(dtype), losses(jnp.float32), strict=True):
         np.testing.assert_allclose(loss, reference, rtol=0.03)
@@ -86,4 +120,10 @@ def test_double_precision_logits_of_single_precision_parameters():
         problem = ntk_tt.linearize(apply, params, np.asarray(x, np.float64), LABELS)
         assert problem.initial_logits.dtype == jnp.float32
         loss = ntk_tt.predict(problem, ntk_tt.OptimizerConfig(0.1), 10).loss
-    np.testing.assert_allclose(loss, ntk_tt.predict(ntk_tt.linearize(*network(jnp.float32, None), LABELS), ntk_tt.OptimizerConfig(0.1), 10).loss, rtol=1e-4)
+    np.testing.assert_allclose(
+        loss,
+        ntk_tt.predict(
+            ntk_tt.linearize(*network(jnp.float32, None), LABELS), ntk_tt.OptimizerConfig(0.1), 10
+        ).loss,
+        rtol=1e-4,
+    )

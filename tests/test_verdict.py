@@ -1,4 +1,6 @@
-"""What is called safe, and what is refused: safe rates that are fixed points, and verdicts on broken, coarse and saturated predictions."""
+"""What is called safe, and what is refused: safe rates that are fixed points, and verdicts on
+broken, coarse and saturated predictions.
+"""
 
 import dataclasses
 import json
@@ -16,7 +18,13 @@ from ntk_tt.kernels.operators import DualKernel
 from ntk_tt.optimizer import OptimizerConfig, named_schedule, scaled
 from ntk_tt.prediction import stable_rate
 from ntk_tt.prediction.algorithm import summarize_runs
-from ntk_tt.prediction.by_method import Predicted, diverged_at, intervals, is_hopeless, without_times
+from ntk_tt.prediction.by_method import (
+    Predicted,
+    diverged_at,
+    intervals,
+    is_hopeless,
+    without_times,
+)
 from ntk_tt.prediction.one_shot import check_beginning, predict_after
 from ntk_tt.prediction.stable_rate import SafeRate, margin_on_the_way, safe_learning_rate
 from ntk_tt.prediction.verdict import Residual, judge
@@ -25,11 +33,20 @@ from tests.test_head import data, network  # noqa: F401
 from tests.test_learning_rate import make
 
 STEPS = 60
-SETTINGS = [{}, {"momentum": 0.9}, {"momentum": 0.9, "nesterov": True, "batch_size": 3}, {"batch_size": 4, "weight_decay": 0.01}]
+SETTINGS = [
+    {},
+    {"momentum": 0.9},
+    {"momentum": 0.9, "nesterov": True, "batch_size": 3},
+    {"batch_size": 4, "weight_decay": 0.01},
+]
 
 
 def problem_with(kernel, network_data):
-    return make("ce")[2] if kernel == "frozen" else ntk_tt.linearize_head(network(), *network_data, num_projections="exact")
+    return (
+        make("ce")[2]
+        if kernel == "frozen"
+        else ntk_tt.linearize_head(network(), *network_data, num_projections="exact")
+    )
 
 
 @pytest.mark.parametrize("kernel", ["frozen", "head"])
@@ -43,7 +60,10 @@ def test_the_safe_rate_is_a_fixed_point_from_wherever_it_is_asked_for(kernel, se
         assert safe.is_largest
         margin = margin_on_the_way(problem, there, STEPS)
         assert margin >= 1
-        assert margin <= stable_rate.CLOSE_TO_ONE or margin_on_the_way(problem, scaled(there, stable_rate.NARROW), STEPS) < 1
+        assert (
+            margin <= stable_rate.CLOSE_TO_ONE
+            or margin_on_the_way(problem, scaled(there, stable_rate.NARROW), STEPS) < 1
+        )
         assert margin_on_the_way(problem, scaled(there, 0.93), STEPS) >= 1
         rates.append(safe.rate)
     assert max(rates) < 1.25 * min(rates)
@@ -54,27 +74,48 @@ def test_a_verdict_just_below_the_rate_that_it_called_safe_does_not_take_that_ba
     problem = ntk_tt.linearize_head(model, *data, num_projections="exact")
     verdicts, rate = [], 0.05
     for _ in range(2):
-        verdicts.append(ntk_tt.assess(problem, model.apply, model.params, *data, OptimizerConfig(rate, 0.9), STEPS))
+        verdicts.append(
+            ntk_tt.assess(
+                problem, model.apply, model.params, *data, OptimizerConfig(rate, 0.9), STEPS
+            )
+        )
         rate = 0.97 * verdicts[-1].largest_safe_learning_rate
     first, second = verdicts
     assert second.trust != "none"
     assert 1 <= second.stability_margin < 1.3
-    assert second.largest_safe_learning_rate == pytest.approx(first.largest_safe_learning_rate, rel=0.25)
+    assert second.largest_safe_learning_rate == pytest.approx(
+        first.largest_safe_learning_rate, rel=0.25
+    )
     assert first.safe_rate_by == "kernel on its way"
 
 
 def test_the_shape_of_a_schedule_is_kept():
     _, _, problem, _ = make("ce")
-    cosine = safe_learning_rate(problem, OptimizerConfig(named_schedule("cosine", 0.01, STEPS)), STEPS)
-    assert cosine.rate == pytest.approx(safe_learning_rate(problem, OptimizerConfig(0.01), STEPS).rate, rel=0.5)
-    assert safe_learning_rate(problem, OptimizerConfig(lambda step: 0.0), STEPS) == SafeRate(0.0, False)
+    cosine = safe_learning_rate(
+        problem, OptimizerConfig(named_schedule("cosine", 0.01, STEPS)), STEPS
+    )
+    assert cosine.rate == pytest.approx(
+        safe_learning_rate(problem, OptimizerConfig(0.01), STEPS).rate, rel=0.5
+    )
+    assert safe_learning_rate(problem, OptimizerConfig(lambda step: 0.0), STEPS) == SafeRate(
+        0.0, False
+    )
 
 
 def test_few_further_ways_are_followed(monkeypatch):
     _, _, problem, _ = make("ce")
     calls, real = [], stable_rate.margin_on_the_way
-    monkeypatch.setattr(stable_rate, "margin_on_the_way", lambda *given, **more: calls.append(given) or real(*given, **more))
-    safe_learning_rate(problem, OptimizerConfig(1e-3), STEPS, margin=ntk_tt.stability(problem, OptimizerConfig(1e-3), STEPS)[0])
+    monkeypatch.setattr(
+        stable_rate,
+        "margin_on_the_way",
+        lambda *given, **more: calls.append(given) or real(*given, **more),
+    )
+    safe_learning_rate(
+        problem,
+        OptimizerConfig(1e-3),
+        STEPS,
+        margin=ntk_tt.stability(problem, OptimizerConfig(1e-3), STEPS)[0],
+    )
     assert len(calls) <= stable_rate.EVALUATIONS
     calls.clear()
     _, _, constant, _ = make("mse")
@@ -83,22 +124,29 @@ def test_few_further_ways_are_followed(monkeypatch):
 
 
 def test_saturated_softmaxes_are_no_evidence():
-    """All samples on the wrong class with certainty: flat, but what moves them is as large as ever."""
+    """All samples on the wrong class with certainty: flat, but what moves them is as large as
+    ever.
+    """
     _, _, problem, _ = make("ce")
     wrong = 1e3 * jnp.roll(problem.targets, 1, axis=1)
     stuck = dataclasses.replace(problem, initial_logits=wrong)
     margin, safe = ntk_tt.stability(stuck, OptimizerConfig(10.0), 5, np.asarray(wrong)[None])
-    _, sane = ntk_tt.stability(problem, OptimizerConfig(10.0), 5, np.asarray(problem.initial_logits)[None])
+    _, sane = ntk_tt.stability(
+        problem, OptimizerConfig(10.0), 5, np.asarray(problem.initial_logits)[None]
+    )
     assert margin < 1
     assert 0.1 * sane < safe < sane
-    right = dataclasses.replace(problem, initial_logits=1e3 * problem.targets)  # learnt: flat for good
+    # learnt: flat for good
+    right = dataclasses.replace(problem, initial_logits=1e3 * problem.targets)
     assert ntk_tt.stability(right, OptimizerConfig(10.0), 5)[0] > 1e3
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_way_that_leaves_the_finite_numbers_has_no_margin(bad):
     _, _, problem, _ = make("ce")
-    path = np.stack([np.asarray(problem.initial_logits), np.full(problem.initial_logits.shape, bad, np.float32)])
+    path = np.stack(
+        [np.asarray(problem.initial_logits), np.full(problem.initial_logits.shape, bad, np.float32)]
+    )
     assert ntk_tt.stability(problem, OptimizerConfig(1e-3), 5, path)[0] == 0
     assert ntk_tt.stability(problem, OptimizerConfig(1e-3), 5, path[1:]) == (0, 0)
 
@@ -113,38 +161,76 @@ def test_reasons_of_what_is_not_trusted():
         assert judge(0.0, 0.0, sane, follows_kernel=follows).trust == "none"
         flat = judge(np.inf, np.inf, sane, follows_kernel=follows)
         assert (flat.trust, "no curvature" in flat.reason) == ("low", True)
-        doubted = judge(10.0, SafeRate(0.1, True), sane, follows_kernel=follows, doubts=(("medium", "first"), ("low", "second")))
-        assert (doubted.trust, "first" in doubted.reason, "second" in doubted.reason) == ("low", True, True)
+        doubted = judge(
+            10.0,
+            SafeRate(0.1, True),
+            sane,
+            follows_kernel=follows,
+            doubts=(("medium", "first"), ("low", "second")),
+        )
+        assert (doubted.trust, "first" in doubted.reason, "second" in doubted.reason) == (
+            "low",
+            True,
+            True,
+        )
     assert "at most 0.0769" in judge(0.5, 0.07699, sane).reason  # not more than it is
     assert "safe" not in judge(10.0, 0.1, sane).reason  # a frozen kernel does not know
-    assert "largest safe learning rate 0.1," in judge(10.0, 0.1, sane, follows_kernel=True).reason.replace(")", ",")
+    assert "largest safe learning rate 0.1," in judge(
+        10.0, 0.1, sane, follows_kernel=True
+    ).reason.replace(")", ",")
     assert "largest" not in judge(10.0, SafeRate(0.1, False), sane, follows_kernel=True).reason
 
 
-@pytest.mark.parametrize(("loss", "projections", "trust"), [("ce", 1, "low"), ("mse", 1, "low"), ("ce", 20, "medium"), ("ce", 400, None), ("ce", "exact", None)])
+@pytest.mark.parametrize(
+    ("loss", "projections", "trust"),
+    [
+        ("ce", 1, "low"),
+        ("mse", 1, "low"),
+        ("ce", 20, "medium"),
+        ("ce", 400, None),
+        ("ce", "exact", None),
+    ],
+)
 def test_a_coarse_sketch_lowers_trust(loss, projections, trust):
     case, x, _, _ = make(loss)
     labels = np.arange(len(x)) % 3
-    problem = ntk_tt.linearize(case.apply, case.params, x, labels, loss=loss, num_projections=projections)
+    problem = ntk_tt.linearize(
+        case.apply, case.params, x, labels, loss=loss, num_projections=projections
+    )
     verdict = ntk_tt.assess(problem, case.apply, case.params, x, labels, OptimizerConfig(1e-3), 10)
     assert ("D' =" in verdict.reason) == (trust is not None)
     if trust is not None:
         assert verdict.trust == trust
-        assert f"D' = {projections} projections are few for a kernel of rank {18 if loss == 'ce' else 27}" in verdict.reason
+        assert (
+            f"D' = {projections} projections are few for a kernel of rank "
+            f"{18 if loss == 'ce' else 27}" in verdict.reason
+        )
 
 
 def test_a_predicted_curve_that_breaks_is_refused():
     case, x, problem, _ = make("ce")
     labels = np.arange(len(x)) % 3
     for curve in (np.array([1.0, np.nan]), np.array([1.0, np.inf]), np.array([1.0, 50.0])):
-        verdict = ntk_tt.assess(problem, case.apply, case.params, x, labels, OptimizerConfig(1e-3), 10, curve=curve)
+        verdict = ntk_tt.assess(
+            problem, case.apply, case.params, x, labels, OptimizerConfig(1e-3), 10, curve=curve
+        )
         assert verdict.trust == "none"
         assert verdict.largest_safe_learning_rate < 1e-3 * verdict.stability_margin
 
 
 def predicted(loss):
     steps = np.arange(len(loss))
-    return Predicted(make("ce")[2], summarize_runs([ntk_tt.Trajectory(steps, np.asarray(loss), np.asarray(loss) / 2)], 1, thresholds=(0.1, 0.4)), None, 0, {})
+    return Predicted(
+        make("ce")[2],
+        summarize_runs(
+            [ntk_tt.Trajectory(steps, np.asarray(loss), np.asarray(loss) / 2)],
+            1,
+            thresholds=(0.1, 0.4),
+        ),
+        None,
+        0,
+        {},
+    )
 
 
 def test_a_refused_prediction_has_no_chances_and_a_hopeless_one_no_times():
@@ -156,16 +242,37 @@ def test_a_refused_prediction_has_no_chances_and_a_hopeless_one_no_times():
     hopeless = without_times(found)
     assert hopeless.prediction.times["loss_below"] == {"0.1": None, "0.4": None}
     assert hopeless.prediction.times["plateau"] is None
-    assert [is_hopeless(judge(margin, 0.1)) for margin in (0.05, 0.0, 0.5, 3.0)] == [True, True, False, False]
+    assert [is_hopeless(judge(margin, 0.1)) for margin in (0.05, 0.0, 0.5, 3.0)] == [
+        True,
+        True,
+        False,
+        False,
+    ]
     assert diverged_at(found.prediction) is None
     assert diverged_at(predicted([1.0, 0.9, np.inf, np.nan]).prediction) == 2
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"diverged_at": 2}, "diverged at step 2"), ({"loss": np.array([1.0, 1e4])}, "raised the loss from 1 to 1e"), ({"collapsed_at": 1}, "died within")])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"diverged_at": 2}, "diverged at step 2"),
+        ({"loss": np.array([1.0, 1e4])}, "raised the loss from 1 to 1e"),
+        ({"collapsed_at": 1}, "died within"),
+    ],
+)
 def test_real_steps_that_led_nowhere_are_not_gone_on_from(changes, message):
-    run = TrainingRun(**{"steps": np.array([0, 3]), "loss": np.array([1.0, 0.9]), "error": np.zeros(2), "params": {}, "seconds": 1.0, "evaluation_seconds": 0.0,
-                         "compile_seconds": 0.0} | changes)
+    run = TrainingRun(
+        **{
+            "steps": np.array([0, 3]),
+            "loss": np.array([1.0, 0.9]),
+            "error": np.zeros(2),
+            "params": {},
+            "seconds": 1.0,
+            "evaluation_seconds": 0.0,
+            "compile_seconds": 0.0,
+        }
+        | changes
+    )
     with pytest.raises(ValueError, match=f"learning_rate: .*{message}.*take a smaller one"):
         check_beginning(run, "first", "ce", np.arange(6) % 3)
 
@@ -174,13 +281,25 @@ def test_real_steps_that_led_nowhere_are_not_gone_on_from(changes, message):
 def test_one_shot_stops_at_a_blown_up_start(batch_size, data):  # noqa: F811
     for rate in (1e5, 1e30):
         with pytest.raises(ValueError, match=r"learning_rate: .*take a smaller one"):
-            predict_after(network(jax.nn.relu), *data, OptimizerConfig(rate, batch_size=batch_size), 20, first_steps=3)
+            predict_after(
+                network(jax.nn.relu),
+                *data,
+                OptimizerConfig(rate, batch_size=batch_size),
+                20,
+                first_steps=3,
+            )
     with pytest.raises(ValueError, match="num_steps: must be a whole number of at least 2, got 1"):
         predict_after(network(), *data, OptimizerConfig(0.1), 1)
 
 
 def test_a_kernel_of_zeros_is_not_trusted():
-    problem = ntk_tt.LinearizedProblem(DualKernel(jnp.zeros((3, 2, 3, 2))), jnp.zeros((3, 2)), jnp.zeros((3, 2)), jnp.eye(3, 2), "ce")
+    problem = ntk_tt.LinearizedProblem(
+        DualKernel(jnp.zeros((3, 2, 3, 2))),
+        jnp.zeros((3, 2)),
+        jnp.zeros((3, 2)),
+        jnp.eye(3, 2),
+        "ce",
+    )
     margin, _ = ntk_tt.stability(problem, OptimizerConfig(0.1), 5)
     assert judge(margin, np.inf).trust == "low"
 
@@ -188,7 +307,9 @@ def test_a_kernel_of_zeros_is_not_trusted():
 @pytest.mark.parametrize("rate", [1e30, 1e300])
 def test_an_absurd_rate_is_one_line_or_no_sane_loss(rate):
     _, _, problem, _ = make("ce")
-    with pytest.raises(ValueError, match=r"learning_rate: the SDE takes .* past the stability bound"):
+    with pytest.raises(
+        ValueError, match=r"learning_rate: the SDE takes .* past the stability bound"
+    ):
         ntk_tt.simulate(problem, OptimizerConfig(rate), 5, method="sde")
     curve = ntk_tt.simulate(problem, OptimizerConfig(rate), 5).loss
     assert not np.isfinite(curve).all() or curve.max() > 1e10
@@ -201,8 +322,39 @@ def test_predictions_in_double_precision(method, tmp_path):
     losses = []
     for wide in ("0", "1"):
         report = tmp_path / f"{wide}.json"
-        command = [sys.executable, "-m", "ntk_tt.cli", "predict", "--model", "mlp", "--weights", "random", "--image-size", "8", "--classes", "2", "--per-class", "3", "--steps", "6", "--seeds", "1", "--projections", "1000", "--method", method,
-                   "--learning-rate", "1e-4", "--json", str(report)]
-        subprocess.run(command, env={**os.environ, "JAX_ENABLE_X64": wide, "NTK_TT_CACHE": str(tmp_path)}, check=True, capture_output=True)
+        command = [
+            sys.executable,
+            "-m",
+            "ntk_tt.cli",
+            "predict",
+            "--model",
+            "mlp",
+            "--weights",
+            "random",
+            "--image-size",
+            "8",
+            "--classes",
+            "2",
+            "--per-class",
+            "3",
+            "--steps",
+            "6",
+            "--seeds",
+            "1",
+            "--projections",
+            "1000",
+            "--method",
+            method,
+            "--learning-rate",
+            "1e-4",
+            "--json",
+            str(report),
+        ]
+        subprocess.run(
+            command,
+            env={**os.environ, "JAX_ENABLE_X64": wide, "NTK_TT_CACHE": str(tmp_path)},
+            check=True,
+            capture_output=True,
+        )
         losses.append(json.loads(report.read_text())["prediction"]["loss"])
     np.testing.assert_allclose(losses[1], losses[0], rtol=2e-2)

@@ -12,8 +12,17 @@ import ml_dtypes
 import numpy as np
 
 MAGIC = 0x1950A86A20F9469CFC6C
-KINDS = {"float32": "Float", "float16": "Half", "float64": "Double", "int64": "Long", "int8": "Char", "uint8": "Byte", "bool": "Bool", "complex64": "ComplexFloat",
-         "bfloat16": "BFloat16"}
+KINDS = {
+    "float32": "Float",
+    "float16": "Half",
+    "float64": "Double",
+    "int64": "Long",
+    "int8": "Char",
+    "uint8": "Byte",
+    "bool": "Bool",
+    "complex64": "ComplexFloat",
+    "bfloat16": "BFloat16",
+}
 
 
 class Global:
@@ -26,7 +35,9 @@ class Global:
 class Reference:
     """A reference to a storage."""
 
-    def __init__(self, kind: str = "FloatStorage", key: Any = "0", length: Any = 4, module: str = "torch"):
+    def __init__(
+        self, kind: str = "FloatStorage", key: Any = "0", length: Any = 4, module: str = "torch"
+    ):
         self.reference = ("storage", Global(module, kind), key, "cpu", length)
 
 
@@ -64,7 +75,12 @@ def pickled(value: Any) -> bytes:
     return buffer.getvalue()
 
 
-def zipped(path: Path, root: bytes, entries: dict[str, bytes] | None = None, compression: int = zipfile.ZIP_STORED) -> Path:
+def zipped(
+    path: Path,
+    root: bytes,
+    entries: dict[str, bytes] | None = None,
+    compression: int = zipfile.ZIP_STORED,
+) -> Path:
     with zipfile.ZipFile(path, "w", compression) as archive:
         archive.writestr("archive/data.pkl", root)
         for name, content in (entries or {}).items():
@@ -78,17 +94,47 @@ def legacy(path: Path, *values: Any, data: bytes = b"") -> Path:
 
 
 def tensor(reference: Reference, offset: Any, shape: Any, strides: Any, *more: Any) -> Calls:
-    return Calls(Global("torch._utils", "_rebuild_tensor_v2"), reference, offset, shape, strides, False, collections.OrderedDict(), *more)
+    return Calls(
+        Global("torch._utils", "_rebuild_tensor_v2"),
+        reference,
+        offset,
+        shape,
+        strides,
+        False,
+        collections.OrderedDict(),
+        *more,
+    )
 
 
-def tensor_file(path: Path, reference: Reference, offset: Any, shape: Any, strides: Any, content: bytes, compression: int = zipfile.ZIP_STORED) -> Path:
-    return zipped(path, pickled({"a": tensor(reference, offset, shape, strides)}), {"data/0": content}, compression)
+def tensor_file(
+    path: Path,
+    reference: Reference,
+    offset: Any,
+    shape: Any,
+    strides: Any,
+    content: bytes,
+    compression: int = zipfile.ZIP_STORED,
+) -> Path:
+    return zipped(
+        path,
+        pickled({"a": tensor(reference, offset, shape, strides)}),
+        {"data/0": content},
+        compression,
+    )
 
 
 class Checkpoint:
-    """A tree of dictionaries with arrays in it, as torch.save writes it; each array in a storage of its own, or all of them in one."""
+    """A tree of dictionaries with arrays in it, as torch.save writes it; each array in a storage of
+    its own, or all of them in one.
+    """
 
-    def __init__(self, tree: Any, *, one_storage: bool = False, order: Callable[[np.ndarray], np.ndarray] = lambda array: array):
+    def __init__(
+        self,
+        tree: Any,
+        *,
+        one_storage: bool = False,
+        order: Callable[[np.ndarray], np.ndarray] = lambda array: array,
+    ):
         self.contents: list[np.ndarray] = []
         self.one_storage, self.order = one_storage, order
         if one_storage:
@@ -98,14 +144,37 @@ class Checkpoint:
         self.root = self._with_tensors(tree)
 
     def zip(self, path: Path) -> Path:
-        return zipped(path, pickled(self.root), {"byteorder": b"little", **{f"data/{key}": content.tobytes() for key, content in enumerate(self.contents)}})
+        return zipped(
+            path,
+            pickled(self.root),
+            {
+                "byteorder": b"little",
+                **{f"data/{key}": content.tobytes() for key, content in enumerate(self.contents)},
+            },
+        )
 
     def legacy(self, path: Path) -> Path:
-        data = b"".join(len(content).to_bytes(8, "little") + content.tobytes() for content in self.contents)
-        return legacy(path, MAGIC, 1001, {"protocol_version": 1001, "little_endian": True}, self.root, [str(key) for key in range(len(self.contents))], data=data)
+        data = b"".join(
+            len(content).to_bytes(8, "little") + content.tobytes() for content in self.contents
+        )
+        return legacy(
+            path,
+            MAGIC,
+            1001,
+            {"protocol_version": 1001, "little_endian": True},
+            self.root,
+            [str(key) for key in range(len(self.contents))],
+            data=data,
+        )
 
     def _leaves(self, tree: Any) -> list[np.ndarray]:
-        return [tree] if isinstance(tree, np.ndarray) else [leaf for each in tree.values() for leaf in self._leaves(each)] if isinstance(tree, dict) else []
+        return (
+            [tree]
+            if isinstance(tree, np.ndarray)
+            else [leaf for each in tree.values() for leaf in self._leaves(each)]
+            if isinstance(tree, dict)
+            else []
+        )
 
     def _with_tensors(self, tree: Any) -> Any:
         if isinstance(tree, dict):
@@ -114,15 +183,23 @@ class Checkpoint:
             return tree
         if self.one_storage:
             offset, self.begin = self.begin, self.begin + tree.size
-            return self._tensor(0, offset, tree.shape, np.zeros(tree.shape, tree.dtype).strides, self.flat)
+            return self._tensor(
+                0, offset, tree.shape, np.zeros(tree.shape, tree.dtype).strides, self.flat
+            )
         stored = self.order(tree)  # a view whose memory, in its own order, is what the file holds
         self.contents.append(stored.ravel(order="K"))
-        return self._tensor(len(self.contents) - 1, 0, tree.shape, stored.strides, self.contents[-1])
+        return self._tensor(
+            len(self.contents) - 1, 0, tree.shape, stored.strides, self.contents[-1]
+        )
 
     @staticmethod
-    def _tensor(key: int, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], content: np.ndarray) -> Calls:
+    def _tensor(
+        key: int, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], content: np.ndarray
+    ) -> Calls:
         reference = Reference(f"{KINDS[content.dtype.name]}Storage", str(key), len(content))
-        return tensor(reference, offset, shape, tuple(stride // content.itemsize for stride in strides))
+        return tensor(
+            reference, offset, shape, tuple(stride // content.itemsize for stride in strides)
+        )
 
 
 def bfloat16(array: np.ndarray) -> np.ndarray:

@@ -10,31 +10,56 @@ from typing import Literal
 from ntk_tt.data.images import IMAGE_SUFFIXES, read_square
 from ntk_tt.data.task import Source
 
-# What operating systems and storage boxes leave in folders: thumbnails, forks, bins. Hidden names (".…") are passed over too.
-_SYSTEM_FOLDERS = frozenset({"@eadir", "#recycle", "#snapshot", "__macosx", "$recycle.bin", "system volume information", "lost+found"})
+# What operating systems and storage boxes leave in folders: thumbnails, forks, bins. Hidden names
+# (".…") are passed over too.
+_SYSTEM_FOLDERS = frozenset(
+    {
+        "@eadir",
+        "#recycle",
+        "#snapshot",
+        "__macosx",
+        "$recycle.bin",
+        "system volume information",
+        "lost+found",
+    }
+)
 _SYSTEM_FILES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"})
-_SPLIT_NAME = re.compile(r"(train|training|test|testing|val|valid|validation|dev|eval|evaluation|holdout)([ _-]?(set|data|images|imgs|split))?", re.IGNORECASE)
+_SPLIT_NAME = re.compile(
+    r"(train|training|test|testing|val|valid|validation|dev|eval|evaluation|holdout)([ "
+    r"_-]?(set|data|images|imgs|split))?",
+    re.IGNORECASE,
+)
 _SHOWN = 6  # names or suffixes in one note
 
 
 def read_folder(path: str, split: str) -> Source:
     """`PATH/<split>/<class>/**/*`, or `PATH/<class>/**/*` where there is no folder `PATH/<split>`.
 
-    Class folders are searched to any depth, as torchvision's `ImageFolder` does; an image is a file with one of
-    `IMAGE_SUFFIXES` in any case. Links are followed, outside PATH too; none leads to a folder of another class, to one read already, or
-    back up. Hidden files and what operating systems leave behind are no images.
+    Class folders are searched to any depth, as torchvision's `ImageFolder` does; an image is a file
+    with one of `IMAGE_SUFFIXES` in any case. Links are followed, outside PATH too; none leads to a
+    folder of another class, to one read already, or back up. Hidden files and what operating
+    systems leave behind are no images.
     """
     root = Path(path)
     if not path or not root.is_dir():
-        raise ValueError(f"data: there is no folder {path!r}; give folder:PATH with PATH/<split>/<class>/<image>")
+        raise ValueError(
+            f"data: there is no folder {path!r}; give folder:PATH with PATH/<split>/<class>/<image>"
+        )
     if (root / split).is_dir():
         root = root / split
     elif split != "train":
-        raise ValueError(f"split: {path!r} has no folder {split!r}; take 'train' or make {str(root / split)!r}")
+        raise ValueError(
+            f"split: {path!r} has no folder {split!r}; take 'train' or make {str(root / split)!r}"
+        )
     search = _Search(root)
     found = {folder.name: search.images(folder) for folder in search.folders}
     items = {name: images for name, images in found.items() if images}
-    notes = [*search.notes(), *_no_classes(found, search.suffixes), *_splits(root, list(items)), *_deeper(items, search.deeper)]
+    notes = [
+        *search.notes(),
+        *_no_classes(found, search.suffixes),
+        *_splits(root, list(items)),
+        *_deeper(items, search.deeper),
+    ]
     return Source(items, lambda file, size: read_square(file, size, str(file)), tuple(notes))
 
 
@@ -64,7 +89,8 @@ class _Search:
                 case "file" if _suffix(entry.name) in IMAGE_SUFFIXES:
                     self._count(_CLASSLESS, entry)
         kept = []
-        for entry in sorted(folders, key=lambda entry: entry.is_symlink()):  # of a folder and a link to it, the folder
+        # of a folder and a link to it, the folder
+        for entry in sorted(folders, key=lambda entry: entry.is_symlink()):
             if self._is_new(entry, self._closed):
                 kept.append(Path(entry))
         self.folders = sorted(kept)
@@ -90,15 +116,24 @@ class _Search:
 
     def notes(self) -> list[str]:
         """A line for each kind of thing that was passed over."""
-        lines = [f"{kind.format(count)}, the first is {str(self._first[kind])!r}" for kind, count in sorted(self._counts.items())]
+        lines = [
+            f"{kind.format(count)}, the first is {str(self._first[kind])!r}"
+            for kind, count in sorted(self._counts.items())
+        ]
         suffixes = sum(self.suffixes.values(), Counter())
         if suffixes:
-            lines.append(f"passed over {suffixes.total()} file(s) that are no images by their suffix: {_listed(suffixes)}")
+            lines.append(
+                f"passed over {suffixes.total()} file(s) that are no images by their suffix: "
+                f"{_listed(suffixes)}"
+            )
         return lines
 
     def _kind(self, entry: os.DirEntry) -> Literal["folder", "file", "other"]:
-        """What an entry is, links followed; counts what is neither folder nor file, and the system's own folders."""
-        link = entry.is_symlink()  # of which DirEntry raises errors where it leads round in a circle
+        """What an entry is, links followed; counts what is neither folder nor file, and the
+        system's own folders.
+        """
+        # of which DirEntry raises errors where it leads round in a circle
+        link = entry.is_symlink()
         if os.path.isdir(entry) if link else entry.is_dir():
             if entry.name.lower() not in _SYSTEM_FOLDERS:
                 return "folder"
@@ -137,7 +172,10 @@ class _Search:
 
 def _entries(folder: Path) -> list[os.DirEntry]:
     with os.scandir(folder) as entries:
-        return sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
+        return sorted(
+            (entry for entry in entries if not entry.name.startswith(".")),
+            key=lambda entry: entry.name,
+        )
 
 
 def _identity(path: os.DirEntry | Path) -> tuple[int, int]:
@@ -151,7 +189,10 @@ def _suffix(name: str) -> str:
 
 def _listed(suffixes: Counter[str]) -> str:
     """`5 .psd, 2 .txt`."""
-    parts = [f"{count} {ascii(suffix)[1:-1] or 'without suffix'}" for suffix, count in suffixes.most_common(_SHOWN)]
+    parts = [
+        f"{count} {ascii(suffix)[1:-1] or 'without suffix'}"
+        for suffix, count in suffixes.most_common(_SHOWN)
+    ]
     return ", ".join(parts) + (", …" if len(suffixes) > _SHOWN else "")
 
 
@@ -161,8 +202,14 @@ def _some(names: Iterable[str]) -> str:
 
 
 def _no_classes(found: dict[str, list[Path]], suffixes: dict[str, Counter[str]]) -> list[str]:
-    empty = [f"{name!r} ({_listed(suffixes[name]) or 'empty'})" for name, images in found.items() if not images]
-    return [f"{len(empty)} folder(s) without images are no classes: {_some(empty)}"] if empty else []
+    empty = [
+        f"{name!r} ({_listed(suffixes[name]) or 'empty'})"
+        for name, images in found.items()
+        if not images
+    ]
+    return (
+        [f"{len(empty)} folder(s) without images are no classes: {_some(empty)}"] if empty else []
+    )
 
 
 def _splits(root: Path, names: list[str]) -> list[str]:
@@ -173,8 +220,13 @@ def _splits(root: Path, names: list[str]) -> list[str]:
     """
     splits = [repr(name) for name in names if _SPLIT_NAME.fullmatch(name)]
     if splits and len(splits) == len(names):
-        raise ValueError(f"split: the folder(s) {_some(splits)} in {str(root)!r} are splits by their names, not classes; choose one with split (--split)")
-    return [f"{_some(splits)} counted among the classes, with the name of a split"] if splits else []
+        raise ValueError(
+            f"split: the folder(s) {_some(splits)} in {str(root)!r} are splits by their names, not "
+            "classes; choose one with split (--split)"
+        )
+    return (
+        [f"{_some(splits)} counted among the classes, with the name of a split"] if splits else []
+    )
 
 
 def _deeper(items: dict[str, list[Path]], deeper: int) -> list[str]:
@@ -182,5 +234,12 @@ def _deeper(items: dict[str, list[Path]], deeper: int) -> list[str]:
     total = sum(map(len, items.values()))
     if not deeper:
         return []
-    doubt = f"; if {_some(map(repr, items))} are no classes, give the folder in which the classes are" if deeper >= total else ""
-    return [f"{deeper} of {total} image(s) lie in folders within the folder of their class, and are taken{doubt}"]
+    doubt = (
+        f"; if {_some(map(repr, items))} are no classes, give the folder in which the classes are"
+        if deeper >= total
+        else ""
+    )
+    return [
+        f"{deeper} of {total} image(s) lie in folders within the folder of their class, and are "
+        f"taken{doubt}"
+    ]

@@ -17,14 +17,50 @@ _REMEDY = "give list:FILE@ROOT, with one image a line and ROOT the folder they a
 _LONGEST_LINE = 2**13  # characters: a path has at most 4096
 _MOST_BLANKS = 64  # in a path
 _NO_TEXT = re.compile("[\0\udc80-\udcff]")
-_MEANT_SUFFIXES = (".jpg", "", ".jpeg", ".JPEG", ".png")  # where a name has none; the first that is there
+# where a name has none; the first that is there
+_MEANT_SUFFIXES = (
+    ".jpg",
+    "",
+    ".jpeg",
+    ".JPEG",
+    ".png",
+)
 _HEADINGS = (  # of the two columns of a table
-    {"file", "filename", "file_name", "filepath", "file_path", "path", "image", "image_path", "image_name", "image_id", "img", "img_path", "name", "id"},
-    {"label", "labels", "class", "classes", "class_name", "class_id", "category", "target", "species", "y"})
+    {
+        "file",
+        "filename",
+        "file_name",
+        "filepath",
+        "file_path",
+        "path",
+        "image",
+        "image_path",
+        "image_name",
+        "image_id",
+        "img",
+        "img_path",
+        "name",
+        "id",
+    },
+    {
+        "label",
+        "labels",
+        "class",
+        "classes",
+        "class_name",
+        "class_id",
+        "category",
+        "target",
+        "species",
+        "y",
+    },
+)
 
 
 class _Listed(NamedTuple):
-    """An image of a list: its path relative to ROOT, its class if the line names it, and where that stands."""
+    """An image of a list: its path relative to ROOT, its class if the line names it, and where that
+    stands.
+    """
 
     path: str
     label: str | None
@@ -32,23 +68,29 @@ class _Listed(NamedTuple):
 
 
 def read_list(rest: str, split: str) -> Source:
-    """The images that a text file lists, as data sets publish their splits: `FILE@ROOT`, or FILE with paths relative to its folder.
+    """The images that a text file lists, as data sets publish their splits: `FILE@ROOT`, or FILE
+    with paths relative to its folder.
 
-    A line is a path below ROOT whose folder is the class (`gym/image.jpg`, as in MIT-67 and MINC-2500), or an image's path
-    and its class after a blank, a tab, a comma or a semicolon (`1025794 707-320`, as in FGVC-Aircraft; without suffix, .jpg is meant). Both
-    may have blanks, and stand in double quotes as in CSV. Empty lines, those that begin with # and a line of headings are passed over.
+    A line is a path below ROOT whose folder is the class (`gym/image.jpg`, as in MIT-67 and
+    MINC-2500), or an image's path and its class after a blank, a tab, a comma or a semicolon
+    (`1025794 707-320`, as in FGVC-Aircraft; without suffix, .jpg is meant). Both may have blanks,
+    and stand in double quotes as in CSV. Empty lines, those that begin with # and a line of
+    headings are passed over.
 
     Args:
         rest: of the source, without `list:`.
         split: must be `train`.
 
     Raises:
-        ValueError: a line that is no UTF-8, leads nowhere, or out of ROOT by an absolute path or `..` (links inside ROOT are followed
-            wherever they lead); lines with and without class, or an image with two.
+        ValueError: a line that is no UTF-8, leads nowhere, or out of ROOT by an absolute path or
+            `..` (links inside ROOT are followed wherever they lead); lines with and without class,
+            or an image with two.
     """
     file, folder = _file_and_root(rest)
     if split != "train":
-        raise ValueError(f"split: 'list:' has no split {split!r}; take 'train' and one file for each split")
+        raise ValueError(
+            f"split: 'list:' has no split {split!r}; take 'train' and one file for each split"
+        )
     require_source_file(file, _REMEDY)
     root = Path(folder) if folder else Path(file).parent
     if not root.is_dir():
@@ -61,18 +103,35 @@ def read_list(rest: str, split: str) -> Source:
         if listed is None:
             passed_over.append(number)
         elif (first := seen.setdefault(listed.path, listed)) is listed:
-            items.setdefault(_class(file, listed, next(iter(seen.values()))), []).append(root / listed.path)
+            items.setdefault(_class(file, listed, next(iter(seen.values()))), []).append(
+                root / listed.path
+            )
         elif first.label != listed.label:
-            raise ValueError(f"data: lines {first.number} and {number} of {file!r} give {listed.path!r} the classes {first.label!r} and {listed.label!r}; remove one")
+            raise ValueError(
+                f"data: lines {first.number} and {number} of {file!r} give {listed.path!r} the "
+                f"classes {first.label!r} and {listed.label!r}; remove one"
+            )
         else:
             again.append(number)
-    notes = [f"passed over {len(lines)} line(s) of {file!r} {why}, the first is line {lines[0]}"
-             for lines, why in ((again, "that name an image again"), (passed_over, "with headings or remarks")) if lines]
-    return Source({name: items[name] for name in sorted(items)}, lambda path, size: read_square(path, size, str(path)), tuple(notes))
+    notes = [
+        f"passed over {len(lines)} line(s) of {file!r} {why}, the first is line {lines[0]}"
+        for lines, why in (
+            (again, "that name an image again"),
+            (passed_over, "with headings or remarks"),
+        )
+        if lines
+    ]
+    return Source(
+        {name: items[name] for name in sorted(items)},
+        lambda path, size: read_square(path, size, str(path)),
+        tuple(notes),
+    )
 
 
 def _file_and_root(rest: str) -> tuple[str, str]:
-    """FILE and ROOT, either of which may have an @ in it: the first that parts a file from the rest."""
+    """FILE and ROOT, either of which may have an @ in it: the first that parts a file from the
+    rest.
+    """
     places = [index for index, char in enumerate(rest) if char == "@"]
     parts = [*((rest[:index], rest[index + 1 :]) for index in places), (rest, "")]
     return next((part for part in parts if os.path.isfile(part[0])), parts[0])
@@ -90,10 +149,21 @@ def _lines(file: str) -> Iterator[tuple[int, str]]:
         while line := text.readline(_LONGEST_LINE):
             number += 1
             if odd := _NO_TEXT.search(line):
-                guess = "UTF-16" if "\0" in line or line[:2] in ("\udcff\udcfe", "\udcfe\udcff") else "Latin-1 or Windows-1252"
-                raise ValueError(f"data: line {number} of {file!r} is not UTF-8 text (byte 0x{ord(odd[0]) % 256:02x} at character {odd.start() + 1}; is it {guess}?); save it as UTF-8")
+                guess = (
+                    "UTF-16"
+                    if "\0" in line or line[:2] in ("\udcff\udcfe", "\udcfe\udcff")
+                    else "Latin-1 or Windows-1252"
+                )
+                raise ValueError(
+                    f"data: line {number} of {file!r} is not UTF-8 text (byte "
+                    f"0x{ord(odd[0]) % 256:02x} at character {odd.start() + 1}; is it {guess}?); "
+                    "save it as UTF-8"
+                )
             if len(line) == _LONGEST_LINE:
-                raise ValueError(f"data: line {number} of {file!r} is longer than {_LONGEST_LINE} characters; {_REMEDY}")
+                raise ValueError(
+                    f"data: line {number} of {file!r} is longer than {_LONGEST_LINE} characters; "
+                    f"{_REMEDY}"
+                )
             if line := line.strip():
                 yield number, line
 
@@ -114,26 +184,44 @@ def _listed(file: str, root: Path, number: int, line: str) -> _Listed | None:
         return None
     said = f"data: line {number} of {file!r} is {line!r}"
     if outside:
-        raise ValueError(f"{said}, which is not below {str(root)!r}; give list:FILE@ROOT with a folder that holds all the images, and paths without '..'")
+        raise ValueError(
+            f"{said}, which is not below {str(root)!r}; give list:FILE@ROOT with a folder that "
+            "holds all the images, and paths without '..'"
+        )
     path = _likeliest(line)
-    raise ValueError(f"{said}, but there is no image {str(root / path)!r}{_why_not(root / path)}; give list:FILE@ROOT with the folder that the lines are relative to")
+    raise ValueError(
+        f"{said}, but there is no image {str(root / path)!r}{_why_not(root / path)}; give "
+        "list:FILE@ROOT with the folder that the lines are relative to"
+    )
 
 
 def _class(file: str, listed: _Listed, first: _Listed) -> str:
     if (listed.label is None) != (first.label is None):
-        with_class, without = sorted((first.number, listed.number), key=lambda number: (number == listed.number) == (listed.label is None))
-        raise ValueError(f"data: line {without} of {file!r} gives no class, line {with_class} does; give each image a class, or none and go by the folders")
+        with_class, without = sorted(
+            (first.number, listed.number),
+            key=lambda number: (number == listed.number) == (listed.label is None),
+        )
+        raise ValueError(
+            f"data: line {without} of {file!r} gives no class, line {with_class} does; give each "
+            "image a class, or none and go by the folders"
+        )
     folder = Path(listed.path).parent.name
     if listed.label is None and not folder:
-        raise ValueError(f"data: line {listed.number} of {file!r} is {listed.path!r}, an image without a class: give it a folder below ROOT, or its class after a blank or a comma")
+        raise ValueError(
+            f"data: line {listed.number} of {file!r} is {listed.path!r}, an image without a class: "
+            "give it a folder below ROOT, or its class after a blank or a comma"
+        )
     return folder if listed.label is None else listed.label
 
 
 def _readings(line: str) -> Iterator[tuple[str, str | None]]:
     """The paths and classes that a line may mean, the likeliest first."""
-    forms = [unicodedata.normalize(form, line) for form in ("NFC", "NFD")]  # é in one character or two: file systems and archives change it
+    # é in one character or two: file systems and archives change it
+    forms = [unicodedata.normalize(form, line) for form in ("NFC", "NFD")]
     for text in dict.fromkeys([line, *forms]):
-        for path, label in chain([(text, None)], _with_class(text), ((path, None) for path in _with_suffix(text))):
+        for path, label in chain(
+            [(text, None)], _with_class(text), ((path, None) for path in _with_suffix(text))
+        ):
             yield path, label
             if "\\" in path:  # a list from Windows
                 yield path.replace("\\", "/"), label
@@ -162,7 +250,11 @@ def _columns(line: str, delimiter: str) -> tuple[str, str]:
 
 def _with_suffix(path: str) -> list[str]:
     """The path, or where it has no image's suffix those that may be meant."""
-    return [path] if Path(path).suffix.lower() in IMAGE_SUFFIXES else [path + suffix for suffix in _MEANT_SUFFIXES]
+    return (
+        [path]
+        if Path(path).suffix.lower() in IMAGE_SUFFIXES
+        else [path + suffix for suffix in _MEANT_SUFFIXES]
+    )
 
 
 def _likeliest(line: str) -> str:
@@ -180,7 +272,10 @@ def _inside(root: Path, path: str) -> str | None:
 
 
 def _is_heading(line: str) -> bool:
-    return any(columns[0].lower() in _HEADINGS[0] and columns[1].lower() in _HEADINGS[1] for columns in (_columns(line, delimiter) for delimiter in "\t,; "))
+    return any(
+        columns[0].lower() in _HEADINGS[0] and columns[1].lower() in _HEADINGS[1]
+        for columns in (_columns(line, delimiter) for delimiter in "\t,; ")
+    )
 
 
 def _why_not(path: Path) -> str:

@@ -11,7 +11,9 @@ OnCorrupt = Literal["raise", "skip"]
 
 
 class UpTo(NamedTuple):
-    """As many as this, or all there are: the paper's "150 images (or the maximum available for the specific dataset)"."""
+    """As many as this, or all there are: the paper's "150 images (or the maximum available for the
+    specific dataset)".
+    """
 
     most: int
 
@@ -56,17 +58,31 @@ class Task(NamedTuple):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What the user should know, a line each: files passed over, classes with fewer images than asked, unreadable
-        images left out, pixels that are hardly brighter than black."""
+        """What the user should know, a line each: files passed over, classes with fewer images than
+        asked, unreadable images left out, pixels that are hardly brighter than black.
+        """
         asked = self.asked_per_class or 0
-        few = [f"{name!r} has {count}" for name, count in zip(self.class_names, self.per_class, strict=True) if count < asked]
+        few = [
+            f"{name!r} has {count}"
+            for name, count in zip(self.class_names, self.per_class, strict=True)
+            if count < asked
+        ]
         lines = [*self.passed_over]
         if (brightest := int(self.images.max())) <= _DARK:
-            lines.append(f"no pixel is brighter than {brightest} of 255; if these are masks, or numbers that do not use eight bits, scale them to 0 … 255")
+            lines.append(
+                f"no pixel is brighter than {brightest} of 255; if these are masks, or numbers "
+                "that do not use eight bits, scale them to 0 … 255"
+            )
         if few:
-            lines.append(f"fewer than {asked} images in {len(few)} of {self.num_classes} classes: {', '.join(few)}")
+            lines.append(
+                f"fewer than {asked} images in {len(few)} of {self.num_classes} classes: "
+                f"{', '.join(few)}"
+            )
         if self.skipped:
-            lines.append(f"{len(self.skipped)} unreadable image(s) left out, the first is {self.skipped[0]!r}")
+            lines.append(
+                f"{len(self.skipped)} unreadable image(s) left out, the first is "
+                f"{self.skipped[0]!r}"
+            )
         return tuple(lines)
 
 
@@ -74,7 +90,10 @@ class UnreadableImage(ValueError):
     """An image that cannot be decoded; `name` says which."""
 
     def __init__(self, name: str, reason: object):
-        super().__init__(f"data: the image {name!r} cannot be read ({reason}); remove or replace it, or leave such images out with on_corrupt='skip' (--on-corrupt skip)")
+        super().__init__(
+            f"data: the image {name!r} cannot be read ({reason}); remove or replace it, or leave "
+            "such images out with on_corrupt='skip' (--on-corrupt skip)"
+        )
         self.name = name
 
 
@@ -97,60 +116,130 @@ class Source(NamedTuple):
         return "".join(f"; {line}" for line in self.passed_over)
 
 
-def sample(found: Source, source: str, *, num_classes: int | None, per_class: int | UpTo | None, image_size: int, seed: int,
-           on_corrupt: OnCorrupt = "raise") -> Task:
-    """K random classes, N random images of each, without replacement; the arguments are those of `load_task`."""
+def sample(
+    found: Source,
+    source: str,
+    *,
+    num_classes: int | None,
+    per_class: int | UpTo | None,
+    image_size: int,
+    seed: int,
+    on_corrupt: OnCorrupt = "raise",
+) -> Task:
+    """K random classes, N random images of each, without replacement; the arguments are those of
+    `load_task`.
+    """
     count = per_class.most if isinstance(per_class, UpTo) else per_class
-    for name, value, least in (("classes", num_classes, 2), ("per-class", count, 1), ("image-size", image_size, 1), ("seed", seed, 0)):
+    for name, value, least in (
+        ("classes", num_classes, 2),
+        ("per-class", count, 1),
+        ("image-size", image_size, 1),
+        ("seed", seed, 0),
+    ):
         if value is not None and value < least:
             raise ValueError(f"{name}: must be at least {least}, got {value}")
     if on_corrupt not in get_args(OnCorrupt):
         raise ValueError(f"on_corrupt: unknown {on_corrupt!r}; give 'raise' or 'skip'")
     names = list(found.items)
     if len(names) < 2:
-        raise ValueError(f"data: {source!r} has {len(names)} class(es) ({', '.join(names) or 'none'}); classification needs at least two{found.because}")
+        raise ValueError(
+            f"data: {source!r} has {len(names)} class(es) ({', '.join(names) or 'none'}); "
+            f"classification needs at least two{found.because}"
+        )
     if num_classes is not None and num_classes > len(names):
-        raise ValueError(f"classes: {num_classes} asked, but {source!r} has {len(names)}; ask for at most {len(names)}{found.because}")
+        raise ValueError(
+            f"classes: {num_classes} asked, but {source!r} has {len(names)}; ask for at most "
+            f"{len(names)}{found.because}"
+        )
     rng = np.random.default_rng(seed)
-    chosen = names if num_classes is None else [names[index] for index in sorted(rng.choice(len(names), num_classes, replace=False))]
+    chosen = (
+        names
+        if num_classes is None
+        else [names[index] for index in sorted(rng.choice(len(names), num_classes, replace=False))]
+    )
     _check_memory(sum(_count(found, name, per_class) for name in chosen), image_size)
     images, labels, skipped = [], [], []
     for label, name in enumerate(chosen):
-        found_images, unreadable = _images_of_class(found, name, source, per_class, image_size, rng, np.random.default_rng((seed, label)), on_corrupt)
+        found_images, unreadable = _images_of_class(
+            found,
+            name,
+            source,
+            per_class,
+            image_size,
+            rng,
+            np.random.default_rng((seed, label)),
+            on_corrupt,
+        )
         images += found_images
         labels += [label] * len(found_images)
         skipped += unreadable
-    return Task(np.stack(images), np.asarray(labels, np.int32), tuple(map(_printable, chosen)), source, seed, count, tuple(skipped), found.passed_over)
+    return Task(
+        np.stack(images),
+        np.asarray(labels, np.int32),
+        tuple(map(_printable, chosen)),
+        source,
+        seed,
+        count,
+        tuple(skipped),
+        found.passed_over,
+    )
 
 
 def _count(found: Source, name: str, per_class: int | UpTo | None) -> int:
     """Images to take of a class."""
     there = len(found.items[name])
-    return there if per_class is None else min(per_class.most, there) if isinstance(per_class, UpTo) else per_class
+    return (
+        there
+        if per_class is None
+        else min(per_class.most, there)
+        if isinstance(per_class, UpTo)
+        else per_class
+    )
 
 
 def _check_memory(count: int, image_size: int) -> None:
     needed = 2 * 3 * count * image_size**2  # one by one, then all in one array
     if needed > host_bytes():
-        raise ValueError(f"image-size: {count} images of {image_size} × {image_size} pixels need {format_bytes(needed)}, {format_bytes(host_bytes())} may be used; "
-                         "ask for smaller or fewer images")
+        raise ValueError(
+            f"image-size: {count} images of {image_size} × {image_size} pixels need "
+            f"{format_bytes(needed)}, {format_bytes(host_bytes())} may be used; "
+            "ask for smaller or fewer images"
+        )
 
 
 def _printable(name: str) -> str:
-    """Bytes that are no text, and control characters, as escapes: a folder may be called anything."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in name)
+    """Bytes that are no text, and control characters, as escapes: a folder may be called
+    anything.
+    """
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in name
+    )
 
 
-def _images_of_class(found: Source, name: str, source: str, per_class: int | UpTo | None, image_size: int, rng: np.random.Generator,
-                     replacement_rng: np.random.Generator, on_corrupt: OnCorrupt) -> tuple[list[np.ndarray], list[str]]:
-    """The sampled images of one class, in the order of its items, and the names of the unreadable ones."""
+def _images_of_class(
+    found: Source,
+    name: str,
+    source: str,
+    per_class: int | UpTo | None,
+    image_size: int,
+    rng: np.random.Generator,
+    replacement_rng: np.random.Generator,
+    on_corrupt: OnCorrupt,
+) -> tuple[list[np.ndarray], list[str]]:
+    """The sampled images of one class, in the order of its items, and the names of the unreadable
+    ones.
+    """
     items = found.items[name]
     strict = per_class is not None and not isinstance(per_class, UpTo)
     count = _count(found, name, per_class)
     if count > len(items):
-        raise ValueError(f"per-class: {count} images asked, but class {name!r} of {source!r} has {len(items)}; ask for at most that")
+        raise ValueError(
+            f"per-class: {count} images asked, but class {name!r} of {source!r} has {len(items)}; "
+            "ask for at most that"
+        )
     first = rng.choice(len(items), count, replace=False)
-    # Unreadable images are replaced by others of the class, drawn apart so that the other classes' samples stay the same.
+    # Unreadable images are replaced by others of the class, drawn apart so that the other classes'
+    # samples stay the same.
     others = replacement_rng.permutation(np.setdiff1d(np.arange(len(items)), first))
     images: dict[int, np.ndarray] = {}
     unreadable = []
@@ -165,6 +254,8 @@ def _images_of_class(found: Source, name: str, source: str, per_class: int | UpT
             unreadable.append(error.name)
     if not images or (strict and len(images) < count):
         raise ValueError(
-            f"per-class: {count} images asked, but class {name!r} of {source!r} has {len(images)} readable ones of {len(items)} "
-            f"(the first unreadable is {unreadable[0]!r}); ask for fewer or repair the images")
+            f"per-class: {count} images asked, but class {name!r} of {source!r} has {len(images)} "
+            f"readable ones of {len(items)} "
+            f"(the first unreadable is {unreadable[0]!r}); ask for fewer or repair the images"
+        )
     return [images[index] for index in sorted(images)], unreadable

@@ -16,43 +16,98 @@ from ntk_tt.surrogate.head import HeadProblem
 from ntk_tt.surrogate.linear import LinearizedProblem
 
 Method = Literal["replay", "ode", "sde", "sde-diagonal", "sde-diagonal-constant", "closed-form"]
-_NOISES: dict[str, Noise] = {"sde": "full", "sde-diagonal": "diagonal", "sde-diagonal-constant": "diagonal-constant"}
+_NOISES: dict[str, Noise] = {
+    "sde": "full",
+    "sde-diagonal": "diagonal",
+    "sde-diagonal-constant": "diagonal-constant",
+}
 
-__all__ = ["LinearizedProblem", "Method", "Trajectory", "is_random", "replay", "replay_head", "replay_many", "simulate", "solve_closed_form", "solve_ode", "solve_sde"]
+__all__ = [
+    "LinearizedProblem",
+    "Method",
+    "Trajectory",
+    "is_random",
+    "replay",
+    "replay_head",
+    "replay_many",
+    "simulate",
+    "solve_closed_form",
+    "solve_ode",
+    "solve_sde",
+]
 
 
-def simulate(problem: LinearizedProblem | HeadProblem, optimizer: OptimizerConfig, num_steps: int, *, method: Method = "replay",
-             key: Key[Array, ""] | None = None, record_every: int = 1, save_logits: bool = False) -> Trajectory:
+def simulate(
+    problem: LinearizedProblem | HeadProblem,
+    optimizer: OptimizerConfig,
+    num_steps: int,
+    *,
+    method: Method = "replay",
+    key: Key[Array, ""] | None = None,
+    record_every: int = 1,
+    save_logits: bool = False,
+) -> Trajectory:
     """The training curve of the linearised network by any of the methods; see each one's docstring.
 
     | method | exact for | leaves out | cost a step |
     |---|---|---|---|
     | `replay` | every SGD setting | nothing | products with a batch's rows |
-    | `sde` | small steps, Gaussian noise of the full covariance | large steps, momentum's lag | one product with Θ |
-    | `sde-diagonal`, `sde-diagonal-constant` | (the paper's) | the same, and correlations of the noise | 2·N·C·D' flops |
+    | `sde` | small steps, Gaussian noise of the full covariance | large steps, momentum's lag | one
+    product with Θ |
+    | `sde-diagonal`, `sde-diagonal-constant` | (the paper's) | the same, and correlations of the
+    noise | 2·N·C·D' flops |
     | `ode` | small steps, full batch | noise as well | adaptive |
     | `closed-form` | the ODE with `mse` | the same | one eigen-decomposition |
 
-    With streamed features (`ntk_tt.streaming`) only `replay` works; the others run inside `jit`. A `HeadProblem` (a real head
-    on an expanded backbone) is replayed too, and has no other method.
+    With streamed features (`ntk_tt.streaming`) only `replay` works; the others run inside `jit`. A
+    `HeadProblem` (a real head on an expanded backbone) is replayed too, and has no other method.
 
     Raises:
         ValueError: unknown method, or what the method raises.
     """
     if isinstance(problem, HeadProblem):
         if method != "replay":
-            raise ValueError(f"method: a problem with a real head can only be replayed, got {method!r}; linearize() makes the one that {method!r} takes")
-        return replay_head(problem, optimizer, num_steps, key=key, record_every=record_every, save_logits=save_logits)
+            raise ValueError(
+                f"method: a problem with a real head can only be replayed, got {method!r}; "
+                f"linearize() makes the one that {method!r} takes"
+            )
+        return replay_head(
+            problem,
+            optimizer,
+            num_steps,
+            key=key,
+            record_every=record_every,
+            save_logits=save_logits,
+        )
     match method:
         case "replay":
-            return replay(problem, optimizer, num_steps, key=key, record_every=record_every, save_logits=save_logits)
+            return replay(
+                problem,
+                optimizer,
+                num_steps,
+                key=key,
+                record_every=record_every,
+                save_logits=save_logits,
+            )
         case "ode":
-            return solve_ode(problem, optimizer, num_steps, record_every=record_every, save_logits=save_logits)
+            return solve_ode(
+                problem, optimizer, num_steps, record_every=record_every, save_logits=save_logits
+            )
         case "closed-form":
-            return solve_closed_form(problem, optimizer, num_steps, record_every=record_every, save_logits=save_logits)
+            return solve_closed_form(
+                problem, optimizer, num_steps, record_every=record_every, save_logits=save_logits
+            )
         case "sde" | "sde-diagonal" | "sde-diagonal-constant":
             noise = _NOISES[method]
-            return solve_sde(problem, optimizer, num_steps, key=key, noise=noise, record_every=record_every, save_logits=save_logits)
+            return solve_sde(
+                problem,
+                optimizer,
+                num_steps,
+                key=key,
+                noise=noise,
+                record_every=record_every,
+                save_logits=save_logits,
+            )
     raise ValueError(f"method: unknown {method!r}; known: {', '.join(get_args(Method))}")
 
 

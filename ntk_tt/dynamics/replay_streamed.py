@@ -1,4 +1,6 @@
-"""Replay as a loop in Python, for kernels that cannot live inside `jit`: one pass over the features a step, for all settings."""
+"""Replay as a loop in Python, for kernels that cannot live inside `jit`: one pass over the features
+a step, for all settings.
+"""
 
 from collections.abc import Sequence
 from functools import partial
@@ -15,16 +17,24 @@ from ntk_tt.optimizer import OptimizerConfig, check_num_steps
 from ntk_tt.surrogate.linear import LinearizedProblem, State, decayed, sgd_step, zero_state
 
 
-def replay_many(problem: LinearizedProblem, optimizers: Sequence[OptimizerConfig], num_steps: int, *, record_every: int = 1,
-                save_logits: bool = False) -> tuple[Trajectory, ...]:
+def replay_many(
+    problem: LinearizedProblem,
+    optimizers: Sequence[OptimizerConfig],
+    num_steps: int,
+    *,
+    record_every: int = 1,
+    save_logits: bool = False,
+) -> tuple[Trajectory, ...]:
     """The curves of several full-batch settings at the price of one pass over the features a step.
 
-    The same as `replay` of each. Where the features are streamed the pass costs most, so ten settings cost about what
-    one does; where they are in memory it still reads them once instead of ten times.
+    The same as `replay` of each. Where the features are streamed the pass costs most, so ten
+    settings cost about what one does; where they are in memory it still reads them once instead of
+    ten times.
 
     Args:
         problem: the linearised network and its data.
-        optimizers: the settings; each takes the full batch, for mini-batches have rows of their own.
+        optimizers: the settings; each takes the full batch, for mini-batches have rows of their
+            own.
         num_steps: T.
         record_every: steps between records; the last step is always recorded.
         save_logits: keep f at each record, (S, N, C) a setting.
@@ -32,36 +42,67 @@ def replay_many(problem: LinearizedProblem, optimizers: Sequence[OptimizerConfig
     Raises:
         ValueError: an argument out of range, no settings, or one with mini-batches.
 
-    Cost: T+1 passes over the features, 4·N·C·D' flops a pass and setting; memory N·C + 3·D' numbers a setting.
+    Cost: T+1 passes over the features, 4·N·C·D' flops a pass and setting; memory N·C + 3·D' numbers
+    a setting.
     """
     check_num_steps(num_steps)
     if not optimizers:
         raise ValueError("optimizers: there are none; give at least one setting")
     for index, optimizer in enumerate(optimizers):
         if not optimizer.is_full_batch(problem.num_samples):
-            raise ValueError(f"optimizers: number {index} takes mini-batches of {optimizer.batch_size}; replay it alone, or give it batch_size=None")
-    return train(problem, optimizers, num_steps, None, record_every=record_every, save_logits=save_logits)
+            raise ValueError(
+                f"optimizers: number {index} takes mini-batches of {optimizer.batch_size}; replay "
+                "it alone, or give it batch_size=None"
+            )
+    return train(
+        problem, optimizers, num_steps, None, record_every=record_every, save_logits=save_logits
+    )
 
 
-def train(problem: LinearizedProblem, optimizers: Sequence[OptimizerConfig], num_steps: int, batches: Int[Array | np.ndarray, "t b"] | None, *,
-          record_every: int, save_logits: bool) -> tuple[Trajectory, ...]:
-    """The loop of `replay_many` and of `replay` with streamed features: all settings see the same batches (None: all samples)."""
+def train(
+    problem: LinearizedProblem,
+    optimizers: Sequence[OptimizerConfig],
+    num_steps: int,
+    batches: Int[Array | np.ndarray, "t b"] | None,
+    *,
+    record_every: int,
+    save_logits: bool,
+) -> tuple[Trajectory, ...]:
+    """The loop of `replay_many` and of `replay` with streamed features: all settings see the same
+    batches (None: all samples).
+    """
     steps = record_steps(num_steps, record_every)
     recorded = set(steps.tolist())
     dtype = problem.initial_logits.dtype
-    rates = jnp.asarray(np.stack([optimizer.learning_rates(num_steps) for optimizer in optimizers], 1), dtype)
-    settings = tuple(jnp.asarray([getattr(optimizer, name) for optimizer in optimizers], bool if name == "nesterov" else dtype)
-                     for name in ("momentum", "weight_decay", "nesterov"))
-    state = jax.tree.map(lambda leaf: jnp.zeros((len(optimizers), *leaf.shape), leaf.dtype), zero_state(problem))
+    rates = jnp.asarray(
+        np.stack([optimizer.learning_rates(num_steps) for optimizer in optimizers], 1), dtype
+    )
+    settings = tuple(
+        jnp.asarray(
+            [getattr(optimizer, name) for optimizer in optimizers],
+            bool if name == "nesterov" else dtype,
+        )
+        for name in ("momentum", "weight_decay", "nesterov")
+    )
+    state = jax.tree.map(
+        lambda leaf: jnp.zeros((len(optimizers), *leaf.shape), leaf.dtype), zero_state(problem)
+    )
     velocity, order = state, None if batches is None else np.asarray(batches)
-    data = tuple(np.asarray(array) for array in (problem.initial_logits, problem.weight_logits, problem.targets))
+    data = tuple(
+        np.asarray(array)
+        for array in (problem.initial_logits, problem.weight_logits, problem.targets)
+    )
 
     def respond(num_samples: int, *, pull: bool, seen: np.ndarray | None = None) -> Respond:
-        """The residuals of what a sweep passes by at the present state; the logits go into `seen`."""
+        """The residuals of what a sweep passes by at the present state; the logits go into
+        `seen`.
+        """
         decay = state.decay
 
         def of_part(samples, changes):
-            logits, residuals = _residuals(problem.loss, num_samples, *(array[samples] for array in data), decay, changes)
+            logits, residuals = _residuals(
+                problem.loss, num_samples, *(array[samples] for array in data), decay, changes
+            )
             if seen is not None:
                 seen[:, samples] = logits
             return residuals if pull else None
@@ -73,34 +114,59 @@ def train(problem: LinearizedProblem, optimizers: Sequence[OptimizerConfig], num
         is_last = step == num_steps
         if order is None or step in recorded:
             seen = np.empty((len(optimizers), *data[0].shape), dtype) if step in recorded else None
-            pulled = problem.kernel.sweep(state.kernel_state, respond(problem.num_samples, pull=order is None and not is_last, seen=seen))
+            pulled = problem.kernel.sweep(
+                state.kernel_state,
+                respond(problem.num_samples, pull=order is None and not is_last, seen=seen),
+            )
             if seen is not None:
                 curves.append(_metrics(problem.loss, seen, problem.targets))
                 saved += [seen] if save_logits else []
         if is_last:
             break
         if order is not None:
-            pulled = problem.kernel.sweep(state.kernel_state, respond(order.shape[1], pull=True), order[step])
+            pulled = problem.kernel.sweep(
+                state.kernel_state, respond(order.shape[1], pull=True), order[step]
+            )
         state, velocity = _advance(state, velocity, pulled, rates[step], *settings)
     loss, error = (np.stack([np.asarray(curve[which]) for curve in curves]) for which in (0, 1))
-    return tuple(Trajectory(steps, loss[:, index], error[:, index], np.stack([logits[index] for logits in saved]) if save_logits else None)
-                 for index in range(len(optimizers)))
+    return tuple(
+        Trajectory(
+            steps,
+            loss[:, index],
+            error[:, index],
+            np.stack([logits[index] for logits in saved]) if save_logits else None,
+        )
+        for index in range(len(optimizers))
+    )
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _residuals(loss, num_samples, initial: Float[Array, "b c"], weights: Float[Array, "b c"], targets: Float[Array, "b c"],
-               decay: Float[Array, " s"], changes: Float[Array, "s b c"]) -> tuple[Float[Array, "s b c"], Float[Array, "s b c"]]:
+def _residuals(
+    loss,
+    num_samples,
+    initial: Float[Array, "b c"],
+    weights: Float[Array, "b c"],
+    targets: Float[Array, "b c"],
+    decay: Float[Array, " s"],
+    changes: Float[Array, "s b c"],
+) -> tuple[Float[Array, "s b c"], Float[Array, "s b c"]]:
     """Logits and ∂L/∂f of some samples, in each setting."""
     logits = initial + changes + decay[:, None, None] * weights
     return logits, jax.vmap(lambda f: losses.mean_residuals(loss, f, targets, num_samples))(logits)
 
 
 @partial(jax.jit, static_argnums=0)
-def _metrics(loss, logits: Float[Array, "s n c"], targets: Float[Array, "n c"]) -> tuple[Float[Array, " s"], Float[Array, " s"]]:
-    return jax.vmap(lambda f: (losses.mean_loss(loss, f, targets), losses.error_rate(f, targets)))(logits)
+def _metrics(
+    loss, logits: Float[Array, "s n c"], targets: Float[Array, "n c"]
+) -> tuple[Float[Array, " s"], Float[Array, " s"]]:
+    return jax.vmap(lambda f: (losses.mean_loss(loss, f, targets), losses.error_rate(f, targets)))(
+        logits
+    )
 
 
 @jax.jit
 @jax.vmap
-def _advance(state: State, velocity: State, pulled, rate, momentum, weight_decay, nesterov) -> tuple[State, State]:
+def _advance(
+    state: State, velocity: State, pulled, rate, momentum, weight_decay, nesterov
+) -> tuple[State, State]:
     return sgd_step(state, velocity, decayed(pulled, state, weight_decay), rate, momentum, nesterov)

@@ -20,19 +20,31 @@ from ntk_tt.surrogate.sharpness import effective_learning_rate, largest_curvatur
 
 Noise = Literal["full", "diagonal", "diagonal-constant"]
 
-_MAX_SUBSTEPS = 10**4  # of Euler's method for a step of the optimiser; 2/(1−m) at the stability bound
+# of Euler's method for a step of the optimiser; 2/(1−m) at the stability bound
+_MAX_SUBSTEPS = 10**4
 
 
-def solve_sde(problem: LinearizedProblem, optimizer: OptimizerConfig, num_steps: int, *, key: Key[Array, ""] | None = None, noise: Noise = "full",
-              record_every: int = 1, save_logits: bool = False, substeps: int | None = None,
-              path: diffrax.AbstractBrownianPath | None = None) -> Trajectory:
+def solve_sde(
+    problem: LinearizedProblem,
+    optimizer: OptimizerConfig,
+    num_steps: int,
+    *,
+    key: Key[Array, ""] | None = None,
+    noise: Noise = "full",
+    record_every: int = 1,
+    save_logits: bool = False,
+    substeps: int | None = None,
+    path: diffrax.AbstractBrownianPath | None = None,
+) -> Trajectory:
     """df = −η̃ Θ ∂L/∂f dt + η̃ √(s/B) J Σ^{1/2} dW, eq. (1), by Euler–Maruyama.
 
-    η̃ = η/(1−m) enters both terms (the noise scale of SGD with momentum is η/(B(1−m)), Smith & Le 2018);
-    s = (N−B)/(N−1) for batches drawn without replacement, 1 with replacement. The noise:
+    η̃ = η/(1−m) enters both terms (the noise scale of SGD with momentum is η/(B(1−m)), Smith & Le
+    2018); s = (N−B)/(N−1) for batches drawn without replacement, 1 with replacement. The noise:
 
-    - `full`: Σ = Cov(Jᵢᵀ gᵢ) exact and never formed: J Σ^{1/2} dW has the law of (1/√N) Θ[(dWᵢ − mean dW) gᵢ], W ∈ R^N.
-    - `diagonal` (the paper's): Σ ≈ diag(σ²) in the projected coordinates, estimated at t = 0, rescaled by ‖g_t‖/‖g₀‖.
+    - `full`: Σ = Cov(Jᵢᵀ gᵢ) exact and never formed: J Σ^{1/2} dW has the law of (1/√N) Θ[(dWᵢ −
+      mean dW) gᵢ], W ∈ R^N.
+    - `diagonal` (the paper's): Σ ≈ diag(σ²) in the projected coordinates, estimated at t = 0,
+      rescaled by ‖g_t‖/‖g₀‖.
     - `diagonal-constant`: the same without the rescaling, the ablation of Fig. 8.
 
     Heavy ball lags this SDE by about m/(1−m) steps at the start.
@@ -45,11 +57,14 @@ def solve_sde(problem: LinearizedProblem, optimizer: OptimizerConfig, num_steps:
         noise: see above.
         record_every: steps between records.
         save_logits: keep f at each record.
-        substeps: integration steps per optimiser step; None takes enough that Euler's method is stable.
-        path: a Brownian path over [0, T] instead of one from `key`; of shape (N,) for `full` noise, (D',) for diagonal.
+        substeps: integration steps per optimiser step; None takes enough that Euler's method is
+            stable.
+        path: a Brownian path over [0, T] instead of one from `key`; of shape (N,) for `full` noise,
+            (D',) for diagonal.
 
     Raises:
-        ValueError: an argument out of range, a batch larger than the data, diagonal noise without features, or streamed features.
+        ValueError: an argument out of range, a batch larger than the data, diagonal noise without
+            features, or streamed features.
 
     Cost: T·substeps products with Θ (full), or 2·N·C·D' flops a step (diagonal).
     """
@@ -58,28 +73,49 @@ def solve_sde(problem: LinearizedProblem, optimizer: OptimizerConfig, num_steps:
     if noise not in get_args(Noise):
         raise ValueError(f"noise: unknown {noise!r}; give one of {', '.join(get_args(Noise))}")
     if noise != "full" and not isinstance(problem.kernel, PrimalKernel):
-        raise ValueError("noise: the diagonal covariance lives in the projected coordinates; build the problem with a PrimalKernel (space='primal')")
+        raise ValueError(
+            "noise: the diagonal covariance lives in the projected coordinates; build the problem "
+            "with a PrimalKernel (space='primal')"
+        )
     steps = record_steps(num_steps, record_every)
     dtype = problem.initial_logits.dtype
     rates = effective_learning_rate(optimizer.learning_rates(num_steps), optimizer.momentum)
     if substeps is None:
         wanted = rates.max() * (largest_curvature_bound(problem) + optimizer.weight_decay)
         if not wanted <= _MAX_SUBSTEPS:
-            raise ValueError(f"learning_rate: the SDE takes {wanted:.3g} integration steps for each of the optimiser's at up to {rates.max():.3g} (η/(1−m)), and at most {_MAX_SUBSTEPS} "
-                             "are possible; the rate is that far past the stability bound: take a smaller one")
+            raise ValueError(
+                f"learning_rate: the SDE takes {wanted:.3g} integration steps for each of the "
+                f"optimiser's at up to {rates.max():.3g} (η/(1−m)), and at most {_MAX_SUBSTEPS} "
+                "are possible; the rate is that far past the stability bound: take a smaller one"
+            )
         substeps = max(1, math.ceil(wanted))
     if path is None:
         shape = (problem.num_samples,) if noise == "full" else problem.kernel.zero().shape
-        path = diffrax.UnsafeBrownianPath(jax.ShapeDtypeStruct(shape, dtype), key=jax.random.key(0) if key is None else key)
+        path = diffrax.UnsafeBrownianPath(
+            jax.ShapeDtypeStruct(shape, dtype), key=jax.random.key(0) if key is None else key
+        )
     scale = math.sqrt(noise_variance(problem.num_samples, optimizer))
     loss, error, saved = _integrate(  # pyright: ignore[reportGeneralTypeIssues]
-        problem, noise, substeps, save_logits, jnp.asarray(scale, dtype), float(optimizer.weight_decay),
-        jnp.asarray(rates, dtype), jnp.asarray(steps, dtype), path, zero_state(problem))
-    return Trajectory(steps, np.asarray(loss), np.asarray(error), np.asarray(saved) if save_logits else None)
+        problem,
+        noise,
+        substeps,
+        save_logits,
+        jnp.asarray(scale, dtype),
+        float(optimizer.weight_decay),
+        jnp.asarray(rates, dtype),
+        jnp.asarray(steps, dtype),
+        path,
+        zero_state(problem),
+    )
+    return Trajectory(
+        steps, np.asarray(loss), np.asarray(error), np.asarray(saved) if save_logits else None
+    )
 
 
 def noise_variance(num_samples: int, optimizer: OptimizerConfig) -> float:
-    """Variance of the mean over a batch, in units of the variance over samples: 1/B, times (N−B)/(N−1) without replacement."""
+    """Variance of the mean over a batch, in units of the variance over samples: 1/B, times
+    (N−B)/(N−1) without replacement.
+    """
     size = optimizer.checked_batch_size(num_samples)
     if optimizer.is_full_batch(num_samples):
         return 0.0
@@ -88,8 +124,18 @@ def noise_variance(num_samples: int, optimizer: OptimizerConfig) -> float:
 
 
 @eqx.filter_jit
-def _integrate(problem: LinearizedProblem, noise: Noise, substeps: int, save_logits: bool, scale, weight_decay, rates: Float[Array, " t"],
-               record_at: Float[Array, " s"], path, start: State):
+def _integrate(
+    problem: LinearizedProblem,
+    noise: Noise,
+    substeps: int,
+    save_logits: bool,
+    scale,
+    weight_decay,
+    rates: Float[Array, " t"],
+    record_at: Float[Array, " s"],
+    path,
+    start: State,
+):
     kernel, num_samples = problem.kernel, problem.num_samples
 
     def rate_at(t):
@@ -100,24 +146,42 @@ def _integrate(problem: LinearizedProblem, noise: Noise, substeps: int, save_log
         return losses.mean_residuals(problem.loss, logits(problem, state), problem.targets)
 
     def drift(t, state, _):
-        descent = State(kernel.pull(mean_residuals(state)) + weight_decay * state.kernel_state, weight_decay * (state.decay + 1))
+        descent = State(
+            kernel.pull(mean_residuals(state)) + weight_decay * state.kernel_state,
+            weight_decay * (state.decay + 1),
+        )
         return jax.tree.map(lambda d: -rate_at(t) * d, descent)
 
     initial_norm = jnp.linalg.norm(mean_residuals(start))
-    deviation = _deviation(kernel, num_samples * mean_residuals(start)) if isinstance(kernel, PrimalKernel) and noise != "full" else None
+    deviation = (
+        _deviation(kernel, num_samples * mean_residuals(start))
+        if isinstance(kernel, PrimalKernel) and noise != "full"
+        else None
+    )
 
     def diffusion(t, state, _):
         g = mean_residuals(state)
         amplitude = rate_at(t) * scale
 
         def full(dw):
-            return State(amplitude * jnp.sqrt(num_samples * 1.0) * kernel.pull((dw - dw.mean())[:, None] * g), jnp.zeros_like(state.decay))
+            return State(
+                amplitude
+                * jnp.sqrt(num_samples * 1.0)
+                * kernel.pull((dw - dw.mean())[:, None] * g),
+                jnp.zeros_like(state.decay),
+            )
 
         def diagonal(dw):
-            growth = 1.0 if noise == "diagonal-constant" else jnp.linalg.norm(g) / jnp.where(initial_norm > 0, initial_norm, 1)
+            growth = (
+                1.0
+                if noise == "diagonal-constant"
+                else jnp.linalg.norm(g) / jnp.where(initial_norm > 0, initial_norm, 1)
+            )
             return State(amplitude * growth * deviation * dw, jnp.zeros_like(state.decay))
 
-        structure = jax.ShapeDtypeStruct((num_samples,) if noise == "full" else kernel.zero().shape, g.dtype)
+        structure = jax.ShapeDtypeStruct(
+            (num_samples,) if noise == "full" else kernel.zero().shape, g.dtype
+        )
         return lineax.FunctionLinearOperator(full if noise == "full" else diagonal, structure)
 
     def record(_, state, __):
@@ -127,13 +191,25 @@ def _integrate(problem: LinearizedProblem, noise: Noise, substeps: int, save_log
     terms = diffrax.MultiTerm(diffrax.ODETerm(drift), diffrax.ControlTerm(diffusion, path))
     times = jnp.arange(len(rates) * substeps + 1, dtype=rates.dtype) / substeps
     solution = diffrax.diffeqsolve(
-        terms, diffrax.Euler(), times[0], times[-1], None, start, saveat=diffrax.SaveAt(ts=record_at, fn=record),
-        stepsize_controller=diffrax.StepTo(ts=times), max_steps=len(times), adjoint=diffrax.ForwardMode(), throw=False)
+        terms,
+        diffrax.Euler(),
+        times[0],
+        times[-1],
+        None,
+        start,
+        saveat=diffrax.SaveAt(ts=record_at, fn=record),
+        stepsize_controller=diffrax.StepTo(ts=times),
+        max_steps=len(times),
+        adjoint=diffrax.ForwardMode(),
+        throw=False,
+    )
     return solution.ys
 
 
 def _deviation(kernel: PrimalKernel, residuals: Float[Array, "n c"]) -> Float[Array, " d"]:
-    """Standard deviation over the samples of each one's gradient Jᵢᵀ gᵢ, formed for a few of them at a time."""
+    """Standard deviation over the samples of each one's gradient Jᵢᵀ gᵢ, formed for a few of them
+    at a time.
+    """
     num_samples = len(residuals)
     mean = kernel.pull(residuals) / num_samples
 
@@ -141,4 +217,12 @@ def _deviation(kernel: PrimalKernel, residuals: Float[Array, "n c"]) -> Float[Ar
         off = jnp.einsum("nc,ncd->nd", residuals[rows], kernel.features[rows]) - mean
         return (counted * jnp.square(off)).sum(0)
 
-    return jnp.sqrt(sum_of_rows(squares, jnp.arange(num_samples), jnp.ones((num_samples, 1), residuals.dtype), kernel.features) / num_samples)
+    return jnp.sqrt(
+        sum_of_rows(
+            squares,
+            jnp.arange(num_samples),
+            jnp.ones((num_samples, 1), residuals.dtype),
+            kernel.features,
+        )
+        / num_samples
+    )

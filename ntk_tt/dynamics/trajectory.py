@@ -9,9 +9,11 @@ class Trajectory(eqx.Module):
 
     Attributes:
         steps: (S,) optimiser steps taken at each record, from 0 to T.
-        loss, error: (S,) mean loss and error rate there; NaN or infinity where the dynamics diverged.
+        loss, error: (S,) mean loss and error rate there; NaN or infinity where the dynamics
+            diverged.
         logits: (S, N, C), only where asked for.
-        states: a handful of points on the way, steps 0 and T among them, of a problem with a real head; what `ntk_tt.assess` goes by.
+        states: a handful of points on the way, steps 0 and T among them, of a problem with a real
+            head; what `ntk_tt.assess` goes by.
     """
 
     steps: np.ndarray

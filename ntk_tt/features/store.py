@@ -1,17 +1,21 @@
-"""Features on disk: one folder a feature set, one file a block of samples; resumable, checked, never read as a whole.
+"""Features on disk: one folder a feature set, one file a block of samples; resumable, checked,
+never read as a whole.
 
-A folder holds `manifest.json`, which names everything its features depend on, and one safetensors file a block. Each
-block's header repeats the manifest's identity, the block's index and a checksum of its data, so that every file can be
-judged alone: a block that is truncated, corrupted or of another feature set is computed again, never used.
+A folder holds `manifest.json`, which names everything its features depend on, and one safetensors
+file a block. Each block's header repeats the manifest's identity, the block's index and a checksum
+of its data, so that every file can be judged alone: a block that is truncated, corrupted or of
+another feature set is computed again, never used.
 
-Why safetensors: a block is a short header and then the plain array, so it can be memory-mapped (rows are read without
-reading the rest), other programs read it, the header has room for the identity, and the project depends on it already.
-Zarr (tensorstore) would store every block as chunks that are decoded before a row can be had, and Orbax whole trees
-through an asynchronous writer; both cost a dependency, and neither writes an identity beside each block.
+Why safetensors: a block is a short header and then the plain array, so it can be memory-mapped
+(rows are read without reading the rest), other programs read it, the header has room for the
+identity, and the project depends on it already. Zarr (tensorstore) would store every block as
+chunks that are decoded before a row can be had, and Orbax whole trees through an asynchronous
+writer; both cost a dependency, and neither writes an identity beside each block.
 
-Safe against interruption: a block is written under another name, flushed to the disk and renamed, which is atomic, so
-under its own name it is whole or absent. That also makes several writers of one folder safe: they compute the same bits,
-the last rename wins, and a reader keeps the file it has mapped. They only do the same work twice.
+Safe against interruption: a block is written under another name, flushed to the disk and renamed,
+which is atomic, so under its own name it is whole or absent. That also makes several writers of one
+folder safe: they compute the same bits, the last rename wins, and a reader keeps the file it has
+mapped. They only do the same work twice.
 """
 
 import contextlib
@@ -40,7 +44,13 @@ __all__ = ["FeatureStore", "default_folder", "describe", "find", "folder_of", "i
 
 _MANIFEST = "manifest.json"
 _TENSOR = "features"
-_CODES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}  # safetensors' names
+# safetensors' names
+_CODES = {
+    "float64": "F64",
+    "float32": "F32",
+    "float16": "F16",
+    "bfloat16": "BF16",
+}
 _LEFTOVER_SECONDS = 3600.0  # a partial file this old belongs to a writer that was killed
 _MAX_MANIFEST_BYTES = 64 << 20  # of a network with 500,000 parameter arrays
 _MAX_NUMBER = 2**40  # of samples, outputs or coordinates: beyond is damage
@@ -48,7 +58,8 @@ _MAX_WARNINGS = 3  # of blocks, one each, before the rest is counted
 
 
 def default_folder() -> Path:
-    """Where feature sets are kept: $NTK_TT_CACHE (from the working folder where it is relative, `~` for the home folder), else `ntk-tt` in the user's cache folder.
+    """Where feature sets are kept: $NTK_TT_CACHE (from the working folder where it is relative, `~`
+    for the home folder), else `ntk-tt` in the user's cache folder.
 
     Raises:
         ValueError: the user has no home folder, and no variable names another.
@@ -58,25 +69,35 @@ def default_folder() -> Path:
             return Path(folder).expanduser().absolute()
         match sys.platform:
             case "win32":
-                return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "ntk-tt"
+                return (
+                    Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+                    / "ntk-tt"
+                )
             case "darwin":
                 return Path.home() / "Library" / "Caches" / "ntk-tt"
         given = Path(os.environ.get("XDG_CACHE_HOME", ""))
-        return (given if given.is_absolute() else Path.home() / ".cache") / "ntk-tt"  # a relative one counts as none, as its specification says
+        return (
+            given if given.is_absolute() else Path.home() / ".cache"
+        ) / "ntk-tt"  # a relative one counts as none, as its specification says
     except RuntimeError as error:
-        raise ValueError("NTK_TT_CACHE: there is no home folder to keep files in; set NTK_TT_CACHE to a folder, or give --store") from error
+        raise ValueError(
+            "NTK_TT_CACHE: there is no home folder to keep files in; set NTK_TT_CACHE to a folder, "
+            "or give --store"
+        ) from error
 
 
 def folder_of(manifest: Mapping[str, Any], root: Path | None = None) -> Path:
-    """The feature set's own folder in `root` (`default_folder()` where none is given), named by its identity."""
+    """The feature set's own folder in `root` (`default_folder()` where none is given), named by its
+    identity.
+    """
     return (default_folder() if root is None else root) / identity(manifest)
 
 
 def find(manifest: Mapping[str, Any], root: Path | None = None) -> "FeatureStore | None":
     """The store of exactly these features in `root`, or None where it is absent or not complete.
 
-    Every block's checksum is verified: one pass over the data. The folder is only read, and a damaged manifest in it
-    does no harm: each block says itself what it is of.
+    Every block's checksum is verified: one pass over the data. The folder is only read, and a
+    damaged manifest in it does no harm: each block says itself what it is of.
     """
     folder = folder_of(manifest, root)
     if not os.path.isdir(folder):
@@ -85,13 +106,18 @@ def find(manifest: Mapping[str, Any], root: Path | None = None) -> "FeatureStore
     if not store.complete:
         return None
     if fault := _fault_of_manifest(folder / _MANIFEST, manifest):
-        warnings.warn(f"store: {fault}; the blocks beside it are whole and of these features, so they are used", stacklevel=2)
+        warnings.warn(
+            f"store: {fault}; the blocks beside it are whole and of these features, so they are "
+            "used",
+            stacklevel=2,
+        )
     return store
 
 
 @dataclasses.dataclass(frozen=True)
 class FeatureStore:
-    """The blocks of one feature set. Its length is their number; iterating gives them in order, memory-mapped.
+    """The blocks of one feature set. Its length is their number; iterating gives them in order,
+    memory-mapped.
 
         store = FeatureStore.open(folder, manifest)
         for index in store.missing():
@@ -118,9 +144,10 @@ class FeatureStore:
             manifest: from `describe`; None takes whatever feature set the folder holds.
 
         Raises:
-            ValueError: the folder holds another feature set (the first entry that differs is named), its manifest is
-                damaged, or it has none and none is given. In a folder that is named by the identity of `manifest` (see
-                `folder_of`) a damaged one is written anew, with a warning.
+            ValueError: the folder holds another feature set (the first entry that differs is
+                named), its manifest is damaged, or it has none and none is given. In a folder that
+                is named by the identity of `manifest` (see `folder_of`) a damaged one is written
+                anew, with a warning.
             OSError: the folder cannot be made or written.
         """
         folder = Path(folder)
@@ -128,11 +155,18 @@ class FeatureStore:
             fault = _fault_of_manifest(folder / _MANIFEST, manifest)
             held = None if fault else _read_manifest(folder / _MANIFEST)
             if fault:
-                warnings.warn(f"store: {fault}; it is written anew, and each block beside it is judged by itself", stacklevel=2)
+                warnings.warn(
+                    f"store: {fault}; it is written anew, and each block beside it is judged by "
+                    "itself",
+                    stacklevel=2,
+                )
         else:
             held = _read_manifest(folder / _MANIFEST)
         if held is None and manifest is None:
-            raise ValueError(f"store: {folder} holds no features (it has no {_MANIFEST}); give the manifest to make a new set there")
+            raise ValueError(
+                f"store: {folder} holds no features (it has no {_MANIFEST}); give the manifest to "
+                "make a new set there"
+            )
         if held is None:
             held = dict(manifest or {})
             with _explained(f"cannot make a store in {folder}", folder):
@@ -140,14 +174,21 @@ class FeatureStore:
                 flush_folder(folder.parent)
                 replace(folder / _MANIFEST, (json.dumps(held, indent=1) + "\n").encode())
         elif manifest is not None and (difference := _first_difference(held, manifest)):
-            raise ValueError(f"store: {folder} holds other features: {difference}; give another folder, or delete this one")
+            raise ValueError(
+                f"store: {folder} holds other features: {difference}; give another folder, or "
+                "delete this one"
+            )
         _remove_leftovers(folder)
         return FeatureStore(folder, held, identity(held))
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """(N, C, D')."""
-        return self.manifest["num_samples"], self.manifest["num_outputs"], self.manifest["num_projections"]
+        return (
+            self.manifest["num_samples"],
+            self.manifest["num_outputs"],
+            self.manifest["num_projections"],
+        )
 
     @property
     def dtype(self) -> np.dtype:
@@ -172,7 +213,8 @@ class FeatureStore:
         return not self.missing()
 
     def missing(self) -> list[int]:
-        """The blocks still to be computed: absent ones, and with a warning that says why, those that must not be used.
+        """The blocks still to be computed: absent ones, and with a warning that says why, those
+        that must not be used.
 
         Cost: reads every block once, a piece at a time.
         """
@@ -183,9 +225,16 @@ class FeatureStore:
             missing.append(index)
             faulty += bool(fault)
             if fault and faulty <= _MAX_WARNINGS:
-                warnings.warn(f"store: block {index} in {self._file(index)} {fault}; it counts as missing", stacklevel=2)
+                warnings.warn(
+                    f"store: block {index} in {self._file(index)} {fault}; it counts as missing",
+                    stacklevel=2,
+                )
         if faulty > _MAX_WARNINGS:
-            warnings.warn(f"store: {faulty - _MAX_WARNINGS} further blocks in {self.folder} cannot be used either; they count as missing", stacklevel=2)
+            warnings.warn(
+                f"store: {faulty - _MAX_WARNINGS} further blocks in {self.folder} cannot be used "
+                "either; they count as missing",
+                stacklevel=2,
+            )
         return missing
 
     def write(self, index: int, features: Float[Array | np.ndarray, "b c d"]) -> None:
@@ -198,10 +247,15 @@ class FeatureStore:
         wanted = self._block_shape(index)
         array = np.ascontiguousarray(features)
         if array.shape != wanted or array.dtype != self.dtype:
-            raise ValueError(f"features: block {index} must have shape {wanted} and dtype {self.dtype}, got {array.shape} and {array.dtype}")
+            raise ValueError(
+                f"features: block {index} must have shape {wanted} and dtype {self.dtype}, got "
+                f"{array.shape} and {array.dtype}"
+            )
         data = array.reshape(-1).view(np.uint8)
         header = self._header(index, digest(data))
-        with _explained(f"cannot write block {index} ({_megabytes(len(header) + len(data))})", self.folder):
+        with _explained(
+            f"cannot write block {index} ({_megabytes(len(header) + len(data))})", self.folder
+        ):
             replace(self._file(index), header, data)
 
     def block(self, index: int) -> Float[np.ndarray, "b c d"]:
@@ -215,8 +269,13 @@ class FeatureStore:
         shape = self._block_shape(index)
         fault = self._fault(index, whole=False)
         if fault is not None:
-            raise ValueError(f"store: block {index} in {self._file(index)} {fault or 'is not there'}; `missing()` lists the blocks to compute and `write`")
-        return np.memmap(self._file(index), self.dtype, "r", offset=len(self._header(index, "")), shape=shape)
+            raise ValueError(
+                f"store: block {index} in {self._file(index)} {fault or 'is not there'}; "
+                "`missing()` lists the blocks to compute and `write`"
+            )
+        return np.memmap(
+            self._file(index), self.dtype, "r", offset=len(self._header(index, "")), shape=shape
+        )
 
     def rows(self, indices: Int[Array | np.ndarray, " b"]) -> Float[np.ndarray, "b c d"]:
         """The features of any samples, in the order asked for; only these are read.
@@ -226,7 +285,10 @@ class FeatureStore:
         """
         indices = np.asarray(indices)
         if len(indices) and not 0 <= indices.min() <= indices.max() < self.shape[0]:
-            raise ValueError(f"indices: must lie in 0 … {self.shape[0] - 1}, got {indices.min()} … {indices.max()}")
+            raise ValueError(
+                f"indices: must lie in 0 … {self.shape[0] - 1}, got {indices.min()} … "
+                f"{indices.max()}"
+            )
         rows = np.empty((len(indices), *self.shape[1:]), self.dtype)
         blocks, offsets = np.divmod(indices, self.manifest["block_size"])
         for index in np.unique(blocks):
@@ -245,15 +307,26 @@ class FeatureStore:
         """The only header that this block can have; its length is the same for every checksum."""
         shape = self._block_shape(index)
         record = {
-            "__metadata__": {"identity": self.identity, "block": str(index), "checksum": checksum.rjust(32, "0")},
-            _TENSOR: {"dtype": _CODES[self.dtype.name], "shape": shape, "data_offsets": [0, math.prod(shape) * self.dtype.itemsize]},
+            "__metadata__": {
+                "identity": self.identity,
+                "block": str(index),
+                "checksum": checksum.rjust(32, "0"),
+            },
+            _TENSOR: {
+                "dtype": _CODES[self.dtype.name],
+                "shape": shape,
+                "data_offsets": [0, math.prod(shape) * self.dtype.itemsize],
+            },
         }
         text = json.dumps(record, separators=(",", ":")).encode()
-        text += b" " * (-(len(text) + 8) % 64)  # data that begins at a multiple of 64 is computed on where it is mapped, without a copy
+        # data that begins at a multiple of 64 is computed on where it is mapped, without a copy
+        text += b" " * (-(len(text) + 8) % 64)
         return len(text).to_bytes(8, "little") + text
 
     def _fault(self, index: int, *, whole: bool) -> str | None:
-        """Why the block must not be used: empty where it is absent, None where it is good. `whole` reads the data too."""
+        """Why the block must not be used: empty where it is absent, None where it is good. `whole`
+        reads the data too.
+        """
         length = len(self._header(index, ""))
         try:
             with open_plain(self._file(index)) as file:
@@ -262,12 +335,18 @@ class FeatureStore:
                 if record is None:
                     return "has a damaged header"
                 if record.get("identity") != self.identity:
-                    return f"belongs to other features (identity {record.get('identity')}, here {self.identity})"
+                    return (
+                        f"belongs to other features (identity {record.get('identity')}, here "
+                        f"{self.identity})"
+                    )
                 if header != self._header(index, str(record.get("checksum"))):
                     return "has a damaged header"
                 expected = length + math.prod(self._block_shape(index)) * self.dtype.itemsize
                 if size != expected:
-                    return f"is {'truncated' if size < expected else 'too long'} ({size} bytes of {expected})"
+                    return (
+                        f"is {'truncated' if size < expected else 'too long'} ({size} bytes of "
+                        f"{expected})"
+                    )
                 if whole and hashlib.file_digest(file, new_hash).hexdigest() != record["checksum"]:
                     return "is corrupted (its checksum does not match)"
         except FileNotFoundError:
@@ -300,8 +379,14 @@ def _read_manifest(file: Path) -> dict[str, Any] | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, OSError, RecursionError) as error:
-        reason = "its JSON is nested too deeply" if isinstance(error, RecursionError) else (isinstance(error, OSError) and error.strerror) or error
-        raise ValueError(f"store: {file} is damaged ({reason}); delete its folder or give another") from error
+        reason = (
+            "its JSON is nested too deeply"
+            if isinstance(error, RecursionError)
+            else (isinstance(error, OSError) and error.strerror) or error
+        )
+        raise ValueError(
+            f"store: {file} is damaged ({reason}); delete its folder or give another"
+        ) from error
     return manifest
 
 
@@ -332,9 +417,16 @@ def _explained(what: str, folder: Path) -> Iterator[None]:
     except OSError as error:
         remedy = "check the folder and its permissions"
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            existing = next(path for path in (folder, *folder.absolute().parents) if os.path.exists(path))
-            remedy = f"the disk is full ({_megabytes(shutil.disk_usage(existing).free)} free): make room and run again, what was written stays"
-        raise OSError(error.errno, f"store: {what}: {error.strerror}; {remedy}", str(folder)) from error
+            existing = next(
+                path for path in (folder, *folder.absolute().parents) if os.path.exists(path)
+            )
+            remedy = (
+                f"the disk is full ({_megabytes(shutil.disk_usage(existing).free)} free): "
+                "make room and run again, what was written stays"
+            )
+        raise OSError(
+            error.errno, f"store: {what}: {error.strerror}; {remedy}", str(folder)
+        ) from error
 
 
 def _remove_leftovers(folder: Path) -> None:
@@ -350,9 +442,17 @@ def _remove_leftovers(folder: Path) -> None:
 def _first_difference(held: Any, wanted: Any, name: str = "") -> str:
     """`'name' is … there and … here` for the first entry that differs; empty where none does."""
     if not (isinstance(held, Mapping) and isinstance(wanted, Mapping)):
-        return "" if held == wanted else f"{name!r} is {_shortened(held)} there and {_shortened(wanted)} here"
+        return (
+            ""
+            if held == wanted
+            else f"{name!r} is {_shortened(held)} there and {_shortened(wanted)} here"
+        )
     for key in [*held, *(key for key in wanted if key not in held)]:
-        if difference := _first_difference(held.get(key, "absent"), wanted.get(key, "absent"), f"{name}/{key}" if name else str(key)):
+        if difference := _first_difference(
+            held.get(key, "absent"),
+            wanted.get(key, "absent"),
+            f"{name}/{key}" if name else str(key),
+        ):
             return difference
     return ""
 

@@ -9,10 +9,12 @@ from ntk_tt.jacobian.taps import Apply
 
 
 def in_bfloat16(apply: Apply) -> Apply:
-    """The network with the operands and results of its matrix products and convolutions rounded to bfloat16.
+    """The network with the operands and results of its matrix products and convolutions rounded to
+    bfloat16.
 
-    What tensor cores do: 8 bits of mantissa in the operands, sums in float32. Normalisation, activation functions,
-    parameters and logits stay as they are. Products inside `scan`, `remat`, `cond` or `while` are not changed.
+    What tensor cores do: 8 bits of mantissa in the operands, sums in float32. Normalisation,
+    activation functions, parameters and logits stay as they are. Products inside `scan`, `remat`,
+    `cond` or `while` are not changed.
     """
 
     def rounded(params: PyTree, inputs: Float[Array, "n ..."]) -> Float[Array, "n c"]:
@@ -30,7 +32,11 @@ def _evaluate(jaxpr, consts: list, arguments: list) -> list:
         if inner is not None:
             return _evaluate(inner.jaxpr, inner.consts, values)
         if jaxprs.is_product(equation) and all(value.dtype == jnp.float32 for value in values):
-            results = jaxprs.bind(equation, [value.astype(jnp.bfloat16) for value in values], result_dtype=jnp.dtype(jnp.bfloat16))
+            results = jaxprs.bind(
+                equation,
+                [value.astype(jnp.bfloat16) for value in values],
+                result_dtype=jnp.dtype(jnp.bfloat16),
+            )
             return [result.astype(jnp.float32) for result in results]
         return jaxprs.bind(equation, values)
 
@@ -39,6 +45,8 @@ def _evaluate(jaxpr, consts: list, arguments: list) -> list:
 
 def relative_error(features: Float[Array, "n c d"], reference: Float[Array, "n c d"]) -> float:
     """‖ΦΦᵀ − Φ'Φ'ᵀ‖_F / ‖Φ'Φ'ᵀ‖_F of a few samples' features computed twice."""
-    one, two = (each.reshape(-1, each.shape[-1]).astype(jnp.float32) for each in (features, reference))
+    one, two = (
+        each.reshape(-1, each.shape[-1]).astype(jnp.float32) for each in (features, reference)
+    )
     exact = two @ two.T
     return float(jnp.linalg.norm(one @ one.T - exact) / jnp.linalg.norm(exact))

@@ -1,9 +1,10 @@
 """All that the package takes from JAX beyond its documented interface, in one place.
 
-The jaxpr of a function is public (`jax.make_jaxpr`, `jax.extend.core`); what its equations look like inside is not
-promised to stay. This file alone looks inside: which primitives are calls, which only move numbers, what a convolution's
-and a product's parameters are called, and how a primitive is bound again. `tests/test_jaxpr.py` holds each of these
-facts, and runs with every supported JAX version (`make test-jax`).
+The jaxpr of a function is public (`jax.make_jaxpr`, `jax.extend.core`); what its equations look
+like inside is not promised to stay. This file alone looks inside: which primitives are calls, which
+only move numbers, what a convolution's and a product's parameters are called, and how a primitive
+is bound again. `tests/test_jaxpr.py` holds each of these facts, and runs with every supported JAX
+version (`make test-jax`).
 """
 
 import re
@@ -30,11 +31,17 @@ def warn_if_untested(version: str) -> None:
     """Say so where JAX is newer than any that the tests ran with."""
     if tuple(map(int, re.findall(r"\d+", version)[:2])) > NEWEST_TESTED:
         newest = ".".join(map(str, NEWEST_TESTED))
-        warnings.warn(f"ntk_tt: JAX {version} is newer than {newest}, the newest it was tested with; if something fails, install 'jax=={newest}.*'", stacklevel=3)
+        warnings.warn(
+            f"ntk_tt: JAX {version} is newer than {newest}, the newest it was tested with; if "
+            f"something fails, install 'jax=={newest}.*'",
+            stacklevel=3,
+        )
 
 
 class Convolution(NamedTuple):
-    """Parameters of a convolution, axes as indices: (batch or output, feature or input, *spatial)."""
+    """Parameters of a convolution, axes as indices: (batch or output, feature or input,
+    *spatial).
+    """
 
     input_axes: tuple[int, ...]
     kernel_axes: tuple[int, ...]
@@ -51,7 +58,8 @@ def bind(equation: Any, values: list, *, result_dtype: Any = None) -> list:
     """The results of the equation's primitive on other operands; of a product, in another dtype."""
     changed = {} if result_dtype is None else {"preferred_element_type": result_dtype}
     parameters, subfunctions = equation.primitive.get_bind_params(equation.params | changed), ()
-    if isinstance(parameters, tuple):  # before JAX 0.10 the sub-functions came apart from the other parameters
+    # before JAX 0.10 the sub-functions came apart from the other parameters
+    if isinstance(parameters, tuple):
         subfunctions, parameters = parameters
     results = equation.primitive.bind(*subfunctions, *values, **parameters)
     return list(results) if equation.primitive.multiple_results else [results]
@@ -59,13 +67,17 @@ def bind(equation: Any, values: list, *, result_dtype: Any = None) -> list:
 
 def evaluate(jaxpr: Any, consts: list, arguments: list, run: Callable[[Any, list], list]) -> list:
     """The results of a jaxpr, each equation evaluated by `run(equation, operands)`."""
-    environment: dict[Any, Any] = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *arguments], strict=True))
+    environment: dict[Any, Any] = dict(
+        zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *arguments], strict=True)
+    )
 
     def read(atom):
         return atom.val if isinstance(atom, jex_core.Literal) else environment[atom]
 
     for equation in jaxpr.eqns:
-        for variable, value in zip(equation.outvars, run(equation, [read(atom) for atom in equation.invars]), strict=True):
+        for variable, value in zip(
+            equation.outvars, run(equation, [read(atom) for atom in equation.invars]), strict=True
+        ):
             environment[variable] = value
     return [read(atom) for atom in jaxpr.outvars]
 
@@ -78,22 +90,35 @@ def inner_jaxpr(equation: Any) -> Any | None:
 def rearranges(equation: Any) -> bool:
     """Whether the equation only moves, repeats or rounds its one operand, for its gradients too.
 
-    A cast to whole numbers has no gradient, and that of a cast to complex numbers takes the real part: neither is one.
+    A cast to whole numbers has no gradient, and that of a cast to complex numbers takes the real
+    part: neither is one.
     """
-    return (len(equation.invars) == len(equation.outvars) == 1 and equation.primitive.name in _MOVING | _REPEATING_OR_ROUNDING
-            and all(jnp.issubdtype(atom.aval.dtype, jnp.floating) for atom in (*equation.invars, *equation.outvars)))
+    return (
+        len(equation.invars) == len(equation.outvars) == 1
+        and equation.primitive.name in _MOVING | _REPEATING_OR_ROUNDING
+        and all(
+            jnp.issubdtype(atom.aval.dtype, jnp.floating)
+            for atom in (*equation.invars, *equation.outvars)
+        )
+    )
 
 
 def keeps_inner_products(equation: Any) -> bool:
-    """Whether such an equation moves each number to one place, so that inner products of gradients stay what they are."""
+    """Whether such an equation moves each number to one place, so that inner products of gradients
+    stay what they are.
+    """
     return equation.invars[0].aval.size == equation.outvars[0].aval.size
 
 
 def keeps_matrix(equation: Any) -> bool:
-    """Whether the operand, seen as a matrix of its last axis and all others, stays the same matrix."""
+    """Whether the operand, seen as a matrix of its last axis and all others, stays the same
+    matrix.
+    """
     before, after = equation.invars[0].aval, equation.outvars[0].aval
     last = before.ndim > 0 and after.ndim > 0 and before.shape[-1] == after.shape[-1]
-    return equation.primitive.name == "convert_element_type" or (last and equation.primitive.name in _RESHAPING and equation.params.get("dimensions") is None)
+    return equation.primitive.name == "convert_element_type" or (
+        last and equation.primitive.name in _RESHAPING and equation.params.get("dimensions") is None
+    )
 
 
 def convolution(equation: Any) -> Convolution | None:
@@ -103,8 +128,16 @@ def convolution(equation: Any) -> Convolution | None:
     parameters = equation.params
     numbers = parameters["dimension_numbers"]
     return Convolution(
-        tuple(numbers.lhs_spec), tuple(numbers.rhs_spec), tuple(numbers.out_spec), tuple(parameters["window_strides"]), tuple(parameters["padding"]),
-        tuple(parameters["lhs_dilation"]), tuple(parameters["rhs_dilation"]), parameters["feature_group_count"], parameters["batch_group_count"])
+        tuple(numbers.lhs_spec),
+        tuple(numbers.rhs_spec),
+        tuple(numbers.out_spec),
+        tuple(parameters["window_strides"]),
+        tuple(parameters["padding"]),
+        tuple(parameters["lhs_dilation"]),
+        tuple(parameters["rhs_dilation"]),
+        parameters["feature_group_count"],
+        parameters["batch_group_count"],
+    )
 
 
 def is_product(equation: Any) -> bool:
@@ -112,9 +145,15 @@ def is_product(equation: Any) -> bool:
     return equation.primitive.name in ("dot_general", "conv_general_dilated")
 
 
-def matrix_product(equation: Any) -> tuple[tuple[tuple[int, ...], tuple[int, ...]], tuple[tuple[int, ...], tuple[int, ...]]] | None:
-    """((contracted axes), (batch axes)), each of the two operands, of a `dot_general`; None where the equation is none."""
-    return equation.params["dimension_numbers"] if equation.primitive.name == "dot_general" else None
+def matrix_product(
+    equation: Any,
+) -> tuple[tuple[tuple[int, ...], tuple[int, ...]], tuple[tuple[int, ...], tuple[int, ...]]] | None:
+    """((contracted axes), (batch axes)), each of the two operands, of a `dot_general`; None where
+    the equation is none.
+    """
+    return (
+        equation.params["dimension_numbers"] if equation.primitive.name == "dot_general" else None
+    )
 
 
 def shape_of(atom: Any) -> tuple[int, ...]:
@@ -134,19 +173,25 @@ def result_shapes(closed: Any) -> list[tuple[int, ...]]:
 
 def text(closed: Any) -> str:
     """A closed jaxpr as text, the same in every process."""
-    return re.sub(r"0x[0-9a-fA-F]+", "", str(closed))  # older JAX prints memory addresses, which mean nothing
+    # older JAX prints memory addresses, which mean nothing
+    return re.sub(r"0x[0-9a-fA-F]+", "", str(closed))
 
 
 def constants(value: Any) -> Iterator[Any]:
-    """All arrays closed over inside a closed jaxpr, in its own order; its text names only their shapes.
+    """All arrays closed over inside a closed jaxpr, in its own order; its text names only their
+    shapes.
 
-    From JAX 0.12 on a closed jaxpr is a jaxpr itself (and its own `.jaxpr`); before, it is a pair of one and its constants.
-    Either may also hold an array as a literal.
+    From JAX 0.12 on a closed jaxpr is a jaxpr itself (and its own `.jaxpr`); before, it is a pair
+    of one and its constants. Either may also hold an array as a literal.
     """
     if isinstance(value, jex_core.ClosedJaxpr | jex_core.Jaxpr):
         yield from getattr(value, "consts", ())
         for equation in value.eqns:
-            yield from (atom.val for atom in equation.invars if isinstance(atom, jex_core.Literal) and getattr(atom.val, "ndim", 0))
+            yield from (
+                atom.val
+                for atom in equation.invars
+                if isinstance(atom, jex_core.Literal) and getattr(atom.val, "ndim", 0)
+            )
             yield from constants(tuple(equation.params[name] for name in sorted(equation.params)))
     elif isinstance(value, Mapping):
         yield from constants(tuple(value[key] for key in sorted(value, key=str)))
@@ -156,10 +201,18 @@ def constants(value: Any) -> Iterator[Any]:
 
 
 def coarsest_rounding(closed: Any) -> float:
-    """The largest relative rounding of any type that a closed jaxpr computes in, inner jaxprs included."""
-    atoms = [*closed.jaxpr.invars, *(atom for equation in _equations(closed) for atom in equation.outvars)]
+    """The largest relative rounding of any type that a closed jaxpr computes in, inner jaxprs
+    included.
+    """
+    atoms = [
+        *closed.jaxpr.invars,
+        *(atom for equation in _equations(closed) for atom in equation.outvars),
+    ]
     types = {atom.aval.dtype for atom in atoms if hasattr(atom.aval, "dtype")}
-    return max((float(jnp.finfo(dtype).eps) for dtype in types if jnp.issubdtype(dtype, jnp.inexact)), default=0.0)
+    return max(
+        (float(jnp.finfo(dtype).eps) for dtype in types if jnp.issubdtype(dtype, jnp.inexact)),
+        default=0.0,
+    )
 
 
 def _equations(value: Any) -> Iterator[Any]:
@@ -186,4 +239,7 @@ def arguments_used(closed: Any) -> list[bool]:
 def returned_unchanged(closed: Any, positions: list[int]) -> list[bool]:
     """Of each result of a closed jaxpr, whether it is nothing but the argument at its position."""
     jaxpr = closed.jaxpr
-    return [result is jaxpr.invars[position] for result, position in zip(jaxpr.outvars, positions, strict=True)]
+    return [
+        result is jaxpr.invars[position]
+        for result, position in zip(jaxpr.outvars, positions, strict=True)
+    ]

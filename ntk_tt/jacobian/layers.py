@@ -1,10 +1,12 @@
-"""Taps as layers: what each says about the gradient of a parameter, without forming it where that can be avoided.
+"""Taps as layers: what each says about the gradient of a parameter, without forming it where that
+can be avoided.
 
-A dense layer or a convolution meets its kernel in a product: the gradient of output a for sample i is
-G_ia = Σ_p A_i[p]ᵀ δ_ia[p], a (K, O) matrix from P positions, A the activations (for a convolution its patches) and δ the
-back-propagated signals. The pair (A, δ), `Product`, is much smaller than the gradients where P is small, and both inner
-products and projections of G can be had from it. All other parameters (biases, scales, embeddings, a whole `scan`) give
-their gradient itself, `Formed`.
+A dense layer or a convolution meets its kernel in a product: the gradient of output a for sample i
+is G_ia = Σ_p A_i[p]ᵀ δ_ia[p], a (K, O) matrix from P positions, A the activations (for a
+convolution its patches) and δ the back-propagated signals. The pair (A, δ), `Product`, is much
+smaller than the gradients where P is small, and both inner products and projections of G can be had
+from it. All other parameters (biases, scales, embeddings, a whole `scan`) give their gradient
+itself, `Formed`.
 """
 
 import itertools
@@ -52,22 +54,52 @@ class Product(NamedTuple):
     @property
     def is_leaf_matrix(self) -> bool:
         """Whether (K, O) is the leaf itself, seen as a matrix of its last axis and all others."""
-        return self.source.is_same_matrix and self.axes == tuple(range(len(self.axes))) and self.shape[-1] == self.signals.shape[-1]
+        return (
+            self.source.is_same_matrix
+            and self.axes == tuple(range(len(self.axes)))
+            and self.shape[-1] == self.signals.shape[-1]
+        )
 
     def prefers_gram_block(self, num_samples: int) -> bool:
-        """Whether inner products with N samples are cheaper from a Gram block than from gradients."""
-        numbers = num_samples, self.signals.shape[1], self.num_positions, self.activations.shape[2], self.signals.shape[3]
+        """Whether inner products with N samples are cheaper from a Gram block than from
+        gradients.
+        """
+        numbers = (
+            num_samples,
+            self.signals.shape[1],
+            self.num_positions,
+            self.activations.shape[2],
+            self.signals.shape[3],
+        )
         return cost.gram_block(*numbers) < cost.formed_gradient(*numbers)
 
     def gradient(self, leaves: list[Array]) -> Float[Array, "n c ..."]:
         """(n, C, *leaf): 2·C·P·K·O flops a sample."""
-        matrix = jnp.einsum("npk,ncpo->ncko", self.activations, self.signals, precision=_EXACT, preferred_element_type=_wide(self.activations, self.signals))
-        kernel = jnp.moveaxis(matrix.reshape(*matrix.shape[:2], *self.shape), range(2, 2 + len(self.axes)), [2 + axis for axis in self.axes])
+        matrix = jnp.einsum(
+            "npk,ncpo->ncko",
+            self.activations,
+            self.signals,
+            precision=_EXACT,
+            preferred_element_type=_wide(self.activations, self.signals),
+        )
+        kernel = jnp.moveaxis(
+            matrix.reshape(*matrix.shape[:2], *self.shape),
+            range(2, 2 + len(self.axes)),
+            [2 + axis for axis in self.axes],
+        )
         return _to_leaf(self.source, kernel, leaves)
 
     def transposed_matrix(self) -> Float[Array, "n c o k"]:
-        """The gradients in the order that XLA writes without a transposed copy: for inner products, which do not see the order."""
-        return jnp.einsum("npk,ncpo->ncok", self.activations, self.signals, precision=_EXACT, preferred_element_type=_wide(self.activations, self.signals))
+        """The gradients in the order that XLA writes without a transposed copy: for inner products,
+        which do not see the order.
+        """
+        return jnp.einsum(
+            "npk,ncpo->ncok",
+            self.activations,
+            self.signals,
+            precision=_EXACT,
+            preferred_element_type=_wide(self.activations, self.signals),
+        )
 
 
 class Formed(NamedTuple):
@@ -90,9 +122,16 @@ Layer = Product | Formed
 
 
 def layers_of(tap: Tap, leaves: list[Array]) -> list[Layer]:
-    """What a tap says of each parameter it has; a parameter used in several taps has the sum of its gradients."""
+    """What a tap says of each parameter it has; a parameter used in several taps has the sum of its
+    gradients.
+    """
     present = [source for source in tap.sources if source is not None]
-    if tap.equation is not None and len(present) == 1 and leaves[present[0].leaf].size and _is_real(tap):
+    if (
+        tap.equation is not None
+        and len(present) == 1
+        and leaves[present[0].leaf].size
+        and _is_real(tap)
+    ):
         layer = _convolution(tap) or _dense(tap)
         if layer is not None:
             return [layer]
@@ -100,7 +139,11 @@ def layers_of(tap: Tap, leaves: list[Array]) -> list[Layer]:
 
 
 def _is_real(tap: Tap) -> bool:
-    return all(jnp.issubdtype(value.dtype, jnp.floating) for value in (*tap.operands, *tap.signals) if value is not None)
+    return all(
+        jnp.issubdtype(value.dtype, jnp.floating)
+        for value in (*tap.operands, *tap.signals)
+        if value is not None
+    )
 
 
 def _dense(tap: Tap) -> Product | None:
@@ -116,21 +159,50 @@ def _dense(tap: Tap) -> Product | None:
     kernel_free = [axis for axis in range(len(kernel)) if axis not in kernel_contracted]
     free = [axis for axis in range(activation.ndim - 1) if axis not in contracted]
     order = (*kernel_contracted, *kernel_free)
-    num_rows, num_columns = math.prod(kernel[axis] for axis in kernel_contracted), math.prod(kernel[axis] for axis in kernel_free)
-    rows = activation.transpose(0, *(1 + axis for axis in (*free, *contracted))).reshape(len(activation), -1, num_rows)
+    num_rows, num_columns = (
+        math.prod(kernel[axis] for axis in kernel_contracted),
+        math.prod(kernel[axis] for axis in kernel_free),
+    )
+    rows = activation.transpose(0, *(1 + axis for axis in (*free, *contracted))).reshape(
+        len(activation), -1, num_rows
+    )
     if side == 0:  # the kernel's free axes come first in the result
-        signal = jnp.moveaxis(signal, range(2, 2 + len(kernel_free)), range(signal.ndim - len(kernel_free), signal.ndim))
-    return Product(source, rows, signal.reshape(*signal.shape[:2], -1, num_columns), tuple(kernel[axis] for axis in order), order)
+        signal = jnp.moveaxis(
+            signal,
+            range(2, 2 + len(kernel_free)),
+            range(signal.ndim - len(kernel_free), signal.ndim),
+        )
+    return Product(
+        source,
+        rows,
+        signal.reshape(*signal.shape[:2], -1, num_columns),
+        tuple(kernel[axis] for axis in order),
+        order,
+    )
 
 
 def _convolution(tap: Tap) -> Layer | None:
-    """A convolution whose kernel alone is a parameter, without input dilation: what patches can do."""
+    """A convolution whose kernel alone is a parameter, without input dilation: what patches can
+    do.
+    """
     found = jaxprs.convolution(tap.equation)
-    if found is None or tap.sources[1] is None or found.batch_groups != 1 or any(dilation != 1 for dilation in found.input_dilation):
+    if (
+        found is None
+        or tap.sources[1] is None
+        or found.batch_groups != 1
+        or any(dilation != 1 for dilation in found.input_dilation)
+    ):
         return None
     source, kernel = tap.sources[1], jaxprs.shape_of(tap.equation.invars[1])
     signal = tap.signals[0]
-    signal = signal.transpose(0, 1, *(2 + axis for axis in (found.output_axes[0], *found.output_axes[2:], found.output_axes[1])))
+    signal = signal.transpose(
+        0,
+        1,
+        *(
+            2 + axis
+            for axis in (found.output_axes[0], *found.output_axes[2:], found.output_axes[1])
+        ),
+    )
     window = [kernel[axis] for axis in found.kernel_axes[2:]]
     patches = _patches(found, tap.operands[0], window, signal.shape[3:-1])
     order = (*found.kernel_axes[2:], found.kernel_axes[1], found.kernel_axes[0])
@@ -139,21 +211,61 @@ def _convolution(tap: Tap) -> Layer | None:
         rows = patches.reshape(len(patches), -1, math.prod(shape[:-1]))
         return Product(source, rows, signal.reshape(*signal.shape[:2], -1, shape[-1]), shape, order)
     patches = patches.reshape(len(patches), -1, math.prod(window), found.feature_groups, shape[-2])
-    signal = signal.reshape(*signal.shape[:2], -1, found.feature_groups, shape[-1] // found.feature_groups)
-    matrix = jnp.einsum("npwgi,ncpgo->ncwigo", patches, signal, precision=_EXACT, preferred_element_type=_wide(patches, signal))
-    gradient = jnp.moveaxis(matrix.reshape(*matrix.shape[:2], *shape), range(2, 2 + len(order)), [2 + axis for axis in order])
+    signal = signal.reshape(
+        *signal.shape[:2], -1, found.feature_groups, shape[-1] // found.feature_groups
+    )
+    matrix = jnp.einsum(
+        "npwgi,ncpgo->ncwigo",
+        patches,
+        signal,
+        precision=_EXACT,
+        preferred_element_type=_wide(patches, signal),
+    )
+    gradient = jnp.moveaxis(
+        matrix.reshape(*matrix.shape[:2], *shape),
+        range(2, 2 + len(order)),
+        [2 + axis for axis in order],
+    )
     return Formed(source, gradient)
 
 
-def _patches(found: jaxprs.Convolution, activation: Array, window: list[int], positions: tuple[int, ...]) -> Float[Array, "n batch ..."]:
-    """(n, batch, *positions, window, channels): strided slices of the padded activation, one for each kernel position."""
-    activation = activation.transpose(0, *(1 + axis for axis in (found.input_axes[0], *found.input_axes[2:], found.input_axes[1])))
-    padded = jax.lax.pad(activation, jnp.zeros((), activation.dtype), [(0, 0, 0), (0, 0, 0), *((low, high, 0) for low, high in found.padding), (0, 0, 0)])
+def _patches(
+    found: jaxprs.Convolution, activation: Array, window: list[int], positions: tuple[int, ...]
+) -> Float[Array, "n batch ..."]:
+    """(n, batch, *positions, window, channels): strided slices of the padded activation, one for
+    each kernel position.
+    """
+    activation = activation.transpose(
+        0, *(1 + axis for axis in (found.input_axes[0], *found.input_axes[2:], found.input_axes[1]))
+    )
+    padded = jax.lax.pad(
+        activation,
+        jnp.zeros((), activation.dtype),
+        [(0, 0, 0), (0, 0, 0), *((low, high, 0) for low, high in found.padding), (0, 0, 0)],
+    )
     parts = []
     for offset in itertools.product(*map(range, window)):
-        start = [0, 0, *(index * dilation for index, dilation in zip(offset, found.kernel_dilation, strict=True)), 0]
-        stop = [first + (count - 1) * stride + 1 for first, count, stride in zip(start[2:-1], positions, found.strides, strict=True)]
-        parts.append(jax.lax.slice(padded, start, [*padded.shape[:2], *stop, padded.shape[-1]], [1, 1, *found.strides, 1]))
+        start = [
+            0,
+            0,
+            *(
+                index * dilation
+                for index, dilation in zip(offset, found.kernel_dilation, strict=True)
+            ),
+            0,
+        ]
+        stop = [
+            first + (count - 1) * stride + 1
+            for first, count, stride in zip(start[2:-1], positions, found.strides, strict=True)
+        ]
+        parts.append(
+            jax.lax.slice(
+                padded,
+                start,
+                [*padded.shape[:2], *stop, padded.shape[-1]],
+                [1, 1, *found.strides, 1],
+            )
+        )
     return jnp.stack(parts, axis=-2)
 
 
@@ -163,7 +275,10 @@ def _transposed(tap: Tap, present: list[Source], leaves: list[Array]) -> list[La
     def one_sample(operands, signals):
         def local(values):
             given = iter(values)
-            filled = [operand if source is None else source.rearrange(next(given)) for source, operand in zip(tap.sources, operands, strict=True)]
+            filled = [
+                operand if source is None else source.rearrange(next(given))
+                for source, operand in zip(tap.sources, operands, strict=True)
+            ]
             results = filled if tap.equation is None else jaxprs.bind(tap.equation, filled)
             return [result for result in results if has_gradients(result)]
 
@@ -171,10 +286,15 @@ def _transposed(tap: Tap, present: list[Source], leaves: list[Array]) -> list[La
         return jax.vmap(pullback)(signals)[0]
 
     gradients = jax.vmap(one_sample)(tap.operands, tap.signals)
-    return [Formed(leaf_itself(source.leaf), gradient) for source, gradient in zip(present, gradients, strict=True)]
+    return [
+        Formed(leaf_itself(source.leaf), gradient)
+        for source, gradient in zip(present, gradients, strict=True)
+    ]
 
 
-def _to_leaf(source: Source, gradient: Float[Array, "n c ..."], leaves: list[Array]) -> Float[Array, "n c ..."]:
+def _to_leaf(
+    source: Source, gradient: Float[Array, "n c ..."], leaves: list[Array]
+) -> Float[Array, "n c ..."]:
     """The gradient of the leaf from that of the rearranged leaf."""
     leaf = leaves[source.leaf]
     if source.is_same_matrix:

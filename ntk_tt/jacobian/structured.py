@@ -1,4 +1,6 @@
-"""The Jacobian of all outputs from activations and back-propagated signals, for any JAX function."""
+"""The Jacobian of all outputs from activations and back-propagated signals, for any JAX
+function.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -9,26 +11,39 @@ from ntk_tt.jacobian.taps import Apply, backpropagate, leaf_itself
 
 
 def layers(apply: Apply, params: PyTree, inputs: Float[Array, "n ..."]) -> list[Layer]:
-    """All that the gradients of a block of samples are made of, at least one; a leaf's gradient is the sum over its layers."""
+    """All that the gradients of a block of samples are made of, at least one; a leaf's gradient is
+    the sum over its layers.
+    """
     return outputs_and_layers(apply, params, inputs)[1]
 
 
-def outputs_and_layers(apply: Apply, params: PyTree, inputs: Float[Array, "n ..."]) -> tuple[Float[Array, "n c"], list[Layer]]:
+def outputs_and_layers(
+    apply: Apply, params: PyTree, inputs: Float[Array, "n ..."]
+) -> tuple[Float[Array, "n c"], list[Layer]]:
     """The outputs of a block of samples, each computed alone, and `layers`."""
     leaves = jax.tree.leaves(params)
     outputs, taps = backpropagate(apply, params, inputs)
     found: list[Layer] = [layer for tap in taps for layer in layers_of(tap, leaves)]
     if not found:  # a function of none of its parameters
         index = min(range(len(leaves)), key=lambda index: leaves[index].size)
-        found = [Formed(leaf_itself(index), jnp.zeros((*outputs.shape, *leaves[index].shape), leaves[index].dtype))]
+        found = [
+            Formed(
+                leaf_itself(index),
+                jnp.zeros((*outputs.shape, *leaves[index].shape), leaves[index].dtype),
+            )
+        ]
     return outputs, found
 
 
-def structured_jacobian(apply: Apply, params: PyTree, inputs: Float[Array, "n ..."]) -> PyTree[Float[Array, "n c ..."]]:
-    """J of a block of samples: a tree like `params`, leaves (n, C, *shape). Equals `jacobian_block`, faster.
+def structured_jacobian(
+    apply: Apply, params: PyTree, inputs: Float[Array, "n ..."]
+) -> PyTree[Float[Array, "n c ..."]]:
+    """J of a block of samples: a tree like `params`, leaves (n, C, *shape). Equals
+    `jacobian_block`, faster.
 
-    One forward pass and C backward passes through activations only, then 2·C·(parameters × positions) flops a sample
-    for the gradients. Memory: the activations and signals of the block, and the gradients themselves.
+    One forward pass and C backward passes through activations only, then 2·C·(parameters ×
+    positions) flops a sample for the gradients. Memory: the activations and signals of the block,
+    and the gradients themselves.
     """
     leaves, tree = jax.tree.flatten(params)
     gradients: list[Array | None] = [None] * len(leaves)
@@ -37,6 +52,12 @@ def structured_jacobian(apply: Apply, params: PyTree, inputs: Float[Array, "n ..
         gradient, index = layer.gradient(leaves), layer.source.leaf
         so_far = gradients[index]
         gradients[index] = gradient if so_far is None else so_far + gradient
-    return jax.tree.unflatten(tree, [
-        jnp.zeros((*found[0].rows, *leaf.shape), leaf.dtype) if gradient is None else gradient.astype(leaf.dtype)
-        for leaf, gradient in zip(leaves, gradients, strict=True)])
+    return jax.tree.unflatten(
+        tree,
+        [
+            jnp.zeros((*found[0].rows, *leaf.shape), leaf.dtype)
+            if gradient is None
+            else gradient.astype(leaf.dtype)
+            for leaf, gradient in zip(leaves, gradients, strict=True)
+        ],
+    )

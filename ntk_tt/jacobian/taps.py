@@ -1,13 +1,15 @@
-"""Where parameters meet activations: the operands and back-propagated signals of every such place, for any JAX function.
+"""Where parameters meet activations: the operands and back-propagated signals of every such place,
+for any JAX function.
 
-The network is traced once to a jaxpr. Every equation that takes a parameter (or a reshaped, transposed, broadcast or
-cast one) gets a zero perturbation added to its result, a *tap*. One forward pass keeps the taps' other operands, and one
-pullback for each output, mapped together, gives the signals δ = ∂f/∂tap: backward passes through activations only, no
-weight gradient is formed. The gradient of a parameter is the sum over its taps of the equation's own transpose applied
+The network is traced once to a jaxpr. Every equation that takes a parameter (or a reshaped,
+transposed, broadcast or cast one) gets a zero perturbation added to its result, a *tap*. One
+forward pass keeps the taps' other operands, and one pullback for each output, mapped together,
+gives the signals δ = ∂f/∂tap: backward passes through activations only, no weight gradient is
+formed. The gradient of a parameter is the sum over its taps of the equation's own transpose applied
 to δ (`ntk_tt.layers`).
 
-That is the chain rule and nothing else, so shared parameters, complex numbers, `custom_jvp`, `scan`, `remat` (taps of a whole equation) and
-primitives unknown to this package come out right.
+That is the chain rule and nothing else, so shared parameters, complex numbers, `custom_jvp`,
+`scan`, `remat` (taps of a whole equation) and primitives unknown to this package come out right.
 """
 
 from collections.abc import Callable
@@ -28,8 +30,10 @@ class Source(NamedTuple):
     Attributes:
         leaf: its index in the flattened parameters.
         rearrange: from the leaf to the operand.
-        keeps_inner_products: whether gradients of the operand have the inner products of gradients of the leaf.
-        is_same_matrix: whether operand and leaf are the same matrix of the last axis and all others.
+        keeps_inner_products: whether gradients of the operand have the inner products of gradients
+            of the leaf.
+        is_same_matrix: whether operand and leaf are the same matrix of the last axis and all
+            others.
     """
 
     leaf: int
@@ -64,13 +68,20 @@ def has_gradients(value: Any) -> bool:
     return jnp.issubdtype(value.dtype, jnp.inexact)
 
 
-def backpropagate(apply: Apply, params: PyTree, inputs: Float[Array, "n ..."]) -> tuple[Float[Array, "n c"], list[Tap]]:
+def backpropagate(
+    apply: Apply, params: PyTree, inputs: Float[Array, "n ..."]
+) -> tuple[Float[Array, "n c"], list[Tap]]:
     """The outputs of a block of samples, each computed alone, and the taps.
 
-    Costs one forward pass and C backward passes through activations; holds the block's activations and signals.
+    Costs one forward pass and C backward passes through activations; holds the block's activations
+    and signals.
     """
     leaves, tree = jax.tree.flatten(params)
-    closed = jaxprs.trace(lambda leaves, x: apply(jax.tree.unflatten(tree, leaves), x[None]).reshape(-1), leaves, inputs[0])
+    closed = jaxprs.trace(
+        lambda leaves, x: apply(jax.tree.unflatten(tree, leaves), x[None]).reshape(-1),
+        leaves,
+        inputs[0],
+    )
     shapes = _result_shapes(closed, leaves, inputs[0])
     recorded: list[Tap] = []
 
@@ -87,17 +98,25 @@ def backpropagate(apply: Apply, params: PyTree, inputs: Float[Array, "n ..."]) -
         return logits, operands, signals
 
     outputs, operands, signals = jax.vmap(one_sample)(inputs)
-    return outputs, [tap._replace(operands=values, signals=signal) for tap, values, signal in zip(recorded, operands, signals, strict=True)]
+    return outputs, [
+        tap._replace(operands=values, signals=signal)
+        for tap, values, signal in zip(recorded, operands, signals, strict=True)
+    ]
 
 
 def _result_shapes(closed, leaves, x) -> list[list[jax.ShapeDtypeStruct]]:
-    """The shapes of each tap's results that have gradients, found by running the recorder abstractly without perturbations."""
+    """The shapes of each tap's results that have gradients, found by running the recorder
+    abstractly without perturbations.
+    """
     found = []
 
     def run(leaves, x):
         recorder = _Recorder(leaves, None)
         logits = recorder.run(closed, x)
-        found.extend([jax.ShapeDtypeStruct(result.shape, result.dtype) for result in tap.signals] for tap in recorder.taps)
+        found.extend(
+            [jax.ShapeDtypeStruct(result.shape, result.dtype) for result in tap.signals]
+            for tap in recorder.taps
+        )
         return logits
 
     jax.eval_shape(run, leaves, x)
@@ -105,7 +124,8 @@ def _result_shapes(closed, leaves, x) -> list[list[jax.ShapeDtypeStruct]]:
 
 
 class _Recorder:
-    """Evaluates a jaxpr of one sample; adds the perturbations to the taps' results and keeps the taps.
+    """Evaluates a jaxpr of one sample; adds the perturbations to the taps' results and keeps the
+    taps.
 
     Until the signals are known a tap holds its own results in their place.
     """
@@ -129,24 +149,43 @@ class _Recorder:
                 return jaxprs.bind(equation, operands)
             if jaxprs.rearranges(equation):
                 return [_rearranged(equation, source)]
-            return self._tap(equation, operands) if inner is None else self._evaluate(inner.jaxpr, inner.consts, operands)
+            return (
+                self._tap(equation, operands)
+                if inner is None
+                else self._evaluate(inner.jaxpr, inner.consts, operands)
+            )
 
         return jaxprs.evaluate(jaxpr, consts, arguments, run)
 
     def _tap(self, equation, operands: list) -> list[Array]:
         sources = tuple(operand if isinstance(operand, Source) else None for operand in operands)
-        values = [source.rearrange(self.leaves[source.leaf]) if source else operand for source, operand in zip(sources, operands, strict=True)]
+        values = [
+            source.rearrange(self.leaves[source.leaf]) if source else operand
+            for source, operand in zip(sources, operands, strict=True)
+        ]
         results = values if equation is None else jaxprs.bind(equation, values)
         if any(map(has_gradients, results)):
             if self.perturbations is not None:
                 perturbation = iter(self.perturbations[len(self.taps)])
-                results = [result + next(perturbation) if has_gradients(result) else result for result in results]
-            rest = tuple(None if source else value for source, value in zip(sources, values, strict=True))
-            self.taps.append(Tap(equation, sources, rest, [result for result in results if has_gradients(result)]))
+                results = [
+                    result + next(perturbation) if has_gradients(result) else result
+                    for result in results
+                ]
+            rest = tuple(
+                None if source else value for source, value in zip(sources, values, strict=True)
+            )
+            self.taps.append(
+                Tap(
+                    equation, sources, rest, [result for result in results if has_gradients(result)]
+                )
+            )
         return results
 
 
 def _rearranged(equation, source: Source) -> Source:
-    return Source(source.leaf, lambda leaf: jaxprs.bind(equation, [source.rearrange(leaf)])[0],
-                  source.keeps_inner_products and jaxprs.keeps_inner_products(equation),
-                  source.is_same_matrix and jaxprs.keeps_matrix(equation))
+    return Source(
+        source.leaf,
+        lambda leaf: jaxprs.bind(equation, [source.rearrange(leaf)])[0],
+        source.keeps_inner_products and jaxprs.keeps_inner_products(equation),
+        source.is_same_matrix and jaxprs.keeps_matrix(equation),
+    )

@@ -14,7 +14,14 @@ from jaxtyping import Array, Float, PyTree
 
 from ntk_tt.features.compute import JacobianPath, check_path
 from ntk_tt.jacobian.layers import Product
-from ntk_tt.jacobian.network import Apply, blocks, check_features, check_network, jacobian_block, working_type
+from ntk_tt.jacobian.network import (
+    Apply,
+    blocks,
+    check_features,
+    check_network,
+    jacobian_block,
+    working_type,
+)
 from ntk_tt.jacobian.self_check import check_pass
 from ntk_tt.jacobian.structured import layers
 from ntk_tt.runtime.memory import available_bytes, refuse
@@ -27,8 +34,16 @@ _GRAM_BYTES = 256 << 20
 _SMALL = 4096  # numbers of a gradient
 
 
-def empirical_ntk(apply: Apply, params: PyTree, x1: Float[Array | np.ndarray, "n1 ..."], x2: Float[Array | np.ndarray, "n2 ..."] | None = None, *,
-                  path: JacobianPath = "structured", block_size: int | None = None, progress: Progress = silent) -> Float[Array, "n1 c n2 c"]:
+def empirical_ntk(
+    apply: Apply,
+    params: PyTree,
+    x1: Float[Array | np.ndarray, "n1 ..."],
+    x2: Float[Array | np.ndarray, "n2 ..."] | None = None,
+    *,
+    path: JacobianPath = "structured",
+    block_size: int | None = None,
+    progress: Progress = silent,
+) -> Float[Array, "n1 c n2 c"]:
     """Θ[i, a, j, b] = ∂f_a(x1ᵢ)/∂w · ∂f_b(x2ⱼ)/∂w, exact.
 
     Args:
@@ -36,19 +51,21 @@ def empirical_ntk(apply: Apply, params: PyTree, x1: Float[Array | np.ndarray, "n
         params: w₀.
         x1, x2: (N1, ...) and (N2, ...); x2 = None means x1, and uses the symmetry.
         path: see `jacobian_features`.
-        block_size: samples whose gradients (or factors of them) are held at a time; None holds what 1 GiB does.
-            Results agree to rounding.
+        block_size: samples whose gradients (or factors of them) are held at a time; None holds what
+            1 GiB does. Results agree to rounding.
         progress: called as `progress(done, total)` in units of blocks.
 
     Returns:
-        (N1, C, N2, C) in the dtype of the parameters, float32 at least; positive semi-definite as (N1·C, N1·C) where x2 is None.
+        (N1, C, N2, C) in the dtype of the parameters, float32 at least; positive semi-definite as
+        (N1·C, N1·C) where x2 is None.
 
     Raises:
         ValueError: NaN in inputs or weights, or an `apply` of another form.
 
-    Cost: C backward passes a sample, and for each layer the cheaper of two ways (`ntk_tt.cost`): its gradients formed
-    and multiplied, 2·K·O·N1·C·N2·C flops, or a Gram block of its activations and signals, whose cost does not depend on
-    the size of the kernel. What does not fit into a strip is recomputed for each of the strips. Memory: Θ and two strips.
+    Cost: C backward passes a sample, and for each layer the cheaper of two ways (`ntk_tt.cost`):
+    its gradients formed and multiplied, 2·K·O·N1·C·N2·C flops, or a Gram block of its activations
+    and signals, whose cost does not depend on the size of the kernel. What does not fit into a
+    strip is recomputed for each of the strips. Memory: Θ and two strips.
     """
     check_path(path)
     num_outputs = check_network(apply, params, x1)
@@ -61,27 +78,47 @@ def empirical_ntk(apply: Apply, params: PyTree, x1: Float[Array | np.ndarray, "n
     for samples in (x1,) if x2 is None else (x1, x2):
         check_pass(apply, params, samples, path=path)
     parts = partial(_parts, apply, path, max(len(x1), len(columns)))
-    shapes = jax.eval_shape(parts, params, jax.ShapeDtypeStruct((1, *np.shape(x1)[1:]), jnp.asarray(x1[:1]).dtype))
-    size = block_size or max(1, STRIP_BYTES // sum(shape.size * shape.dtype.itemsize for shape in jax.tree.leaves(shapes)))
+    shapes = jax.eval_shape(
+        parts, params, jax.ShapeDtypeStruct((1, *np.shape(x1)[1:]), jnp.asarray(x1[:1]).dtype)
+    )
+    size = block_size or max(
+        1,
+        STRIP_BYTES // sum(shape.size * shape.dtype.itemsize for shape in jax.tree.leaves(shapes)),
+    )
     tile = _tile_samples(shapes, num_outputs)
 
     def gradients(inputs, block: slice):
-        """The parts of a tile, its activations and signals in memory for a few samples at a time."""
+        """The parts of a tile, its activations and signals in memory for a few samples at a
+        time.
+        """
         length = block.stop - block.start
-        found = [parts(params, jnp.asarray(inputs[each.start + block.start : each.stop + block.start])) for each in _even_blocks(length, _BLOCK)]
+        found = [
+            parts(params, jnp.asarray(inputs[each.start + block.start : each.stop + block.start]))
+            for each in _even_blocks(length, _BLOCK)
+        ]
         return found[0] if len(found) == 1 else _joined(found, length)
 
     needed, usable = len(x1) * len(columns) * num_outputs**2 * dtype.itemsize, available_bytes()
     if needed > usable:
-        refuse(f"Θ of {len(x1)} × {len(columns)} samples and {num_outputs} outputs", needed, usable, "take fewer samples, or features (jacobian_features), whose products need no Θ")
-    ntk = _aligned((len(x1), num_outputs, len(columns), num_outputs), dtype)  # every number is written
+        refuse(
+            f"Θ of {len(x1)} × {len(columns)} samples and {num_outputs} outputs",
+            needed,
+            usable,
+            "take fewer samples, or features (jacobian_features), whose products need no Θ",
+        )
+    # every number is written
+    ntk = _aligned((len(x1), num_outputs, len(columns), num_outputs), dtype)
     rows, others = _strips(len(x1), size, tile), _strips(len(columns), size, tile)
-    pairs = [(i, j) for i in range(len(rows)) for j in range(len(others)) if x2 is not None or j <= i]
+    pairs = [
+        (i, j) for i in range(len(rows)) for j in range(len(others)) if x2 is not None or j <= i
+    ]
     current, strip = -1, []
     for done, (i, j) in enumerate(pairs, 1):
         if i != current:
             current, strip = i, [gradients(x1, block) for block in rows[i]]
-        other = strip if x2 is None and i == j else [gradients(columns, block) for block in others[j]]
+        other = (
+            strip if x2 is None and i == j else [gradients(columns, block) for block in others[j]]
+        )
         for k, block in enumerate(rows[i]):
             for m, across in enumerate(others[j]):
                 if other is strip and m > k:
@@ -97,7 +134,9 @@ def empirical_ntk(apply: Apply, params: PyTree, x1: Float[Array | np.ndarray, "n
 
 
 def _even_blocks(num_samples: int, size: int) -> list[slice]:
-    """Slices of one length, at most `size`, that cover the samples; the last may overlap its neighbour, so that all compile once."""
+    """Slices of one length, at most `size`, that cover the samples; the last may overlap its
+    neighbour, so that all compile once.
+    """
     length = -(-num_samples // -(-num_samples // min(size, num_samples)))
     starts = [min(block.start, num_samples - length) for block in blocks(num_samples, length)]
     return [slice(start, start + length) for start in starts]
@@ -111,15 +150,25 @@ def _strips(num_samples: int, size: int, tile: int) -> list[list[slice]]:
 
 
 class _Factors(eqx.Module):
-    """A kernel as activations (P, n, K) and signals (P, n, C, O): positions first, so that a Gram block sums over the outermost axes."""
+    """A kernel as activations (P, n, K) and signals (P, n, C, O): positions first, so that a Gram
+    block sums over the outermost axes.
+    """
 
     activations: Float[Array, "p n k"]
     signals: Float[Array, "p n c o"]
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
-def _parts(apply: Apply, path: JacobianPath, num_samples: int, params: PyTree, inputs: Float[Array, "n ..."]) -> tuple[list[_Factors], list[Float[Array, "n c s"]]]:
-    """All that the inner products of a block's gradients need: factors where a Gram block is cheaper, else gradients."""
+def _parts(
+    apply: Apply,
+    path: JacobianPath,
+    num_samples: int,
+    params: PyTree,
+    inputs: Float[Array, "n ..."],
+) -> tuple[list[_Factors], list[Float[Array, "n c s"]]]:
+    """All that the inner products of a block's gradients need: factors where a Gram block is
+    cheaper, else gradients.
+    """
     leaves = jax.tree.leaves(params)
     if path == "plain":
         return [], [_flat(leaf) for leaf in jax.tree.leaves(jacobian_block(apply, params, inputs))]
@@ -131,7 +180,9 @@ def _parts(apply: Apply, path: JacobianPath, num_samples: int, params: PyTree, i
         index = layer.source.leaf
         if isinstance(layer, Product) and used[index] == 1 and layer.source.keeps_inner_products:
             if layer.prefers_gram_block(num_samples):
-                factors.append(_Factors(layer.activations.swapaxes(0, 1), jnp.moveaxis(layer.signals, 2, 0)))
+                factors.append(
+                    _Factors(layer.activations.swapaxes(0, 1), jnp.moveaxis(layer.signals, 2, 0))
+                )
             else:
                 gradients[index] = _flat(layer.transposed_matrix())
         else:
@@ -148,14 +199,19 @@ def _merged(gradients: list[Float[Array, "n c _"]]) -> list[Float[Array, "n c _"
 
 
 def _flat(gradient: Float[Array, "n c ..."]) -> Float[Array, "n c s"]:
-    return gradient.reshape(*gradient.shape[:2], math.prod(gradient.shape[2:]))  # no -1: a parameter may have no numbers
+    # no -1: a parameter may have no numbers
+    return gradient.reshape(*gradient.shape[:2], math.prod(gradient.shape[2:]))
 
 
 def _tile_samples(shapes, num_outputs: int) -> int:
-    """Samples of a tile: some hundred rows make products run at their peak, and a Gram block's (P·n·C)² numbers stay below `_GRAM_BYTES`."""
+    """Samples of a tile: some hundred rows make products run at their peak, and a Gram block's
+    (P·n·C)² numbers stay below `_GRAM_BYTES`.
+    """
     factors, rows = shapes
     most = max((factor.signals.shape[0] for factor in factors), default=1)
-    limit = int((_GRAM_BYTES / rows[0].dtype.itemsize if rows else _GRAM_BYTES / 4) ** 0.5) // (most * num_outputs)
+    limit = int((_GRAM_BYTES / rows[0].dtype.itemsize if rows else _GRAM_BYTES / 4) ** 0.5) // (
+        most * num_outputs
+    )
     return max(1, min(limit, -(-_TILE_ROWS // num_outputs)))
 
 
@@ -166,9 +222,14 @@ def _joined(found, length: int):
 
     def join(*arrays, axis):
         *whole, last = arrays
-        return jnp.concatenate([*whole, jax.lax.slice_in_dim(last, repeated, last.shape[axis], axis=axis)], axis)
+        return jnp.concatenate(
+            [*whole, jax.lax.slice_in_dim(last, repeated, last.shape[axis], axis=axis)], axis
+        )
 
-    return tuple(jax.tree.map(partial(join, axis=axis), *(part[kind] for part in found)) for kind, axis in ((0, 1), (1, 0)))
+    return tuple(
+        jax.tree.map(partial(join, axis=axis), *(part[kind] for part in found))
+        for kind, axis in ((0, 1), (1, 0))
+    )
 
 
 def _num_samples(parts) -> int:
@@ -190,13 +251,20 @@ def _gram(one, other) -> Float[Array, "n1 c n2 c"]:
 
 
 def _inner(equation: str, one: Array, other: Array) -> Array:
-    return jnp.einsum(equation, one, other, precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.promote_types(one.dtype, jnp.float32))
+    return jnp.einsum(
+        equation,
+        one,
+        other,
+        precision=jax.lax.Precision.HIGHEST,
+        preferred_element_type=jnp.promote_types(one.dtype, jnp.float32),
+    )
 
 
 def ntk_from_features(features: Float[Array, "n c d"]) -> Float[Array, "nc nc"]:
     """ΦΦᵀ, the unbiased estimate of Θ, as a matrix over (sample, output) pairs.
 
-    One triangle, then mirrored: little more than (N·C)²·D' flops, half of a plain product, and no memory but the result's.
+    One triangle, then mirrored: little more than (N·C)²·D' flops, half of a plain product, and no
+    memory but the result's.
     """
     return _product_with_itself(features, (features.shape[0] * features.shape[1],) * 2)
 
@@ -206,11 +274,18 @@ def ntk_tensor_from_features(features: Float[Array, "n c d"]) -> Float[Array, "n
     return _product_with_itself(features, features.shape[:2] * 2)
 
 
-def _product_with_itself(features: Float[Array, "n c d"], shape: tuple[int, ...]) -> Float[Array, "..."]:
-    if isinstance(features, Tracer) or jax.default_backend() != "cpu" or features.dtype not in (jnp.float32, jnp.float64):
+def _product_with_itself(
+    features: Float[Array, "n c d"], shape: tuple[int, ...]
+) -> Float[Array, "..."]:
+    if (
+        isinstance(features, Tracer)
+        or jax.default_backend() != "cpu"
+        or features.dtype not in (jnp.float32, jnp.float64)
+    ):
         return _reshape(_symmetric_product(features), shape)
     rows = np.asarray(features).reshape(-1, features.shape[-1])  # a view: JAX would copy
-    product = np.matmul(rows, rows.T, out=_aligned((len(rows), len(rows)), rows.dtype))  # BLAS has this product of a matrix with itself
+    # BLAS has this product of a matrix with itself
+    product = np.matmul(rows, rows.T, out=_aligned((len(rows), len(rows)), rows.dtype))
     return jax.device_put(product.reshape(shape))
 
 
@@ -220,7 +295,9 @@ def _reshape(array, shape: tuple[int, ...]):
 
 
 def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """Memory that JAX takes as it is on a CPU, without a copy: it begins at a multiple of 64 bytes."""
+    """Memory that JAX takes as it is on a CPU, without a copy: it begins at a multiple of 64
+    bytes.
+    """
     size = math.prod(shape) * dtype.itemsize
     raw = np.empty(size + 64, np.uint8)
     start = -raw.ctypes.data % 64
@@ -228,7 +305,9 @@ def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 
 
 def _symmetric_product(features: Float[Array, "n c d"]) -> Float[Array, "nc nc"]:
-    """Tiles of the lower triangle, each written twice in place: the rows of two strips are held beside the result."""
+    """Tiles of the lower triangle, each written twice in place: the rows of two strips are held
+    beside the result.
+    """
     num_samples, num_outputs = features.shape[:2]
     strips = _even_blocks(num_samples, max(-(-256 // num_outputs), -(-num_samples // 8)))
     total = jnp.zeros((num_samples * num_outputs,) * 2, features.dtype)
@@ -239,7 +318,17 @@ def _symmetric_product(features: Float[Array, "n c d"]) -> Float[Array, "nc nc"]
 
 
 @partial(jax.jit, donate_argnums=0, static_argnums=4)
-def _place_tile(total: Float[Array, "nc nc"], features: Float[Array, "n c d"], start, other, size: int) -> Float[Array, "nc nc"]:
-    one, two = (jax.lax.dynamic_slice_in_dim(features, first, size).reshape(-1, features.shape[-1]) for first in (start, other))
-    tile, corner = _inner("is,js->ij", one, two).astype(total.dtype), (start * features.shape[1], other * features.shape[1])
-    return jax.lax.dynamic_update_slice(jax.lax.dynamic_update_slice(total, tile, corner), tile.T, corner[::-1])
+def _place_tile(
+    total: Float[Array, "nc nc"], features: Float[Array, "n c d"], start, other, size: int
+) -> Float[Array, "nc nc"]:
+    one, two = (
+        jax.lax.dynamic_slice_in_dim(features, first, size).reshape(-1, features.shape[-1])
+        for first in (start, other)
+    )
+    tile, corner = (
+        _inner("is,js->ij", one, two).astype(total.dtype),
+        (start * features.shape[1], other * features.shape[1]),
+    )
+    return jax.lax.dynamic_update_slice(
+        jax.lax.dynamic_update_slice(total, tile, corner), tile.T, corner[::-1]
+    )

@@ -12,7 +12,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 Indices = Int[Array | np.ndarray, " b"]
-# Of which samples, and how several states change their logits (S, b, C) -> the residuals there, or None where nothing is pulled.
+# Of which samples, and how several states change their logits (S, b, C) -> the residuals there, or
+# None where nothing is pulled.
 Respond = Callable[[slice | Indices, Float[Array, "s b c"]], Float[Array, "s b c"] | None]
 
 _ROW_BYTES = 64 << 20  # of rows that are gathered, or of products of a sample's rows, at a time
@@ -63,7 +64,8 @@ class AbstractKernel(eqx.Module):
         return self.push(self.pull(vectors))
 
     def sweep(self, states: Array, respond: Respond, indices: Indices | None = None) -> Array:
-        """States of Jᵀ g with g = respond(samples, J u), of several stacked states (S, …) in one pass over the features.
+        """States of Jᵀ g with g = respond(samples, J u), of several stacked states (S, …) in one
+        pass over the features.
 
         Args:
             states: stacked.
@@ -74,11 +76,17 @@ class AbstractKernel(eqx.Module):
             residuals = respond(slice(None), jax.vmap(self.push)(states))
             return jnp.zeros_like(states) if residuals is None else jax.vmap(self.pull)(residuals)
         residuals = respond(indices, jax.vmap(lambda state: self.push_rows(state, indices))(states))
-        return jnp.zeros_like(states) if residuals is None else jax.vmap(lambda g: self.pull_rows(g, indices))(residuals)
+        return (
+            jnp.zeros_like(states)
+            if residuals is None
+            else jax.vmap(lambda g: self.pull_rows(g, indices))(residuals)
+        )
 
 
 class PrimalKernel(AbstractKernel):
-    """State h ∈ R^{D'} with J u = Φ h. Memory N·C·D', linear in N; each product costs 2·N·C·D' flops."""
+    """State h ∈ R^{D'} with J u = Φ h. Memory N·C·D', linear in N; each product costs 2·N·C·D'
+    flops.
+    """
 
     features: Float[Array, "n c d"]
 
@@ -99,7 +107,12 @@ class PrimalKernel(AbstractKernel):
         return jnp.tensordot(residuals, self.features, 2)
 
     def pull_rows(self, residuals: Float[Array, "b c"], indices: Indices) -> Float[Array, " d"]:
-        return sum_of_rows(lambda rows, weights: jnp.tensordot(weights, self.features[rows], 2), indices, residuals, self.features)
+        return sum_of_rows(
+            lambda rows, weights: jnp.tensordot(weights, self.features[rows], 2),
+            indices,
+            residuals,
+            self.features,
+        )
 
     def diagonal_blocks(self) -> Float[Array, "n c c"]:
         def of_samples(rows):
@@ -131,7 +144,12 @@ class DualKernel(AbstractKernel):
         return jnp.tensordot(residuals, self.ntk, 2)
 
     def pull_rows(self, residuals: Float[Array, "b c"], indices: Indices) -> Float[Array, "n c"]:
-        return sum_of_rows(lambda rows, weights: jnp.tensordot(weights, self.ntk[rows], 2), indices, residuals, self.ntk)
+        return sum_of_rows(
+            lambda rows, weights: jnp.tensordot(weights, self.ntk[rows], 2),
+            indices,
+            residuals,
+            self.ntk,
+        )
 
     def diagonal_blocks(self) -> Float[Array, "n c c"]:
         return jnp.einsum("iaib->iab", self.ntk)
@@ -140,9 +158,10 @@ class DualKernel(AbstractKernel):
 class ContrastKernel(AbstractKernel):
     """Θ as softmax cross-entropy sees it, from C−1 outputs a sample instead of C.
 
-    Every residual softmax(f) − y sums to zero over the outputs, and so does every change of the loss with the logits: the
-    common direction of a sample's logits matters nowhere. With Q (C, C−1) an orthonormal basis of the rest, the inner
-    kernel is that of the contrasts f Q, and `push` gives the logits up to a constant a sample.
+    Every residual softmax(f) − y sums to zero over the outputs, and so does every change of the
+    loss with the logits: the common direction of a sample's logits matters nowhere. With Q (C, C−1)
+    an orthonormal basis of the rest, the inner kernel is that of the contrasts f Q, and `push`
+    gives the logits up to a constant a sample.
     """
 
     inner: AbstractKernel
@@ -191,7 +210,9 @@ def contrast_basis(num_outputs: int, dtype=jnp.float32) -> Float[Array, "c k"]:
 
 
 def of_rows(function: Callable[[Indices], Array], indices: Indices, *like: Any) -> Array:
-    """`function(indices)`, an array over the indices, for as many of them at a time as hold `_ROW_BYTES` of these arrays' rows."""
+    """`function(indices)`, an array over the indices, for as many of them at a time as hold
+    `_ROW_BYTES` of these arrays' rows.
+    """
     size = _rows_at_a_time(*like)
     if len(indices) <= size:
         return function(indices)
@@ -199,26 +220,46 @@ def of_rows(function: Callable[[Indices], Array], indices: Indices, *like: Any) 
     return found.reshape(-1, *found.shape[2:])[: len(indices)]
 
 
-def sum_of_rows(function: Callable[[Indices, Array], Any], indices: Indices, weights: Float[Array, "b _"], *like: Any) -> Any:
-    """`function(indices, weights)`, a sum over the indices that is linear in the weights, for as many at a time as `of_rows` takes."""
+def sum_of_rows(
+    function: Callable[[Indices, Array], Any],
+    indices: Indices,
+    weights: Float[Array, "b _"],
+    *like: Any,
+) -> Any:
+    """`function(indices, weights)`, a sum over the indices that is linear in the weights, for as
+    many at a time as `of_rows` takes.
+    """
     size = _rows_at_a_time(*like)
     if len(indices) <= size:
         return function(indices, weights)
-    parts = _even_parts(indices, size), _even_parts(weights, size)  # what fills the last part up has no weight
+    # what fills the last part up has no weight
+    parts = (
+        _even_parts(indices, size),
+        _even_parts(weights, size),
+    )
 
     def add(total, part):
         return jax.tree.map(jnp.add, total, function(*part)), None
 
-    zero = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), jax.eval_shape(function, *(part[0] for part in parts)))
+    zero = jax.tree.map(
+        lambda shape: jnp.zeros(shape.shape, shape.dtype),
+        jax.eval_shape(function, *(part[0] for part in parts)),
+    )
     return jax.lax.scan(add, zero, parts)[0]
 
 
 def _rows_at_a_time(*like: Any) -> int:
-    return max(1, _ROW_BYTES // max(1, sum(math.prod(array.shape[1:]) * array.dtype.itemsize for array in like)))
+    return max(
+        1,
+        _ROW_BYTES
+        // max(1, sum(math.prod(array.shape[1:]) * array.dtype.itemsize for array in like)),
+    )
 
 
 def _even_parts(array: Array | np.ndarray, size: int) -> Array:
     """The array in parts of one length, at most `size`; the last is filled up with zeros."""
     count = -(-len(array) // size)
     length = -(-len(array) // count)
-    return jnp.pad(jnp.asarray(array), [(0, count * length - len(array)), *[(0, 0)] * (array.ndim - 1)]).reshape(count, length, *array.shape[1:])
+    return jnp.pad(
+        jnp.asarray(array), [(0, count * length - len(array)), *[(0, 0)] * (array.ndim - 1)]
+    ).reshape(count, length, *array.shape[1:])

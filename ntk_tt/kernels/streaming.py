@@ -19,15 +19,18 @@ from ntk_tt.kernels.operators import AbstractKernel, Indices, Respond
 class StreamedKernel(AbstractKernel):
     """State h ∈ R^{D'} with J u = Φ h, as `PrimalKernel`, with Φ read from a store block by block.
 
-    Each full product is a loop over blocks around jitted products with one block, so it cannot be traced: `replay`,
-    `replay_many`, the learning rates and the verdict work with it, whatever runs inside `jit` refuses it. For the contrasts
-    of softmax cross-entropy, store their features and wrap this in a `ContrastKernel`.
+    Each full product is a loop over blocks around jitted products with one block, so it cannot be
+    traced: `replay`, `replay_many`, the learning rates and the verdict work with it, whatever runs
+    inside `jit` refuses it. For the contrasts of softmax cross-entropy, store their features and
+    wrap this in a `ContrastKernel`.
 
-    Memory: `memory_bytes` and one block; the next one is read meanwhile, by a thread, into the page cache (on a CPU,
-    blocks are used there, without a copy). Blocks of half precision are converted to single precision, one at a time.
+    Memory: `memory_bytes` and one block; the next one is read meanwhile, by a thread, into the page
+    cache (on a CPU, blocks are used there, without a copy). Blocks of half precision are converted
+    to single precision, one at a time.
 
-    Cost: a full product, or `sweep`, reads what is not resident once; the flops are those of `PrimalKernel`. The rows of
-    a mini-batch are read alone, and cost least where blocks are not much smaller than a few megabytes.
+    Cost: a full product, or `sweep`, reads what is not resident once; the flops are those of
+    `PrimalKernel`. The rows of a mini-batch are read alone, and cost least where blocks are not
+    much smaller than a few megabytes.
 
     Attributes:
         store: the features.
@@ -42,7 +45,8 @@ class StreamedKernel(AbstractKernel):
 
         Args:
             store: complete.
-            memory_bytes: for resident blocks, as they are held: 4·b·C·D' bytes for b samples (8 in double precision).
+            memory_bytes: for resident blocks, as they are held: 4·b·C·D' bytes for b samples (8 in
+                double precision).
 
         Raises:
             ValueError: blocks that are missing or damaged, or a negative budget.
@@ -50,8 +54,11 @@ class StreamedKernel(AbstractKernel):
         if memory_bytes < 0:
             raise ValueError(f"memory_bytes: must be 0 or more, got {memory_bytes}")
         if missing := store.missing():
-            raise ValueError(f"store: {len(missing)} of the {len(store)} blocks in {store.folder} are missing or damaged, the first is block {missing[0]}; "
-                             "compute and `write` what `missing()` lists")
+            raise ValueError(
+                f"store: {len(missing)} of the {len(store)} blocks in {store.folder} are missing "
+                f"or damaged, the first is block {missing[0]}; "
+                "compute and `write` what `missing()` lists"
+            )
         self.store = store
         self.resident = _resident(store, memory_bytes)
 
@@ -89,7 +96,9 @@ class StreamedKernel(AbstractKernel):
     def diagonal_blocks(self) -> Float[Array, "n c c"]:
         return self._collect(_diagonal_blocks)
 
-    def sweep(self, states: Float[Array, "s d"], respond: Respond, indices: Indices | None = None) -> Float[Array, "s d"]:
+    def sweep(
+        self, states: Float[Array, "s d"], respond: Respond, indices: Indices | None = None
+    ) -> Float[Array, "s d"]:
         total = jnp.zeros_like(states)
 
         def visit(samples, rows):
@@ -106,15 +115,20 @@ class StreamedKernel(AbstractKernel):
         return total
 
     def _each(self, visit: Callable[[slice, Array], Any]) -> None:
-        """`visit(samples, block)` for the resident blocks, as one, and for each other. Waits for what it returns, so that only one is in use."""
+        """`visit(samples, block)` for the resident blocks, as one, and for each other. Waits for
+        what it returns, so that only one is in use.
+        """
         num_resident, count = len(self.resident), len(self.store)
         first = -(-num_resident // self.store.manifest["block_size"])
         with ThreadPoolExecutor(1, "ntk-tt-blocks") as reader:
-            following: list[Future[np.ndarray]] = [reader.submit(self._read, first)] if first < count else []
+            following: list[Future[np.ndarray]] = (
+                [reader.submit(self._read, first)] if first < count else []
+            )
             if num_resident:
                 jax.block_until_ready(visit(slice(0, num_resident), self.resident))
             for index in range(first, count):
-                block = jax.device_put(following.pop().result())  # not in the thread, which does not see JAX's settings
+                # not in the thread, which does not see JAX's settings
+                block = jax.device_put(following.pop().result())
                 if index + 1 < count:
                     following.append(reader.submit(self._read, index + 1))
                 jax.block_until_ready(visit(self.store.samples(index), block))
@@ -132,7 +146,9 @@ class StreamedKernel(AbstractKernel):
 
     def _read(self, index: int) -> Float[np.ndarray, "b c d"]:
         block = self.store.block(index)
-        block.reshape(-1).view(np.uint8)[:: mmap.PAGESIZE].max()  # mapping reads nothing; this does, here and not in the product
+        block.reshape(-1).view(np.uint8)[
+            :: mmap.PAGESIZE
+        ].max()  # mapping reads nothing; this does, here and not in the product
         return block
 
     def _rows(self, indices: Indices) -> Float[Array, "b c d"]:
@@ -149,7 +165,9 @@ class StreamedKernel(AbstractKernel):
 
 
 def in_memory(store: FeatureStore) -> Float[Array, "n c d"]:
-    """All features of a complete store, in the type they are stored in, each block written where it will stay."""
+    """All features of a complete store, in the type they are stored in, each block written where it
+    will stay.
+    """
     features = jnp.zeros(store.shape, store.dtype)
     for index in range(len(store)):
         features = _place(features, jax.device_put(store.block(index)), store.samples(index).start)
@@ -164,13 +182,17 @@ def _resident(store: FeatureStore, memory_bytes: int) -> Float[Array, "r c d"]:
     count = len(store) if affordable >= num_samples else affordable // size
     resident = jnp.zeros((min(count * size, num_samples), *rest), dtype)
     for index in range(count):
-        resident = jax.block_until_ready(_place(resident, jax.device_put(store.block(index)), index * size))
+        resident = jax.block_until_ready(
+            _place(resident, jax.device_put(store.block(index)), index * size)
+        )
     return resident
 
 
 @partial(jax.jit, donate_argnums=0)
 def _place(resident, block, start):
-    return jax.lax.dynamic_update_slice_in_dim(resident, block.astype(resident.dtype), start, axis=0)
+    return jax.lax.dynamic_update_slice_in_dim(
+        resident, block.astype(resident.dtype), start, axis=0
+    )
 
 
 @jax.jit
@@ -187,7 +209,11 @@ def _push(rows: Float[Array, "b c d"], states: Float[Array, "s d"]) -> Float[Arr
 
 @jax.jit
 def _pull(rows: Float[Array, "b c d"], residuals: Float[Array, "s b c"]) -> Float[Array, "s d"]:
-    return jnp.matmul(residuals.reshape(len(residuals), -1), _matrix(rows, residuals), precision=jax.lax.Precision.HIGHEST)
+    return jnp.matmul(
+        residuals.reshape(len(residuals), -1),
+        _matrix(rows, residuals),
+        precision=jax.lax.Precision.HIGHEST,
+    )
 
 
 @jax.jit

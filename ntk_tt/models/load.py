@@ -14,28 +14,39 @@ from ntk_tt.models.weights import fit_weights, read_checkpoint
 from ntk_tt.runtime.parameter_names import named_leaves
 
 
-def load_model(name: str = "resnet8", *, weights: str | None = None, num_classes: int | None = None, image_size: int | None = None,
-               key: Any = None, head: HeadRule = "pytorch") -> Model:
+def load_model(
+    name: str = "resnet8",
+    *,
+    weights: str | None = None,
+    num_classes: int | None = None,
+    image_size: int | None = None,
+    key: Any = None,
+    head: HeadRule = "pytorch",
+) -> Model:
     """A network by name with pre-trained weights.
 
-    A checkpoint may hold less than the network: cut after a stage, or without head. The network is then built as deep
-    as the checkpoint, which `Model.note` says. Files may carry our names or PyTorch's (see `ntk_tt.models.weights`).
-    Files without a record of their own are taken to expect ImageNet's mean and standard deviation, as torchvision's do;
-    for others, `dataclasses.replace(model, mean=…, std=…)`.
+    A checkpoint may hold less than the network: cut after a stage, or without head. The network is
+    then built as deep as the checkpoint, which `Model.note` says. Files may carry our names or
+    PyTorch's (see `ntk_tt.models.weights`). Files without a record of their own are taken to expect
+    ImageNet's mean and standard deviation, as torchvision's do; for others,
+    `dataclasses.replace(model, mean=…, std=…)`.
 
     Args:
         name: one of `MODELS`.
-        weights: a file (.safetensors, .pth), `hf:owner/name`, `bundled` for those that ship with the package, or `random`;
-            None takes the bundled ones where the network has some and random ones otherwise.
-        num_classes: a new head of this many outputs, initialised from `key`; None keeps the checkpoint's own head. Without
-            either, the model has `features` only.
-        image_size: side of the images it will see [pixels]; None takes the side the weights were trained on, where their
-            record tells, else the network's usual one.
+        weights: a file (.safetensors, .pth), `hf:owner/name`, `bundled` for those that ship with
+            the package, or `random`; None takes the bundled ones where the network has some and
+            random ones otherwise.
+        num_classes: a new head of this many outputs, initialised from `key`; None keeps the
+            checkpoint's own head. Without either, the model has `features` only.
+        image_size: side of the images it will see [pixels]; None takes the side the weights were
+            trained on, where their record tells, else the network's usual one.
         key: a `jax.random.key` for whatever is initialised; key 0 where none is given.
-        head: how a new head starts: `pytorch`, `lecun` or `zero` (see `ntk_tt.models.heads.head_values`).
+        head: how a new head starts: `pytorch`, `lecun` or `zero` (see
+            `ntk_tt.models.heads.head_values`).
 
     Raises:
-        ValueError: unknown name, unreadable file, weights that do not fit (the first mismatch is named), images too small.
+        ValueError: unknown name, unreadable file, weights that do not fit (the first mismatch is
+            named), images too small.
     """
     architecture = _checked(name, num_classes, head)
     notes = []
@@ -44,7 +55,9 @@ def load_model(name: str = "resnet8", *, weights: str | None = None, num_classes
         if weights == "random":
             notes.append(f"random weights: none of {name} ship with the package")
     if weights == "random" and num_classes is None:
-        raise ValueError("num_classes: give the number of classes for a randomly initialised network")
+        raise ValueError(
+            "num_classes: give the number of classes for a randomly initialised network"
+        )
     key = jax.random.key(0) if key is None else key
 
     def shapes(outputs: int | None, options: dict[str, Any]) -> nnx.Module:
@@ -53,15 +66,27 @@ def load_model(name: str = "resnet8", *, weights: str | None = None, num_classes
     arrays, record, left_aside, whole, whole_build = {}, {}, "", None, ()
     if weights != "random":
         file = weight_file(name, architecture, weights)
-        whole_build = (num_classes or 1, architecture.read({}, image_size or architecture.image_size).options)
+        whole_build = (
+            num_classes or 1,
+            architecture.read({}, image_size or architecture.image_size).options,
+        )
         whole = shapes(*whole_build)
-        arrays, record, left_aside = read_checkpoint(file, set(named_leaves(nnx.to_pure_dict(nnx.state(whole)))), architecture.own_name)
+        arrays, record, left_aside = read_checkpoint(
+            file, set(named_leaves(nnx.to_pure_dict(nnx.state(whole)))), architecture.own_name
+        )
     size = image_size or record.get("image_size", architecture.image_size)
     if size < architecture.minimum_size:
-        raise ValueError(f"image_size: {name} needs images of at least {architecture.minimum_size} pixels, got {size}")
+        raise ValueError(
+            f"image_size: {name} needs images of at least {architecture.minimum_size} pixels, got "
+            f"{size}"
+        )
     arrays = {architecture.own_name(name): array for name, array in arrays.items()}
     if num_classes is not None:
-        arrays = {name: array for name, array in arrays.items() if not name.startswith(f"{architecture.head}.")}
+        arrays = {
+            name: array
+            for name, array in arrays.items()
+            if not name.startswith(f"{architecture.head}.")
+        }
     arrays, options, note = architecture.read(arrays, size)
     held = arrays.get(f"{architecture.head}.kernel")
     outputs = num_classes if held is None else int(held.shape[-1])
@@ -72,25 +97,49 @@ def load_model(name: str = "resnet8", *, weights: str | None = None, num_classes
     if weights == "random":
         module = initialised()
     else:
-        # Shapes only, and only the head under jit: initialising what is then overwritten costs seconds of compilation.
-        module = whole if whole is not None and (outputs, options) == whole_build else shapes(outputs, options)
+        # Shapes only, and only the head under jit: initialising what is then overwritten costs
+        # seconds of compilation.
+        module = (
+            whole
+            if whole is not None and (outputs, options) == whole_build
+            else shapes(outputs, options)
+        )
         fresh = () if num_classes is None else (architecture.head,)
-        values = fit_weights(nnx.to_pure_dict(nnx.state(module)), arrays, source=repr(weights), fresh=fresh)
+        values = fit_weights(
+            nnx.to_pure_dict(nnx.state(module)), arrays, source=repr(weights), fresh=fresh
+        )
         if fresh and head == "pytorch":
-            values = replaced(values, architecture.head, jax.jit(lambda: part(nnx.to_pure_dict(nnx.state(initialised())), architecture.head))())
+            values = replaced(
+                values,
+                architecture.head,
+                jax.jit(
+                    lambda: part(nnx.to_pure_dict(nnx.state(initialised())), architecture.head)
+                )(),
+            )
         set_values(module, values)
     if num_classes is not None and head != "pytorch":
         values = nnx.to_pure_dict(nnx.state(module))
         inputs, outputs = part(values, architecture.head)["kernel"].shape
-        set_values(module, replaced(values, architecture.head, head_values(head, inputs, outputs, key)))
-    return from_nnx(module, name=name, num_classes=outputs or 0, image_size=size, head=architecture.head if outputs else "",
-                    note="; ".join(filter(None, [*notes, left_aside, note])), mean=tuple(record.get("mean", IMAGENET_MEAN)), std=tuple(record.get("std", IMAGENET_STD)))
+        set_values(
+            module, replaced(values, architecture.head, head_values(head, inputs, outputs, key))
+        )
+    return from_nnx(
+        module,
+        name=name,
+        num_classes=outputs or 0,
+        image_size=size,
+        head=architecture.head if outputs else "",
+        note="; ".join(filter(None, [*notes, left_aside, note])),
+        mean=tuple(record.get("mean", IMAGENET_MEAN)),
+        std=tuple(record.get("std", IMAGENET_STD)),
+    )
 
 
 class _Keys(nnx.Rngs):
     """The keys of `nnx.Rngs(key)` in the same order, counted in Python.
 
-    Flax counts in an array, which costs a search through everything traced so far at each key: 40 s for DenseNet-169.
+    Flax counts in an array, which costs a search through everything traced so far at each key: 40 s
+    for DenseNet-169.
     """
 
     def __init__(self, key: Any):
@@ -115,17 +164,27 @@ def weight_file(name: str, architecture: Architecture, weights: str) -> Path:
     """Where the weights lie, fetched from the hub if they are there."""
     if weights == "bundled":
         if architecture.bundled is None:
-            raise ValueError(f"weights: no weights of {name!r} ship with the package; give a file, 'hf:owner/name' or 'random'")
+            raise ValueError(
+                f"weights: no weights of {name!r} ship with the package; give a file, "
+                "'hf:owner/name' or 'random'"
+            )
         return Path(str(resources.files("ntk_tt.models") / "bundled" / architecture.bundled))
     if not weights.startswith("hf:"):
         return Path(weights)
     try:
         from huggingface_hub import hf_hub_download
     except ImportError as error:
-        raise ValueError("weights: 'hf:' needs huggingface_hub; install it with: pip install 'ntk-tt[hub]'") from error
+        raise ValueError(
+            "weights: 'hf:' needs huggingface_hub; install it with: pip install 'ntk-tt[hub]'"
+        ) from error
     repository = weights.removeprefix("hf:")
     try:
         return Path(hf_hub_download(repository, "model.safetensors"))
-    except Exception as error:  # the hub raises its own many kinds; every one means that the file cannot be had
+    except (
+        Exception
+    ) as error:  # the hub raises its own many kinds; every one means that the file cannot be had
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"weights: cannot get model.safetensors of {repository!r} from the hub ({reason}); check the name and the network") from error
+        raise ValueError(
+            f"weights: cannot get model.safetensors of {repository!r} from the hub ({reason}); "
+            "check the name and the network"
+        ) from error

@@ -1,4 +1,6 @@
-"""The one shape in which every network enters: a pure `apply`, its parameters, and what surrounds them."""
+"""The one shape in which every network enters: a pure `apply`, its parameters, and what surrounds
+them.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +12,15 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, PyTree, UInt8
 
-from ntk_tt.models.switches import Call, check_unchanged, depends_on, evaluated, evaluation_value, read_call, training_mode
+from ntk_tt.models.switches import (
+    Call,
+    check_unchanged,
+    depends_on,
+    evaluated,
+    evaluation_value,
+    read_call,
+    training_mode,
+)
 from ntk_tt.runtime.parameter_names import named_leaves, path_name
 
 Apply = Callable[[PyTree, Array], Array]
@@ -22,8 +32,8 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 class BatchStatistics(eqx.Module):
     """Batch-norm statistics and the network as a function of them.
 
-    `apply_train(params, state, images) -> (logits, new state)` normalises by the batch, `apply_eval(params, state,
-    images) -> logits` by the running statistics.
+    `apply_train(params, state, images) -> (logits, new state)` normalises by the batch,
+    `apply_eval(params, state, images) -> logits` by the running statistics.
     """
 
     state: PyTree
@@ -37,15 +47,18 @@ class Model(eqx.Module):
     Attributes:
         params: the trainable parameters w₀, a pytree of arrays.
         apply: `(params, images) -> logits`, batch-norm statistics frozen. What is predicted.
-        batch_statistics: the statistics and the network as a function of them, for training that changes them; None
-            where the network has none.
+        batch_statistics: the statistics and the network as a function of them, for training that
+            changes them; None where the network has none.
         apply_features: `(params, images) -> pooled activations before the head`, or None.
         name: what the network is called in reports.
-        num_classes: logits per sample, C; 0 for a network without head, whose `apply` raises a ValueError.
+        num_classes: logits per sample, C; 0 for a network without head, whose `apply` raises a
+            ValueError.
         image_size: side of the square images the weights expect [pixels].
         mean, std: per-channel normalisation that belongs to the weights, on pixel values in [0, 1].
-        head: dotted name in `params` of the last linear layer, which maps `features` to logits; empty where unknown.
-        note: what of the network the checkpoint decided, such as a cut after a stage; empty for a whole network.
+        head: dotted name in `params` of the last linear layer, which maps `features` to logits;
+            empty where unknown.
+        note: what of the network the checkpoint decided, such as a cut after a stage; empty for a
+            whole network.
     """
 
     params: PyTree
@@ -67,13 +80,17 @@ class Model(eqx.Module):
 
     @property
     def features(self) -> Apply:
-        """`(params, images) -> pooled activations (N, F) before the head`, a pure function like `apply`.
+        """`(params, images) -> pooled activations (N, F) before the head`, a pure function like
+        `apply`.
 
         Raises:
             ValueError: the network does not say where its head begins.
         """
         if self.apply_features is None:
-            raise ValueError(f"{self.name} has no `features` method: give its module one that returns the activations before the head")
+            raise ValueError(
+                f"{self.name} has no `features` method: give its module one that returns the "
+                "activations before the head"
+            )
         return self.apply_features
 
     def preprocess(self, images: UInt8[Any, "n h w c"]) -> Float[Array, "n h w c"]:
@@ -82,23 +99,37 @@ class Model(eqx.Module):
         return (scaled - jnp.asarray(self.mean)) / jnp.asarray(self.std)
 
 
-def from_nnx(module: nnx.Module, *, name: str = "", num_classes: int = 0, image_size: int = 32,
-             mean: tuple[float, ...] = IMAGENET_MEAN, std: tuple[float, ...] = IMAGENET_STD, head: str = "", note: str = "") -> Model:
+def from_nnx(
+    module: nnx.Module,
+    *,
+    name: str = "",
+    num_classes: int = 0,
+    image_size: int = 32,
+    mean: tuple[float, ...] = IMAGENET_MEAN,
+    std: tuple[float, ...] = IMAGENET_STD,
+    head: str = "",
+    note: str = "",
+) -> Model:
     """A Flax NNX module as a `Model`: `module(images) -> logits`, parameters are its `nnx.Param`s.
 
-    The module itself is not changed. `apply` runs batch norm and dropout in evaluation mode with the module's
-    statistics, `batch_statistics.apply_train` in training mode: attributes and arguments of the call that switch between
-    them (`deterministic`, `train`, …, see `ntk_tt.models.switches`) are given their values, and a key where the call needs
-    one. A `features(images)` method, where there is one, becomes `Model.features`. Parameters appear as a nested dict by
-    attribute name, so a leaf's path is its name in a checkpoint.
+    The module itself is not changed. `apply` runs batch norm and dropout in evaluation mode with
+    the module's statistics, `batch_statistics.apply_train` in training mode: attributes and
+    arguments of the call that switch between them (`deterministic`, `train`, …, see
+    `ntk_tt.models.switches`) are given their values, and a key where the call needs one. A
+    `features(images)` method, where there is one, becomes `Model.features`. Parameters appear as a
+    nested dict by attribute name, so a leaf's path is its name in a checkpoint.
 
     Raises:
-        ValueError: no callable module, or its call needs what is not offered. `apply` raises one where the network trains
-            all the same: where it changes its statistics, or its logits depend on a random key.
+        ValueError: no callable module, or its call needs what is not offered. `apply` raises one
+            where the network trains all the same: where it changes its statistics, or its logits
+            depend on a random key.
     """
     label = name or type(module).__name__
     if not isinstance(module, nnx.Module) or not callable(module):
-        raise ValueError(f"module: must be a callable flax.nnx.Module, got something of type {type(module).__name__}")
+        raise ValueError(
+            "module: must be a callable flax.nnx.Module, got something of type "
+            f"{type(module).__name__}"
+        )
     call = read_call(type(module).__call__, 2, label)
     has_features = callable(getattr(type(module), "features", None))
     features_call = read_call(type(module).features, 2, label) if has_features else call  # pyright: ignore[reportAttributeAccessIssue]
@@ -114,15 +145,28 @@ def from_nnx(module: nnx.Module, *, name: str = "", num_classes: int = 0, image_
         def run(state, arguments, named):
             live = merge(frozen_graph, params, state)
             result = getattr(type(live), method)(live, images, *arguments, **_streams(named))
-            after = named_leaves(_values(nnx.state(live, nnx.Not(nnx.Any(nnx.Param, nnx.Intermediate)))))
-            return result, {each: leaf for each, leaf in after.items() if each not in randoms}, {each: leaf for each, leaf in after.items() if each in randoms}
+            after = named_leaves(
+                _values(nnx.state(live, nnx.Not(nnx.Any(nnx.Param, nnx.Intermediate))))
+            )
+            return (
+                result,
+                {each: leaf for each, leaf in after.items() if each not in randoms},
+                {each: leaf for each, leaf in after.items() if each in randoms},
+            )
 
         def checked(arguments, named):
             result, kept, drawn = run(state, arguments, named)
             before = named_leaves(state)
-            check_unchanged({each: before[each] for each in kept if each in before}, kept, lambda values: run(_renamed(state, values), arguments, named)[1], label)
+            check_unchanged(
+                {each: before[each] for each in kept if each in before},
+                kept,
+                lambda values: run(_renamed(state, values), arguments, named)[1],
+                label,
+            )
             if any(before[each] is not leaf for each, leaf in drawn.items()) and depends_on(
-                    lambda values: run(_renamed(state, values), arguments, named)[0], {each: before[each] for each in randoms}):
+                lambda values: run(_renamed(state, values), arguments, named)[0],
+                {each: before[each] for each in randoms},
+            ):
                 raise training_mode(label, "its logits depend on a random key of its own")
             return result
 
@@ -137,12 +181,30 @@ def from_nnx(module: nnx.Module, *, name: str = "", num_classes: int = 0, image_
         return logits, {"values": new, "step": state["step"] + 1} if keyed else new
 
     return Model(
-        params=_values(param_state), apply=lambda params, images: evaluate(call, "__call__", params, statistics, images),
+        params=_values(param_state),
+        apply=lambda params, images: evaluate(call, "__call__", params, statistics, images),
         batch_statistics=BatchStatistics(
-            {"values": statistics, "step": np.zeros((), np.int32)} if keyed else statistics, apply_train,
-            lambda params, state, images: evaluate(call, "__call__", params, state["values"] if keyed else state, images)) if jax.tree.leaves(statistics) else None,
-        apply_features=(lambda params, images: evaluate(features_call, "features", params, statistics, images)) if has_features else None,
-        name=label, num_classes=num_classes, image_size=image_size, mean=mean, std=std, head=head, note=note)
+            {"values": statistics, "step": np.zeros((), np.int32)} if keyed else statistics,
+            apply_train,
+            lambda params, state, images: evaluate(
+                call, "__call__", params, state["values"] if keyed else state, images
+            ),
+        )
+        if jax.tree.leaves(statistics)
+        else None,
+        apply_features=(
+            lambda params, images: evaluate(features_call, "features", params, statistics, images)
+        )
+        if has_features
+        else None,
+        name=label,
+        num_classes=num_classes,
+        image_size=image_size,
+        mean=mean,
+        std=std,
+        head=head,
+        note=note,
+    )
 
 
 def _switched(module: nnx.Module, *, training: bool) -> nnx.Module:
@@ -151,23 +213,33 @@ def _switched(module: nnx.Module, *, training: bool) -> nnx.Module:
     copy.train() if training else copy.eval()
     for _, each in nnx.iter_modules(copy):
         for name, value in list(vars(each).items()):
-            if isinstance(value, bool) and (evaluating := evaluation_value(name, attribute=True)) is not None:
+            if (
+                isinstance(value, bool)
+                and (evaluating := evaluation_value(name, attribute=True)) is not None
+            ):
                 setattr(each, name, evaluating != training)
     return copy
 
 
 def _streams(named: dict[str, Any]) -> dict[str, Any]:
     """Keys as NNX takes them: under the name `rngs` it wants streams of them."""
-    return {name: nnx.Rngs(value) if name == "rngs" and value is not None else value for name, value in named.items()}
+    return {
+        name: nnx.Rngs(value) if name == "rngs" and value is not None else value
+        for name, value in named.items()
+    }
 
 
 def _renamed(tree: dict, values: dict[str, Any]) -> dict:
     """The tree with other leaves under these dotted names."""
-    return jax.tree_util.tree_map_with_path(lambda path, leaf: values.get(path_name(path), leaf), tree)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: values.get(path_name(path), leaf), tree
+    )
 
 
 def set_values(module: nnx.Module, values: dict) -> None:
-    """Write values, nested by attribute name as in `Model.params` and `Model.state`, into a module in place."""
+    """Write values, nested by attribute name as in `Model.params` and `Model.state`, into a module
+    in place.
+    """
     variables = nnx.state(module)
     nnx.replace_by_pure_dict(variables, values)
     nnx.update(module, variables)
@@ -178,6 +250,7 @@ def _values(state: nnx.State) -> dict:
 
 
 def _with_values(template: nnx.State, values: dict) -> nnx.State:
-    filled = jax.tree.map(lambda leaf: leaf, template)  # a copy: `replace_by_pure_dict` writes in place
+    # a copy: `replace_by_pure_dict` writes in place
+    filled = jax.tree.map(lambda leaf: leaf, template)
     nnx.replace_by_pure_dict(filled, values)
     return filled

@@ -1,9 +1,11 @@
-"""A pickle as data: its instructions are carried out here on plain containers, and nothing that it names is looked up.
+"""A pickle as data: its instructions are carried out here on plain containers, and nothing that it
+names is looked up.
 
-A pickle is a program for a small stack machine. Python's own machine calls what the program names, hashes its keys, and
-lets a few hundred bytes ask for work without end (a tuple of a tuple of a tuple …, each twice the last). This one knows the
-instructions that arrange data; names become stand-ins of the caller's choice, keys of dictionaries that are no text are
-dropped with their values, and the number of instructions is bounded, and with it time and memory.
+A pickle is a program for a small stack machine. Python's own machine calls what the program names,
+hashes its keys, and lets a few hundred bytes ask for work without end (a tuple of a tuple of a
+tuple …, each twice the last). This one knows the instructions that arrange data; names become
+stand-ins of the caller's choice, keys of dictionaries that are no text are dropped with their
+values, and the number of instructions is bounded, and with it time and memory.
 """
 
 import pickletools
@@ -12,17 +14,23 @@ from typing import Any, NamedTuple
 
 from ntk_tt.models.stored import quoted
 
-MAX_INSTRUCTIONS = 2_000_000  # a checkpoint of 300 tensors has 10,000; two million take some seconds and 300 MB
+MAX_INSTRUCTIONS = (
+    2_000_000  # a checkpoint of 300 tensors has 10,000; two million take some seconds and 300 MB
+)
 
 
 class StandIn(NamedTuple):
-    """What a name in a pickle stands for where the pickle calls it: `make(*arguments)` arranges data and does nothing else."""
+    """What a name in a pickle stands for where the pickle calls it: `make(*arguments)` arranges
+    data and does nothing else.
+    """
 
     make: Callable[..., Any]
 
 
 class Ignored:
-    """Stands for an object that is of no interest, such as the arguments of a training script; takes anything, keeps nothing."""
+    """Stands for an object that is of no interest, such as the arguments of a training script;
+    takes anything, keeps nothing.
+    """
 
 
 IGNORED = Ignored()
@@ -33,16 +41,21 @@ def load(stream: Any, name: Callable[[str, str], Any], refer: Callable[[Any], An
 
     Args:
         stream: bytes to read from (`read`, `readline`, `tell`); left behind the pickle's end.
-        name: `(module, name) -> ` a `StandIn`, or a value that only stands for itself; raises a ValueError for what is not known.
+        name: `(module, name) -> ` a `StandIn`, or a value that only stands for itself; raises a
+            ValueError for what is not known.
         refer: what a reference to something outside of the pickle (a persistent id) stands for.
 
     Raises:
-        ValueError: an instruction that calls or builds anything else, more than `MAX_INSTRUCTIONS`, a damaged pickle.
+        ValueError: an instruction that calls or builds anything else, more than `MAX_INSTRUCTIONS`,
+            a damaged pickle.
     """
     machine = _Machine(name, refer)
     for count, (instruction, argument, _) in enumerate(pickletools.genops(stream)):
         if count >= MAX_INSTRUCTIONS:
-            raise ValueError(f"its pickle has more than {MAX_INSTRUCTIONS} instructions; save the state dict alone")
+            raise ValueError(
+                f"its pickle has more than {MAX_INSTRUCTIONS} instructions; save the state dict "
+                "alone"
+            )
         if instruction.name == "STOP":
             break
         machine.run(instruction.name, argument)
@@ -50,9 +63,29 @@ def load(stream: Any, name: Callable[[str, str], Any], refer: Callable[[Any], An
 
 
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
-_LITERALS = frozenset({
-    "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT", "STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE",
-    "SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8"})
+_LITERALS = frozenset(
+    {
+        "INT",
+        "BININT",
+        "BININT1",
+        "BININT2",
+        "LONG",
+        "LONG1",
+        "LONG4",
+        "FLOAT",
+        "BINFLOAT",
+        "STRING",
+        "BINSTRING",
+        "SHORT_BINSTRING",
+        "UNICODE",
+        "BINUNICODE",
+        "SHORT_BINUNICODE",
+        "BINUNICODE8",
+        "BINBYTES",
+        "SHORT_BINBYTES",
+        "BINBYTES8",
+    }
+)
 _EMPTY = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple, "EMPTY_SET": Ignored}
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
@@ -68,7 +101,9 @@ class _Machine:
         match instruction:
             case "BINPUT" | "LONG_BINPUT" | "PUT":
                 if not 0 <= argument < 2**32:
-                    raise ValueError("its pickle is damaged: it numbers what it makes beyond all bounds")
+                    raise ValueError(
+                        "its pickle is damaged: it numbers what it makes beyond all bounds"
+                    )
                 self.memo[argument] = self.top()
             case "MEMOIZE":
                 self.memo[len(self.memo)] = self.top()
@@ -123,8 +158,12 @@ class _Machine:
                 self.stack.append(function.make(*arguments))
             case "BUILD":
                 self.take(1)
-                if not isinstance(self.top(), dict | Ignored):  # an OrderedDict's attributes, such as _metadata, are left out
-                    raise ValueError(f"its pickle sets attributes of something of type {type(self.top()).__name__}")
+                # an OrderedDict's attributes, such as _metadata, are left out
+                if not isinstance(self.top(), dict | Ignored):
+                    raise ValueError(
+                        "its pickle sets attributes of something of type "
+                        f"{type(self.top()).__name__}"
+                    )
             case "BINPERSID":
                 self.stack.append(self.refer(self.pop()))
             case "POP":
@@ -139,7 +178,9 @@ class _Machine:
             case "PROTO" | "FRAME":
                 pass
             case _:
-                raise ValueError(f"its pickle uses the instruction {instruction}; save the state dict alone")
+                raise ValueError(
+                    f"its pickle uses the instruction {instruction}; save the state dict alone"
+                )
 
     def top(self) -> Any:
         if not self.stack:
@@ -168,7 +209,11 @@ class _Machine:
     @staticmethod
     def set_items(target: Any, items: list[Any]) -> None:
         if isinstance(target, dict):
-            target.update((key, value) for key, value in zip(items[::2], items[1::2], strict=True) if isinstance(key, str))
+            target.update(
+                (key, value)
+                for key, value in zip(items[::2], items[1::2], strict=True)
+                if isinstance(key, str)
+            )
         elif not isinstance(target, Ignored):
             raise ValueError(f"its pickle sets items of something of type {type(target).__name__}")
 
@@ -184,13 +229,22 @@ def ordered_dict(*arguments: Any) -> dict[str, Any]:
     """What collections.OrderedDict makes: empty, or, as Python 2 wrote it, from a list of pairs."""
     if not arguments:
         return {}
-    if len(arguments) != 1 or not isinstance(arguments[0], list) or not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in arguments[0]):
+    if (
+        len(arguments) != 1
+        or not isinstance(arguments[0], list)
+        or not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in arguments[0])
+    ):
         raise ValueError("it makes a dictionary of something that is no list of pairs")
     made = {key: value for key, value in arguments[0] if isinstance(key, str)}
-    arguments[0].clear()  # a pickle may name the same list again and again, at a few bytes each time
+    arguments[
+        0
+    ].clear()  # a pickle may name the same list again and again, at a few bytes each time
     return made
 
 
 def refuse(module: str, name: str) -> ValueError:
     """The error for a name that is not known."""
-    return ValueError(f"it asks for {quoted(module + '.' + name)[1:-1]}, and only tensors in dictionaries are read; save model.state_dict() alone")
+    return ValueError(
+        f"it asks for {quoted(module + '.' + name)[1:-1]}, and only tensors in dictionaries are "
+        "read; save model.state_dict() alone"
+    )

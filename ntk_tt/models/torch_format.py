@@ -1,4 +1,6 @@
-"""PyTorch's names and layouts in ours: only a name's last part changes, because our modules are named as torchvision's."""
+"""PyTorch's names and layouts in ours: only a name's last part changes, because our modules are
+named as torchvision's.
+"""
 
 import numpy as np
 
@@ -20,16 +22,20 @@ def is_counter(name: str) -> bool:
 def our_name(name: str, num_axes: int) -> str:
     """A name of PyTorch's as ours; what is ours stays as it is.
 
-    `weight` is the `scale` of a norm where it has one axis, else a `kernel`; `running_mean` and `running_var` are `mean`
-    and `var`.
+    `weight` is the `scale` of a norm where it has one axis, else a `kernel`; `running_mean` and
+    `running_var` are `mean` and `var`.
     """
     last = _last(name)
-    ours = ("scale" if num_axes == 1 else "kernel") if last == "weight" else _RENAMED.get(last, last)
+    ours = (
+        ("scale" if num_axes == 1 else "kernel") if last == "weight" else _RENAMED.get(last, last)
+    )
     return name.removesuffix(last) + ours
 
 
 def our_layout(name: str, array: np.ndarray) -> np.ndarray:
-    """An array under a name of PyTorch's as ours: convolutions (out, in, h, w) become (h, w, in, out), matrices (out, in) become (in, out)."""
+    """An array under a name of PyTorch's as ours: convolutions (out, in, h, w) become (h, w, in,
+    out), matrices (out, in) become (in, out).
+    """
     is_kernel = _last(name) == "in_proj_weight" or (_last(name) == "weight" and array.ndim > 1)
     return np.moveaxis(array, (1, 0), (-2, -1)) if is_kernel else array
 

@@ -1,9 +1,11 @@
-"""Tensors from files written by `torch.save`, without PyTorch and without running anything the file says.
+"""Tensors from files written by `torch.save`, without PyTorch and without running anything the file
+says.
 
-Such a file is a pickle: a program that may call any function it names. Here the names on a short list are known
-(tensors, their storages, containers), and every one of them is replaced by code of this module that does nothing but
-arrange data; anything else is refused by name. Both formats are read: the zip archive of PyTorch 1.6 and later, and
-the older sequence of pickles, in which most of the files on download.pytorch.org still are.
+Such a file is a pickle: a program that may call any function it names. Here the names on a short
+list are known (tensors, their storages, containers), and every one of them is replaced by code of
+this module that does nothing but arrange data; anything else is refused by name. Both formats are
+read: the zip archive of PyTorch 1.6 and later, and the older sequence of pickles, in which most of
+the files on download.pytorch.org still are.
 """
 
 import io
@@ -25,25 +27,75 @@ from ntk_tt.models.pickle_machine import IGNORED, StandIn, load, ordered_dict, r
 from ntk_tt.models.stored import Stored, quoted, reason
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
-# Types of numbers that are read, and what PyTorch calls their storages; others are known by name only.
+# Types of numbers that are read, and what PyTorch calls their storages; others are known by name
+# only.
 _DTYPES: dict[str, Any] = {
-    "float64": np.float64, "float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "int64": np.int64, "int32": np.int32, "int16": np.int16,
-    "int8": np.int8, "uint8": np.uint8, "uint16": np.uint16, "uint32": np.uint32, "uint64": np.uint64, "bool": np.bool_,
+    "float64": np.float64,
+    "float32": np.float32,
+    "float16": np.float16,
+    "bfloat16": ml_dtypes.bfloat16,
+    "int64": np.int64,
+    "int32": np.int32,
+    "int16": np.int16,
+    "int8": np.int8,
+    "uint8": np.uint8,
+    "uint16": np.uint16,
+    "uint32": np.uint32,
+    "uint64": np.uint64,
+    "bool": np.bool_,
 }
 _STORAGES = {
-    "Double": "float64", "Float": "float32", "Half": "float16", "BFloat16": "bfloat16", "Long": "int64", "Int": "int32", "Short": "int16", "Char": "int8", "Byte": "uint8",
-    "Bool": "bool", "ComplexFloat": "complex64", "ComplexDouble": "complex128", "QInt8": "qint8", "QUInt8": "quint8", "QInt32": "qint32", "QUInt4x2": "quint4x2",
-    "QUInt2x4": "quint2x4", "Untyped": "",
+    "Double": "float64",
+    "Float": "float32",
+    "Half": "float16",
+    "BFloat16": "bfloat16",
+    "Long": "int64",
+    "Int": "int32",
+    "Short": "int16",
+    "Char": "int8",
+    "Byte": "uint8",
+    "Bool": "bool",
+    "ComplexFloat": "complex64",
+    "ComplexDouble": "complex128",
+    "QInt8": "qint8",
+    "QUInt8": "quint8",
+    "QInt32": "qint32",
+    "QUInt4x2": "quint4x2",
+    "QUInt2x4": "quint2x4",
+    "Untyped": "",
 }
-_OTHER_SIZES = {"": 1, "complex64": 8, "complex128": 16, "qint8": 1, "quint8": 1, "qint32": 4, "quint4x2": 1, "quint2x4": 1}  # bytes a number
-_ALIASES = {"double": "float64", "float": "float32", "half": "float16", "long": "int64", "int": "int32", "short": "int16"}
+# bytes a number
+_OTHER_SIZES = {
+    "": 1,
+    "complex64": 8,
+    "complex128": 16,
+    "qint8": 1,
+    "quint8": 1,
+    "qint32": 4,
+    "quint4x2": 1,
+    "quint2x4": 1,
+}
+_ALIASES = {
+    "double": "float64",
+    "float": "float32",
+    "half": "float16",
+    "long": "int64",
+    "int": "int32",
+    "short": "int16",
+}
 _DTYPE_NAME = re.compile(r"(?:b?float|complex|q?u?int|bits)\d+\w*|bool|" + "|".join(_ALIASES))
 _MAX_AXES, _MAX_CONTAINERS, _MAX_ENTRIES = 32, 6, 500_000
-_MAX_SHARING, _SHARING_FREE = 64, 2**28  # a number may be in so many tensors, and below so many elements in all in any number
+# a number may be in so many tensors, and below so many elements in all in any number
+_MAX_SHARING, _SHARING_FREE = (
+    64,
+    2**28,
+)
 
 
 class _Type(NamedTuple):
-    """Stands for torch.FloatStorage or torch.float32, which only say what the bytes are; empty for bytes of no type."""
+    """Stands for torch.FloatStorage or torch.float32, which only say what the bytes are; empty for
+    bytes of no type.
+    """
 
     name: str
 
@@ -67,32 +119,73 @@ class _Tensor(NamedTuple):
 
 
 def _integers(value: Any) -> tuple[int, ...]:
-    if not (isinstance(value, tuple | list) and len(value) <= _MAX_AXES and all(type(each) is int for each in value)):
-        raise ValueError("it builds a tensor whose shape or strides are no short list of whole numbers")
+    if not (
+        isinstance(value, tuple | list)
+        and len(value) <= _MAX_AXES
+        and all(type(each) is int for each in value)
+    ):
+        raise ValueError(
+            "it builds a tensor whose shape or strides are no short list of whole numbers"
+        )
     return tuple(value)
 
 
-def _tensor(storage: Any = None, offset: Any = None, shape: Any = None, strides: Any = None, dtype: str | None = None) -> _Tensor:
+def _tensor(
+    storage: Any = None,
+    offset: Any = None,
+    shape: Any = None,
+    strides: Any = None,
+    dtype: str | None = None,
+) -> _Tensor:
     if not isinstance(storage, _Storage):
         raise ValueError("it builds a tensor from something that is no storage")
-    return _Tensor(storage, storage.dtype if dtype is None else dtype, _integers([offset])[0], _integers(shape), _integers(strides))
+    return _Tensor(
+        storage,
+        storage.dtype if dtype is None else dtype,
+        _integers([offset])[0],
+        _integers(shape),
+        _integers(strides),
+    )
 
 
-def _rebuild_tensor(storage: Any = None, offset: Any = None, shape: Any = None, strides: Any = None, _gradient: Any = None, _hooks: Any = None, metadata: Any = None,
-                    *_: Any) -> _Tensor:
-    if isinstance(metadata, dict) and any(metadata.values()):  # numbers to be read with another sign, or conjugated
-        raise ValueError(f"it holds a tensor marked as {', '.join(quoted(name) for name in list(metadata)[:3])}; save it again after resolve_neg() and resolve_conj()")
+def _rebuild_tensor(
+    storage: Any = None,
+    offset: Any = None,
+    shape: Any = None,
+    strides: Any = None,
+    _gradient: Any = None,
+    _hooks: Any = None,
+    metadata: Any = None,
+    *_: Any,
+) -> _Tensor:
+    # numbers to be read with another sign, or conjugated
+    if isinstance(metadata, dict) and any(metadata.values()):
+        raise ValueError(
+            "it holds a tensor marked as "
+            f"{', '.join(quoted(name) for name in list(metadata)[:3])}; save it again after "
+            "resolve_neg() and resolve_conj()"
+        )
     return _tensor(storage, offset, shape, strides)
 
 
-def _rebuild_tensor_of_type(storage: Any = None, offset: Any = None, shape: Any = None, strides: Any = None, _gradient: Any = None, _hooks: Any = None, dtype: Any = None,
-                            *_: Any) -> _Tensor:
+def _rebuild_tensor_of_type(
+    storage: Any = None,
+    offset: Any = None,
+    shape: Any = None,
+    strides: Any = None,
+    _gradient: Any = None,
+    _hooks: Any = None,
+    dtype: Any = None,
+    *_: Any,
+) -> _Tensor:
     if not isinstance(dtype, _Type):
         raise ValueError("it builds a tensor of something that is no type of numbers")
     return _tensor(storage, offset, shape, strides, dtype.name)
 
 
-def _rebuild_quantised(storage: Any = None, offset: Any = None, shape: Any = None, strides: Any = None, *_: Any) -> _Tensor:
+def _rebuild_quantised(
+    storage: Any = None, offset: Any = None, shape: Any = None, strides: Any = None, *_: Any
+) -> _Tensor:
     tensor = _tensor(storage, offset, shape, strides)
     return tensor._replace(dtype=f"{tensor.dtype}, quantised")
 
@@ -110,8 +203,12 @@ def _ignored(*_: Any) -> Any:
 
 
 _UTILITIES: Mapping[str, StandIn] = {
-    "_rebuild_tensor": StandIn(_rebuild_tensor), "_rebuild_tensor_v2": StandIn(_rebuild_tensor), "_rebuild_tensor_v3": StandIn(_rebuild_tensor_of_type),
-    "_rebuild_parameter": StandIn(_first), "_rebuild_parameter_with_state": StandIn(_first), "_rebuild_qtensor": StandIn(_rebuild_quantised),
+    "_rebuild_tensor": StandIn(_rebuild_tensor),
+    "_rebuild_tensor_v2": StandIn(_rebuild_tensor),
+    "_rebuild_tensor_v3": StandIn(_rebuild_tensor_of_type),
+    "_rebuild_parameter": StandIn(_first),
+    "_rebuild_parameter_with_state": StandIn(_first),
+    "_rebuild_qtensor": StandIn(_rebuild_quantised),
 }
 _KNOWN: Mapping[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): StandIn(ordered_dict),
@@ -119,19 +216,48 @@ _KNOWN: Mapping[tuple[str, str], Any] = {
     ("torch.storage", "UntypedStorage"): _Type(""),
     **{("torch._utils", name): stand_in for name, stand_in in _UTILITIES.items()},
     **{("torch", f"{name}Storage"): _Type(dtype) for name, dtype in _STORAGES.items()},
-    **{("torch", f"per_{per}_{kind}"): IGNORED for per in ("tensor", "channel") for kind in ("affine", "symmetric", "affine_float_qparams")},
+    **{
+        ("torch", f"per_{per}_{kind}"): IGNORED
+        for per in ("tensor", "channel")
+        for kind in ("affine", "symmetric", "affine_float_qparams")
+    },
 }
-# Training scripts save these beside the weights: their arguments, paths, best accuracies. They are passed over.
-_PASSED_OVER = frozenset({
-    ("argparse", "Namespace"), ("types", "SimpleNamespace"), ("torch", "device"), ("_codecs", "encode"), ("builtins", "set"), ("__builtin__", "set"), ("builtins", "frozenset"),
-    ("collections", "defaultdict"), ("collections", "Counter"), ("datetime", "datetime"), ("datetime", "timedelta"), ("numpy", "dtype"), ("numpy", "ndarray"),
-    *((module, name) for module in ("numpy.core.multiarray", "numpy._core.multiarray") for name in ("scalar", "_reconstruct")),
-    *((module, f"{kind}{flavour}Path") for module in ("pathlib", "pathlib._local") for kind in ("", "Pure") for flavour in ("", "Posix", "Windows")),
-})
+# Training scripts save these beside the weights: their arguments, paths, best accuracies. They are
+# passed over.
+_PASSED_OVER = frozenset(
+    {
+        ("argparse", "Namespace"),
+        ("types", "SimpleNamespace"),
+        ("torch", "device"),
+        ("_codecs", "encode"),
+        ("builtins", "set"),
+        ("__builtin__", "set"),
+        ("builtins", "frozenset"),
+        ("collections", "defaultdict"),
+        ("collections", "Counter"),
+        ("datetime", "datetime"),
+        ("datetime", "timedelta"),
+        ("numpy", "dtype"),
+        ("numpy", "ndarray"),
+        *(
+            (module, name)
+            for module in ("numpy.core.multiarray", "numpy._core.multiarray")
+            for name in ("scalar", "_reconstruct")
+        ),
+        *(
+            (module, f"{kind}{flavour}Path")
+            for module in ("pathlib", "pathlib._local")
+            for kind in ("", "Pure")
+            for flavour in ("", "Posix", "Windows")
+        ),
+    }
+)
 
 
 def _stand_in(module: str, name: str) -> Any:
-    """What a name in the file stands for; every other is refused, so that nothing the file names is ever called."""
+    """What a name in the file stands for; every other is refused, so that nothing the file names is
+    ever called.
+    """
     if (module, name) in _KNOWN:
         return _KNOWN[module, name]
     if (module, name) in _PASSED_OVER:
@@ -148,11 +274,21 @@ class _References:
         self.storages: dict[str, _Storage] = {}
 
     def __call__(self, reference: Any) -> _Storage:
-        if not (isinstance(reference, tuple) and len(reference) in (5, 6) and reference[0] == "storage" and isinstance(reference[1], _Type)
-                and isinstance(reference[2], str | int) and type(reference[4]) is int and reference[4] >= 0):
+        if not (
+            isinstance(reference, tuple)
+            and len(reference) in (5, 6)
+            and reference[0] == "storage"
+            and isinstance(reference[1], _Type)
+            and isinstance(reference[2], str | int)
+            and type(reference[4]) is int
+            and reference[4] >= 0
+        ):
             raise ValueError("it refers to something that is no storage of a known kind")
         if len(reference) == 6 and reference[5] is not None:
-            raise ValueError("it holds views of storages, as PyTorch 0.1 wrote; save it again with a newer PyTorch")
+            raise ValueError(
+                "it holds views of storages, as PyTorch 0.1 wrote; save it again with a newer "
+                "PyTorch"
+            )
         storage = _Storage(str(reference[2]), reference[1].name, reference[4])
         if self.storages.setdefault(storage.key, storage) != storage:
             raise ValueError(f"it describes its storage {quoted(storage.key)} in two ways")
@@ -164,48 +300,71 @@ def _explained(path: Path) -> Iterator[None]:
     """Whatever goes wrong as a ValueError that names the file."""
     try:
         yield
-    except Exception as error:  # a damaged file can raise any kind; every one means that it cannot be read
-        raise ValueError(f"weights: {str(path)!r} is not a readable PyTorch checkpoint ({reason(error)})") from error
+    except (
+        Exception
+    ) as error:  # a damaged file can raise any kind; every one means that it cannot be read
+        raise ValueError(
+            f"weights: {str(path)!r} is not a readable PyTorch checkpoint ({reason(error)})"
+        ) from error
 
 
 @contextmanager
 def open_torch(path: Path, kind: str) -> Iterator[tuple[dict[str, Stored], dict[str, str]]]:
-    """The tensors of a file written by `torch.save`, by name; containers around them come first, each with a slash: `state_dict/conv1.weight`.
+    """The tensors of a file written by `torch.save`, by name; containers around them come first,
+    each with a slash: `state_dict/conv1.weight`.
 
-    With them a file's metadata, of which these have none. A storage is read when the first of its tensors is, once, and shared by all of them: a tensor is a view that cannot be
-    written to. In an archive its checksum is tested.
+    With them a file's metadata, of which these have none. A storage is read when the first of its
+    tensors is, once, and shared by all of them: a tensor is a view that cannot be written to. In an
+    archive its checksum is tested.
 
     Args:
         kind: `zip` or `legacy`, see `kind_of`.
 
     Raises:
-        ValueError: the file is not such a file, is damaged, or asks for anything but tensors and containers. Reading a
-            tensor raises the same.
+        ValueError: the file is not such a file, is damaged, or asks for anything but tensors and
+            containers. Reading a tensor raises the same.
     """
     with open(path, "rb") as file:
         with _explained(path):
-            root, read = (_open_zip if kind == "zip" else _open_legacy)(file, os.fstat(file.fileno()).st_size)
+            root, read = (_open_zip if kind == "zip" else _open_legacy)(
+                file, os.fstat(file.fileno()).st_size
+            )
             views, tensors = _Views(read), _tensors(root)
 
         def values(tensor: _Tensor) -> np.ndarray:
             with _explained(path):
                 return views(tensor)
 
-        yield {name: Stored(tensor.shape, tensor.dtype, _is_floating(tensor.dtype), partial(values, tensor)) for name, tensor in tensors.items()}, {}
+        yield (
+            {
+                name: Stored(
+                    tensor.shape, tensor.dtype, _is_floating(tensor.dtype), partial(values, tensor)
+                )
+                for name, tensor in tensors.items()
+            },
+            {},
+        )
 
 
 _Read = Callable[[_Storage, int], bytes]  # (storage, bytes that it should have) -> bytes
 
 
 def _open_zip(file: BinaryIO, file_size: int) -> tuple[Any, _Read]:
-    """The root and how to read a storage. Nothing is unpacked: names in the archive are only looked up."""
+    """The root and how to read a storage. Nothing is unpacked: names in the archive are only looked
+    up.
+    """
     archive = zipfile.ZipFile(file)
     entries = {entry.filename: entry for entry in archive.infolist()}
-    if len(entries) != len(archive.infolist()) or sum(entry.compress_size for entry in entries.values()) > file_size:
+    if (
+        len(entries) != len(archive.infolist())
+        or sum(entry.compress_size for entry in entries.values()) > file_size
+    ):
         raise ValueError("its entries overlap")
     pickles = [name for name in entries if name.endswith("/data.pkl") and name.count("/") == 1]
     if len(pickles) != 1:
-        raise ValueError(f"it is a zip archive without PyTorch's data.pkl; {_other_archive(entries)}")
+        raise ValueError(
+            f"it is a zip archive without PyTorch's data.pkl; {_other_archive(entries)}"
+        )
     folder = pickles[0].removesuffix("data.pkl")
     if f"{folder}constants.pkl" in entries:
         raise ValueError("it is a TorchScript archive, a program; save model.state_dict() alone")
@@ -214,10 +373,13 @@ def _open_zip(file: BinaryIO, file_size: int) -> tuple[Any, _Read]:
         if name not in entries:
             raise ValueError(f"its entry {quoted(name)} is missing")
         entry = entries[name]
-        if entry.compress_type != zipfile.ZIP_STORED:  # torch.save never compresses; what is may grow without limit
+        # torch.save never compresses; what is may grow without limit
+        if entry.compress_type != zipfile.ZIP_STORED:
             raise ValueError(f"its entry {quoted(name)} is compressed")
         if size is not None and entry.file_size != size:
-            raise ValueError(f"its entry {quoted(name)} holds {entry.file_size} bytes instead of {size}")
+            raise ValueError(
+                f"its entry {quoted(name)} holds {entry.file_size} bytes instead of {size}"
+            )
         return archive.read(entry)  # tests its checksum
 
     if f"{folder}byteorder" in entries and content(f"{folder}byteorder") != b"little":
@@ -232,14 +394,26 @@ def _other_archive(names: Iterable[str]) -> str:
     if any(name.endswith(".npy") for name in names):
         return "it looks like NumPy's .npz; save the arrays as .safetensors"
     if "model.weights.h5" in names:
-        return "it looks like Keras's .keras; convert it to PyTorch's names and save it as .safetensors"
-    inside = [name for name in names if name.endswith((".pth", ".pt", ".bin", ".ckpt", ".safetensors"))]
-    return f"unpack it and give {quoted(inside[0])}" if inside else "give the file that torch.save wrote"
+        return (
+            "it looks like Keras's .keras; convert it to PyTorch's names and save it as "
+            ".safetensors"
+        )
+    inside = [
+        name for name in names if name.endswith((".pth", ".pt", ".bin", ".ckpt", ".safetensors"))
+    ]
+    return (
+        f"unpack it and give {quoted(inside[0])}"
+        if inside
+        else "give the file that torch.save wrote"
+    )
 
 
 def _open_legacy(file: BinaryIO, file_size: int) -> tuple[Any, _Read]:
-    """Pickles of magic number, protocol, machine, root and storage keys; then for each storage its length and bytes."""
-    stream = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)  # whose reads end with the file, however much is asked for
+    """Pickles of magic number, protocol, machine, root and storage keys; then for each storage its
+    length and bytes.
+    """
+    # whose reads end with the file, however much is asked for
+    stream = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     if load(stream, _stand_in, _References()) != _LEGACY_MAGIC:
         raise ValueError("it does not begin as torch.save's files do")
     load(stream, _stand_in, _References())
@@ -255,9 +429,14 @@ def _open_legacy(file: BinaryIO, file_size: int) -> tuple[Any, _Read]:
         storage = references.storages.get(key)
         length = int.from_bytes(stream.read(8), "little", signed=True)
         if storage is None or length != storage.length:
-            raise ValueError(f"its storage {quoted(key)} holds {length} numbers instead of {storage and storage.length}")
+            raise ValueError(
+                f"its storage {quoted(key)} holds {length} numbers instead of "
+                f"{storage and storage.length}"
+            )
         begins[key] = stream.tell()
-        end = begins[key] + length * (_OTHER_SIZES.get(storage.dtype) or np.dtype(_DTYPES[storage.dtype]).itemsize)
+        end = begins[key] + length * (
+            _OTHER_SIZES.get(storage.dtype) or np.dtype(_DTYPES[storage.dtype]).itemsize
+        )
         if end > file_size:
             raise ValueError(f"its storage {quoted(key)} ends before its {length} numbers")
         stream.seek(end)
@@ -280,9 +459,19 @@ def _tensors(root: Any) -> dict[str, _Tensor]:
         for container, mapping in level:
             entries += len(mapping)
             if entries > _MAX_ENTRIES:
-                raise ValueError(f"it holds more than {_MAX_ENTRIES} entries; save the state dict alone")
-            found |= {f"{container}{name}": value for name, value in mapping.items() if isinstance(value, _Tensor)}
-            deeper += [(f"{container}{name}/", value) for name, value in mapping.items() if isinstance(value, dict)]
+                raise ValueError(
+                    f"it holds more than {_MAX_ENTRIES} entries; save the state dict alone"
+                )
+            found |= {
+                f"{container}{name}": value
+                for name, value in mapping.items()
+                if isinstance(value, _Tensor)
+            }
+            deeper += [
+                (f"{container}{name}/", value)
+                for name, value in mapping.items()
+                if isinstance(value, dict)
+            ]
         level = deeper
     if not found:
         raise ValueError("it holds no dictionary of tensors; save model.state_dict()")
@@ -290,7 +479,11 @@ def _tensors(root: Any) -> dict[str, _Tensor]:
 
 
 def _is_floating(dtype: str) -> bool | None:
-    return dtype in ("float64", "float32", "float16", "bfloat16") if dtype in _DTYPES or dtype.startswith("complex") else None
+    return (
+        dtype in ("float64", "float32", "float16", "bfloat16")
+        if dtype in _DTYPES or dtype.startswith("complex")
+        else None
+    )
 
 
 class _Views:
@@ -306,17 +499,34 @@ class _Views:
         if storage.dtype not in ("", tensor.dtype):
             raise ValueError(f"it reads a storage of {storage.dtype} as {tensor.dtype}")
         if storage not in self.contents:
-            self.contents[storage] = self.read(storage, storage.length * (dtype.itemsize if storage.dtype else 1))
+            self.contents[storage] = self.read(
+                storage, storage.length * (dtype.itemsize if storage.dtype else 1)
+            )
             self.numbers += storage.length
         self.elements += math.prod(tensor.shape)
         if self.elements > max(_SHARING_FREE, _MAX_SHARING * self.numbers):
-            raise ValueError(f"its tensors show the same numbers more than {_MAX_SHARING} times over; save each once")
+            raise ValueError(
+                f"its tensors show the same numbers more than {_MAX_SHARING} times over; save each "
+                "once"
+            )
         flat = np.frombuffer(self.contents[storage], dtype)
-        inside = min(tensor.offset, *tensor.strides, *tensor.shape, 0) == 0 and len(tensor.shape) == len(tensor.strides)
-        last = tensor.offset + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.strides, strict=False))
+        inside = min(tensor.offset, *tensor.strides, *tensor.shape, 0) == 0 and len(
+            tensor.shape
+        ) == len(tensor.strides)
+        last = tensor.offset + sum(
+            (size - 1) * stride for size, stride in zip(tensor.shape, tensor.strides, strict=False)
+        )
         if not inside or (0 not in tensor.shape and last >= flat.size):
-            raise ValueError(f"a tensor of shape {tensor.shape} reaches beyond its storage of {flat.size} numbers; the file is damaged")
+            raise ValueError(
+                f"a tensor of shape {tensor.shape} reaches beyond its storage of {flat.size} "
+                "numbers; the file is damaged"
+            )
         if 0 in tensor.shape:
             return np.empty(tensor.shape, dtype)
-        strides = [0 if size == 1 else stride * dtype.itemsize for size, stride in zip(tensor.shape, tensor.strides, strict=True)]
-        return np.lib.stride_tricks.as_strided(flat[tensor.offset :], tensor.shape, strides, writeable=False)
+        strides = [
+            0 if size == 1 else stride * dtype.itemsize
+            for size, stride in zip(tensor.shape, tensor.strides, strict=True)
+        ]
+        return np.lib.stride_tricks.as_strided(
+            flat[tensor.offset :], tensor.shape, strides, writeable=False
+        )

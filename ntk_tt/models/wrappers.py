@@ -1,8 +1,10 @@
-"""Which of a file's tensors are the network's: containers and wrappers around it come off, and a second copy is left out.
+"""Which of a file's tensors are the network's: containers and wrappers around it come off, and a
+second copy is left out.
 
-A training state holds the network under a name (`state_dict`), wrappers put one before every parameter's (`module.` of
-DataParallel, `_orig_mod.` of torch.compile, `model.` of Lightning), and they nest. Where the network is known, the part
-of the file that has its names is found whatever the prefix is called; else only prefixes that say nothing come off.
+A training state holds the network under a name (`state_dict`), wrappers put one before every
+parameter's (`module.` of DataParallel, `_orig_mod.` of torch.compile, `model.` of Lightning), and
+they nest. Where the network is known, the part of the file that has its names is found whatever the
+prefix is called; else only prefixes that say nothing come off.
 """
 
 import re
@@ -12,26 +14,47 @@ from typing import NamedTuple
 from ntk_tt.models.stored import Stored, quoted
 from ntk_tt.models.torch_format import is_counter, our_name
 
-_CONTAINERS = ("state_dict", "model_state_dict", "model", "net", "module", "weights", "params")  # the first that is there is taken
+# the first that is there is taken
+_CONTAINERS = (
+    "state_dict",
+    "model_state_dict",
+    "model",
+    "net",
+    "module",
+    "weights",
+    "params",
+)
 _PLAIN_PREFIXES = ("module.", "_orig_mod.")
-_SHARE = 8  # under a prefix there must be an eighth of the network's names: a checkpoint may be cut after a stage
+# under a prefix there must be an eighth of the network's names: a checkpoint may be cut after a
+# stage
+_SHARE = 8
 _MAX_DEPTH = 12  # parts of a name that may be a prefix
-_AVERAGED = re.compile(r"(?:^|[^a-z])(?:ema|swa|averaged?|shadow|polyak)(?![a-z])|_ema$|^ema", re.IGNORECASE)
+_AVERAGED = re.compile(
+    r"(?:^|[^a-z])(?:ema|swa|averaged?|shadow|polyak)(?![a-z])|_ema$|^ema", re.IGNORECASE
+)
 # What training adds beside a network, by the first part of its name.
-_BESIDE = re.compile(r"(?:^|_)(?:criterion|loss|loss_fn|losses|metrics?|accuracy|acc|acc1|acc5|auroc|f1|confmat|ema|swa)(?:_|$)|_ema$", re.IGNORECASE)
+_BESIDE = re.compile(
+    r"(?:^|_)(?:criterion|loss|loss_fn|losses|metrics?|accuracy|acc|acc1|acc5|auroc|f1|confmat|ema|swa)(?:_|$)|_ema$",
+    re.IGNORECASE,
+)
 
 
 class Chosen(NamedTuple):
-    """The network's tensors by name, without prefix, and what was left aside, in words; empty where nothing was."""
+    """The network's tensors by name, without prefix, and what was left aside, in words; empty where
+    nothing was.
+    """
 
     tensors: dict[str, Stored]
     note: str
 
 
-def choose(tensors: Mapping[str, Stored], known: Callable[[str], bool] | None, num_known: int, source: str) -> Chosen:
+def choose(
+    tensors: Mapping[str, Stored], known: Callable[[str], bool] | None, num_known: int, source: str
+) -> Chosen:
     """The tensors of the network.
 
-    Of two whole copies the one without prefix is taken, else the one that is no running average (EMA, SWA).
+    Of two whole copies the one without prefix is taken, else the one that is no running average
+    (EMA, SWA).
 
     Args:
         tensors: all of the file; a container's name ends with a slash.
@@ -48,28 +71,67 @@ def choose(tensors: Mapping[str, Stored], known: Callable[[str], bool] | None, n
     else:
         prefix = _plain_copy(copies, source)
         others = [copy for copy in copies if copy != prefix]
-    taken = {name.removeprefix(prefix): stored for name, stored in tensors.items()
-             if name.startswith(prefix) and not any(len(other) > len(prefix) and name.startswith(other) for other in others)}
+    taken = {
+        name.removeprefix(prefix): stored
+        for name, stored in tensors.items()
+        if name.startswith(prefix)
+        and not any(len(other) > len(prefix) and name.startswith(other) for other in others)
+    }
     taken = {name: stored for name, stored in taken.items() if not is_counter(name)}
-    roots = {re.split(r"[./]", name)[0] for name in taken if known is not None and known(our_name(name, len(taken[name].shape)))}
-    beside = [name for name in taken if known is not None and (root := re.split(r"[./]", name)[0]) not in roots and ("/" in name or _BESIDE.search(root))]
+    roots = {
+        re.split(r"[./]", name)[0]
+        for name in taken
+        if known is not None and known(our_name(name, len(taken[name].shape)))
+    }
+    beside = [
+        name
+        for name in taken
+        if known is not None
+        and (root := re.split(r"[./]", name)[0]) not in roots
+        and ("/" in name or _BESIDE.search(root))
+    ]
     container = prefix[: prefix.rfind("/") + 1]
-    outside = [name for name in tensors if name.startswith(container) and not name.startswith(prefix) and not is_counter(name) and not any(name.startswith(other) for other in others)]
-    return Chosen({name: stored for name, stored in taken.items() if name not in beside}, _note(prefix, others, beside + outside))
+    outside = [
+        name
+        for name in tensors
+        if name.startswith(container)
+        and not name.startswith(prefix)
+        and not is_counter(name)
+        and not any(name.startswith(other) for other in others)
+    ]
+    return Chosen(
+        {name: stored for name, stored in taken.items() if name not in beside},
+        _note(prefix, others, beside + outside),
+    )
 
 
-def _copies(tensors: Mapping[str, Stored], known: Callable[[str], bool], num_known: int) -> list[str]:
-    """The prefixes under each of which there is a copy of the network, or as much of it as a cut checkpoint holds."""
+def _copies(
+    tensors: Mapping[str, Stored], known: Callable[[str], bool], num_known: int
+) -> list[str]:
+    """The prefixes under each of which there is a copy of the network, or as much of it as a cut
+    checkpoint holds.
+    """
     found: dict[str, set[str]] = {}
     for name, stored in tensors.items():
-        for start in [0, *(match.end() for match, _ in zip(re.finditer(r"[./]", name), range(_MAX_DEPTH), strict=False))]:
+        for start in [
+            0,
+            *(
+                match.end()
+                for match, _ in zip(re.finditer(r"[./]", name), range(_MAX_DEPTH), strict=False)
+            ),
+        ]:
             if known(our_name(name[start:], len(stored.shape))):
                 found.setdefault(name[:start], set()).add(name)
-    found = {prefix: names for prefix, names in found.items() if not prefix or len(names) * _SHARE >= num_known}
+    found = {
+        prefix: names
+        for prefix, names in found.items()
+        if not prefix or len(names) * _SHARE >= num_known
+    }
     largest = max(map(len, found.values()), default=0)
     copies: dict[str, set[str]] = {}
     for prefix, names in sorted(found.items(), key=lambda item: (-len(item[1]), len(item[0]))):
-        if 2 * len(names) >= largest and not any(names & others for others in copies.values()):  # else other names of the same tensors
+        # else other names of the same tensors
+        if 2 * len(names) >= largest and not any(names & others for others in copies.values()):
             copies[prefix] = names
     return list(copies)
 
@@ -78,14 +140,24 @@ def _plain_copy(copies: Sequence[str], source: str) -> str:
     """The copy that is meant where there are several."""
     if "" in copies:
         return ""
-    plain = [copy for copy in copies if not any(_AVERAGED.search(part) for part in re.split(r"[./]", copy))]
+    plain = [
+        copy
+        for copy in copies
+        if not any(_AVERAGED.search(part) for part in re.split(r"[./]", copy))
+    ]
     if len(plain) != 1:
-        raise ValueError(f"weights: {source} holds the network {len(copies)} times, under {', '.join(quoted(copy.rstrip('./')) for copy in copies[:5])}; save the one you mean alone")
+        raise ValueError(
+            f"weights: {source} holds the network {len(copies)} times, under "
+            f"{', '.join(quoted(copy.rstrip('./')) for copy in copies[:5])}; save the one you mean "
+            "alone"
+        )
     return plain[0]
 
 
 def _plain_prefix(names: list[str]) -> str:
-    """Containers of a usual name, or without another beside them, and then wrappers that are on every name and say nothing."""
+    """Containers of a usual name, or without another beside them, and then wrappers that are on
+    every name and say nothing.
+    """
     prefix = ""
     while True:
         inside = [name[len(prefix) :] for name in names if name.startswith(prefix)]
@@ -94,7 +166,14 @@ def _plain_prefix(names: list[str]) -> str:
         if usual or (len(containers) == 1 and all("/" in name for name in inside)):
             prefix += f"{(usual or containers)[0]}/"
             continue
-        wrapper = next((each for each in _PLAIN_PREFIXES if all(name.startswith(each) or is_counter(name) for name in inside)), None)
+        wrapper = next(
+            (
+                each
+                for each in _PLAIN_PREFIXES
+                if all(name.startswith(each) or is_counter(name) for name in inside)
+            ),
+            None,
+        )
         if wrapper is None:
             return prefix
         prefix += wrapper
@@ -104,9 +183,15 @@ def _note(prefix: str, others: Sequence[str], beside: Sequence[str]) -> str:
     notes = []
     wrapper = prefix[prefix.rfind("/") + 1 :]
     if others:
-        notes.append(f"weights under {quoted(prefix.rstrip('./') or 'no prefix')}, not under {', '.join(quoted(other.rstrip('./')) for other in others[:3])}")
+        notes.append(
+            f"weights under {quoted(prefix.rstrip('./') or 'no prefix')}, not under "
+            f"{', '.join(quoted(other.rstrip('./')) for other in others[:3])}"
+        )
     elif wrapper:
         notes.append(f"weights' names without {quoted(wrapper)}")
     if beside:
-        notes.append(f"left out of the checkpoint: {quoted(beside[0])}" + (f" and {len(beside) - 1} more" if len(beside) > 1 else ""))
+        notes.append(
+            f"left out of the checkpoint: {quoted(beside[0])}"
+            + (f" and {len(beside) - 1} more" if len(beside) > 1 else "")
+        )
     return "; ".join(notes)

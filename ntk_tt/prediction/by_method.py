@@ -1,4 +1,6 @@
-"""One prediction by any method that the command line names: which passes it takes, which real steps, and what they cost."""
+"""One prediction by any method that the command line names: which passes it takes, which real
+steps, and what they cost.
+"""
 
 import dataclasses
 import math
@@ -12,7 +14,14 @@ from ntk_tt.dynamics import Method
 from ntk_tt.dynamics.trajectory import Trajectory
 from ntk_tt.features.store import FeatureStore
 from ntk_tt.optimizer import OptimizerConfig
-from ntk_tt.prediction.algorithm import Outputs, Prediction, linearize, plateau_window, predict, summarize_runs
+from ntk_tt.prediction.algorithm import (
+    Outputs,
+    Prediction,
+    linearize,
+    plateau_window,
+    predict,
+    summarize_runs,
+)
 from ntk_tt.prediction.one_shot import check_beginning, predict_after
 from ntk_tt.prediction.setup import Loaded, Setup, find_features
 from ntk_tt.prediction.verdict import HOPELESS_MARGIN, Verdict
@@ -26,7 +35,9 @@ from ntk_tt.times.crossing import continued_time, smooth
 from ntk_tt.times.online import Predictor
 from ntk_tt.training import TrainingRun, finetune
 
-CommandLineMethod = Literal["curvature", "head", "one-shot", "replay", "ode", "sde", "sde-diagonal", "sde-diagonal-constant"]
+CommandLineMethod = Literal[
+    "curvature", "head", "one-shot", "replay", "ode", "sde", "sde-diagonal", "sde-diagonal-constant"
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +52,11 @@ class Reading:
 
     @property
     def of_times(self) -> dict[str, Any]:
-        return {"thresholds": self.thresholds, "loss_thresholds": self.loss_thresholds, "smoothing": self.smoothing}
+        return {
+            "thresholds": self.thresholds,
+            "loss_thresholds": self.loss_thresholds,
+            "smoothing": self.smoothing,
+        }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,24 +80,67 @@ class Predicted:
     slowdown: float = 1.0
 
 
-def predict_by(method: CommandLineMethod, setup: Setup, loaded: Loaded, optimizer: OptimizerConfig, reading: Reading, *, num_seeds: int = 5,
-               first_steps: int | None = None) -> Predicted:
-    """The prediction of one setting; the feature pass is looked for on disk where the frozen kernel takes one."""
+def predict_by(
+    method: CommandLineMethod,
+    setup: Setup,
+    loaded: Loaded,
+    optimizer: OptimizerConfig,
+    reading: Reading,
+    *,
+    num_seeds: int = 5,
+    first_steps: int | None = None,
+) -> Predicted:
+    """The prediction of one setting; the feature pass is looked for on disk where the frozen kernel
+    takes one.
+    """
     features, dynamics = Stopwatch(), Stopwatch()
     key, orders = jax.random.key(setup.seed), jax.random.key(setup.seed + 1)
     model, images, labels = loaded.model, loaded.images, loaded.task.labels
     stored = None
     if method == "one-shot":
         with features, progress_bar("features") as progress:
-            shot = predict_after(model, images, labels, optimizer, reading.num_steps, first_steps=first_steps, loss=setup.loss, num_projections=setup.projections,
-                                 precision=setup.precision, memory=setup.memory_bytes, num_seeds=num_seeds, record_every=reading.record_every, seed=setup.seed + 3, key=key, progress=progress)
+            shot = predict_after(
+                model,
+                images,
+                labels,
+                optimizer,
+                reading.num_steps,
+                first_steps=first_steps,
+                loss=setup.loss,
+                num_projections=setup.projections,
+                precision=setup.precision,
+                memory=setup.memory_bytes,
+                num_seeds=num_seeds,
+                record_every=reading.record_every,
+                seed=setup.seed + 3,
+                key=key,
+                progress=progress,
+            )
         with dynamics:
-            prediction = summarize_runs(shot.trajectories, plateau_window(optimizer, len(labels)), **reading.of_times)
-        return Predicted(shot.problem, prediction, None, int(shot.run.steps[-1]), {"features": features, "dynamics": dynamics})
+            prediction = summarize_runs(
+                shot.trajectories, plateau_window(optimizer, len(labels)), **reading.of_times
+            )
+        return Predicted(
+            shot.problem,
+            prediction,
+            None,
+            int(shot.run.steps[-1]),
+            {"features": features, "dynamics": dynamics},
+        )
     if method in ("head", "curvature"):
         with features, progress_bar("features") as progress:
-            problem = linearize_head(model, images, labels, curvature=method == "curvature", loss=setup.loss, num_projections=setup.projections, key=key,
-                                     precision=setup.precision, memory=setup.memory_bytes, progress=progress)
+            problem = linearize_head(
+                model,
+                images,
+                labels,
+                curvature=method == "curvature",
+                loss=setup.loss,
+                num_projections=setup.projections,
+                key=key,
+                precision=setup.precision,
+                memory=setup.memory_bytes,
+                progress=progress,
+            )
             jax.block_until_ready(problem)
     else:
         # The paper's diagonal noise lives in the projected coordinates of all C logits.
@@ -91,51 +149,121 @@ def predict_by(method: CommandLineMethod, setup: Setup, loaded: Loaded, optimize
         with features, progress_bar("features") as progress:
             stored = find_features(setup, loaded, outputs)
             problem = linearize(
-                model.apply, model.params, images, labels, loss=setup.loss, outputs=outputs, num_projections=setup.projections, projection=setup.projection,
-                space="primal" if diagonal else "auto", key=key, precision=setup.precision, memory=setup.memory_bytes,
-                mesh=sample_mesh() if stored is None and jax.device_count() > 1 else None, features=stored, progress=progress)
+                model.apply,
+                model.params,
+                images,
+                labels,
+                loss=setup.loss,
+                outputs=outputs,
+                num_projections=setup.projections,
+                projection=setup.projection,
+                space="primal" if diagonal else "auto",
+                key=key,
+                precision=setup.precision,
+                memory=setup.memory_bytes,
+                mesh=sample_mesh() if stored is None and jax.device_count() > 1 else None,
+                features=stored,
+                progress=progress,
+            )
             jax.block_until_ready(problem)
     dynamics_method: Method = "replay" if isinstance(problem, HeadProblem) else method  # pyright: ignore[reportAssignmentType]
     with dynamics, progress_bar("dynamics") as progress:
-        prediction = predict(problem, optimizer, reading.num_steps, method=dynamics_method, num_seeds=num_seeds, key=orders,
-                             record_every=reading.record_every, progress=progress, **reading.of_times)
+        prediction = predict(
+            problem,
+            optimizer,
+            reading.num_steps,
+            method=dynamics_method,
+            num_seeds=num_seeds,
+            key=orders,
+            record_every=reading.record_every,
+            progress=progress,
+            **reading.of_times,
+        )
     return Predicted(problem, prediction, stored, 0, {"features": features, "dynamics": dynamics})
 
 
-def as_slow_as(predicted: Predicted, method: CommandLineMethod, margin: float, reading: Reading, optimizer: OptimizerConfig, num_samples: int) -> Predicted:
-    """The prediction with its time, after the real steps it begins with, as much slower as runs of this stability margin were (`ntk_tt.calibration`)."""
+def as_slow_as(
+    predicted: Predicted,
+    method: CommandLineMethod,
+    margin: float,
+    reading: Reading,
+    optimizer: OptimizerConfig,
+    num_samples: int,
+) -> Predicted:
+    """The prediction with its time, after the real steps it begins with, as much slower as runs of
+    this stability margin were (`ntk_tt.calibration`).
+    """
     factor = slowdown(method, margin)
     if factor == 1:
         return predicted
     runs = []
     for run in predicted.prediction.runs:
-        losses, errors = (slowed(run.steps, np.asarray(curve), factor, predicted.real_steps) for curve in (run.loss, run.error))
+        losses, errors = (
+            slowed(run.steps, np.asarray(curve), factor, predicted.real_steps)
+            for curve in (run.loss, run.error)
+        )
         runs.append(Trajectory(run.steps, losses, errors))
-    return dataclasses.replace(predicted, prediction=summarize_runs(runs, plateau_window(optimizer, num_samples), **reading.of_times), slowdown=factor)
+    return dataclasses.replace(
+        predicted,
+        prediction=summarize_runs(runs, plateau_window(optimizer, num_samples), **reading.of_times),
+        slowdown=factor,
+    )
 
 
-def observed(predicted: Predicted, method: CommandLineMethod, run: TrainingRun, reading: Reading, optimizer: OptimizerConfig, num_samples: int) -> Predicted:
+def observed(
+    predicted: Predicted,
+    method: CommandLineMethod,
+    run: TrainingRun,
+    reading: Reading,
+    optimizer: OptimizerConfig,
+    num_samples: int,
+) -> Predicted:
     """The prediction corrected by the first records of a real run (`ntk_tt.times.online`)."""
     before = predicted.prediction
-    predictor = Predictor(before.steps, before.loss, error=before.error, method=method if has_interval(method) else "replay")
+    predictor = Predictor(
+        before.steps,
+        before.loss,
+        error=before.error,
+        method=method if has_interval(method) else "replay",
+    )
     for step, loss in zip(run.steps, run.loss, strict=True):
         predictor.observe(int(step), float(loss))
     forecast = predictor.forecast()
     seen = int(run.steps[-1])
-    error = np.where(before.steps <= seen, np.interp(before.steps, run.steps, run.error), np.asarray(forecast.error))
-    prediction = summarize_runs([Trajectory(before.steps, forecast.loss, error)], plateau_window(optimizer, num_samples), **reading.of_times)
+    error = np.where(
+        before.steps <= seen,
+        np.interp(before.steps, run.steps, run.error),
+        np.asarray(forecast.error),
+    )
+    prediction = summarize_runs(
+        [Trajectory(before.steps, forecast.loss, error)],
+        plateau_window(optimizer, num_samples),
+        **reading.of_times,
+    )
     return dataclasses.replace(predicted, prediction=prediction, real_steps=seen)
 
 
-def first_real_steps(setup: Setup, loaded: Loaded, optimizer: OptimizerConfig, num_steps: int, record_every: int) -> TrainingRun:
+def first_real_steps(
+    setup: Setup, loaded: Loaded, optimizer: OptimizerConfig, num_steps: int, record_every: int
+) -> TrainingRun:
     """The beginning of the real run, in the order of the data that `verify` takes.
 
     Raises:
         ValueError: it diverges.
     """
     with progress_bar("first real steps") as progress:
-        run = finetune(loaded.model.apply, loaded.model.params, loaded.images, loaded.task.labels, optimizer, num_steps, loss=setup.loss, seed=setup.seed + 2,
-                       record_every=record_every, progress=progress)
+        run = finetune(
+            loaded.model.apply,
+            loaded.model.params,
+            loaded.images,
+            loaded.task.labels,
+            optimizer,
+            num_steps,
+            loss=setup.loss,
+            seed=setup.seed + 2,
+            record_every=record_every,
+            progress=progress,
+        )
     check_beginning(run, "observed", setup.loss, loaded.task.labels)
     return run
 
@@ -146,19 +274,28 @@ def first_order(setup: Setup, num_runs: int) -> Key[Array, ""]:
 
 
 def is_hopeless(verdict: Verdict) -> bool:
-    """Whether a refused prediction is so far past the bound, or so broken, that not even its times mean anything."""
-    return verdict.trust == "none" and not (verdict.stability_margin >= HOPELESS_MARGIN and math.isfinite(verdict.stability_margin))
+    """Whether a refused prediction is so far past the bound, or so broken, that not even its times
+    mean anything.
+    """
+    return verdict.trust == "none" and not (
+        verdict.stability_margin >= HOPELESS_MARGIN and math.isfinite(verdict.stability_margin)
+    )
 
 
 def without_times(predicted: Predicted) -> Predicted:
     """The prediction with nothing reached."""
 
     def none(times: dict) -> dict:
-        return {name: none(time) if isinstance(time, dict) else None for name, time in times.items()}
+        return {
+            name: none(time) if isinstance(time, dict) else None for name, time in times.items()
+        }
 
     before = predicted.prediction
     times, low, high = (none(each) for each in (before.times, before.times_low, before.times_high))
-    return dataclasses.replace(predicted, prediction=dataclasses.replace(before, times=times, times_low=low, times_high=high))
+    return dataclasses.replace(
+        predicted,
+        prediction=dataclasses.replace(before, times=times, times_low=low, times_high=high),
+    )
 
 
 def diverged_at(prediction: Prediction) -> int | None:
@@ -167,28 +304,54 @@ def diverged_at(prediction: Prediction) -> int | None:
     return None if finite.all() else int(prediction.steps[int(finite.argmin())])
 
 
-def intervals(method: CommandLineMethod, predicted: Predicted, num_steps: int, smoothing: int, verdict: Verdict) -> dict[str, dict[str, dict[str, Any]]] | None:
-    """90 % intervals of the threshold times and the probability that they are reached within T; None for a method without calibration, and for a prediction that is refused.
+def intervals(
+    method: CommandLineMethod,
+    predicted: Predicted,
+    num_steps: int,
+    smoothing: int,
+    verdict: Verdict,
+) -> dict[str, dict[str, dict[str, Any]]] | None:
+    """90 % intervals of the threshold times and the probability that they are reached within T;
+    None for a method without calibration, and for a prediction that is refused.
 
-    A level that is not reached within T has the probability of the time at which the curve, continued as it ends, reaches it: at most one half.
+    A level that is not reached within T has the probability of the time at which the curve,
+    continued as it ends, reaches it: at most one half.
     """
     if not has_interval(method) or verdict.trust == "none":
         return None
-    spread: Interval = interval(method, predicted.real_steps / num_steps if method != "one-shot" else 0.0, verdict.stability_margin)
+    spread: Interval = interval(
+        method,
+        predicted.real_steps / num_steps if method != "one-shot" else 0.0,
+        verdict.stability_margin,
+    )
 
     prediction = predicted.prediction
 
     def of(curve: np.ndarray, level: float, step: float | int | None) -> dict[str, Any]:
         time = step
-        if step is None and (continued := continued_time(prediction.steps, smooth(curve, smoothing), level)) is not None:
-            time = max(continued, math.nextafter(num_steps, math.inf))  # the mean curve may get there although the median run does not
+        if (
+            step is None
+            and (continued := continued_time(prediction.steps, smooth(curve, smoothing), level))
+            is not None
+        ):
+            # the mean curve may get there although the median run does not
+            time = max(continued, math.nextafter(num_steps, math.inf))
         if time is None:
             return {"low": None, "high": None, "probability": 0.0}
         if time <= predicted.real_steps:
             return {"low": round(time), "high": round(time), "probability": 1.0}
-        low, high = (max(float(predicted.real_steps), time * factor) for factor in (spread.low, spread.high))
-        return {"low": round(low) if low <= num_steps else None, "high": round(high) if step is not None and high <= num_steps else None,
-                "probability": spread.reached_within(num_steps, time)}
+        low, high = (
+            max(float(predicted.real_steps), time * factor) for factor in (spread.low, spread.high)
+        )
+        return {
+            "low": round(low) if low <= num_steps else None,
+            "high": round(high) if step is not None and high <= num_steps else None,
+            "probability": spread.reached_within(num_steps, time),
+        }
 
-    return {family: {name: of(curve, float(name), step) for name, step in prediction.times[family].items()}
-            for family, curve in (("loss_below", prediction.loss), ("error_below", prediction.error))}
+    return {
+        family: {
+            name: of(curve, float(name), step) for name, step in prediction.times[family].items()
+        }
+        for family, curve in (("loss_below", prediction.loss), ("error_below", prediction.error))
+    }

@@ -1,4 +1,6 @@
-"""A few real steps first, then the prediction from where they led: what they settle need not be predicted."""
+"""A few real steps first, then the prediction from where they led: what they settle need not be
+predicted.
+"""
 
 import dataclasses
 import math
@@ -20,7 +22,8 @@ from ntk_tt.surrogate.head import HeadProblem, linearize_head, velocity_of
 from ntk_tt.targets import chance_loss, encode_targets
 from ntk_tt.training import TrainingRun, finetune
 
-_BLOWN_UP = 10.0  # times the loss at the start, or that of chance: nothing can be predicted from where such steps led
+# times the loss at the start, or that of chance: nothing can be predicted from where such steps led
+_BLOWN_UP = 10.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,28 +42,49 @@ class OneShot:
 
 
 def affordable_steps(num_samples: int, batch_size: int, num_directions: int) -> int:
-    """k, the most real steps that cost no more than the feature pass: N·(1 + r) passes of a sample against 3·B a step; at least 1.
+    """k, the most real steps that cost no more than the feature pass: N·(1 + r) passes of a sample
+    against 3·B a step; at least 1.
 
-    A backward pass through activations alone costs about a forward pass, one with weight gradients two.
+    A backward pass through activations alone costs about a forward pass, one with weight gradients
+    two.
     """
     return max(1, num_samples * (1 + num_directions) // (3 * batch_size))
 
 
-def predict_after(model: Model, inputs: Float[Array | np.ndarray, "n ..."], labels: Int[Array | np.ndarray, " n"] | Float[Array | np.ndarray, "n c"],
-                  optimizer: OptimizerConfig, num_steps: int, *, first_steps: int | None = None, curvature: bool = True, loss: LossName = "ce",
-                  num_projections: int | str = "auto", precision: Precision = "float32", memory: int | None = None, num_seeds: int = 5, record_every: int = 1,
-                  seed: int = 0, key: Key[Array, ""] | None = None, progress: Progress = silent) -> OneShot:
-    """Train for k real steps, expand the network there, and replay the rest with the optimiser's momentum as it is by then.
+def predict_after(
+    model: Model,
+    inputs: Float[Array | np.ndarray, "n ..."],
+    labels: Int[Array | np.ndarray, " n"] | Float[Array | np.ndarray, "n c"],
+    optimizer: OptimizerConfig,
+    num_steps: int,
+    *,
+    first_steps: int | None = None,
+    curvature: bool = True,
+    loss: LossName = "ce",
+    num_projections: int | str = "auto",
+    precision: Precision = "float32",
+    memory: int | None = None,
+    num_seeds: int = 5,
+    record_every: int = 1,
+    seed: int = 0,
+    key: Key[Array, ""] | None = None,
+    progress: Progress = silent,
+) -> OneShot:
+    """Train for k real steps, expand the network there, and replay the rest with the optimiser's
+    momentum as it is by then.
 
     Args:
-        model, inputs, labels, loss, curvature, num_projections, precision, memory, progress: as `linearize_head`.
+        model, inputs, labels, loss, curvature, num_projections, precision, memory, progress: as
+        `linearize_head`.
         optimizer, num_steps, num_seeds, record_every: as `predict`.
-        first_steps: k; None takes what costs as much as the feature pass (`affordable_steps`), but at most T/4.
+        first_steps: k; None takes what costs as much as the feature pass (`affordable_steps`), but
+            at most T/4.
         seed: of the order of the data of the real steps.
         key: of the projection and of the orders that follow; key 0 where none is given.
 
     Raises:
-        ValueError: as `linearize_head`, T below 2, k outside 1 … T−1, or real steps that diverge, blow up or end in a dead network.
+        ValueError: as `linearize_head`, T below 2, k outside 1 … T−1, or real steps that diverge,
+            blow up or end in a dead network.
 
     Cost: k real steps, and `linearize_head` for this setting alone.
     """
@@ -69,42 +93,98 @@ def predict_after(model: Model, inputs: Float[Array | np.ndarray, "n ..."], labe
     num_samples = len(inputs)
     batch_size = optimizer.checked_batch_size(num_samples)
     if first_steps is None:
-        first_steps = min(max(1, num_steps // 4), affordable_steps(num_samples, batch_size, 2 * (model.num_classes - 1)))
+        first_steps = min(
+            max(1, num_steps // 4),
+            affordable_steps(num_samples, batch_size, 2 * (model.num_classes - 1)),
+        )
     if not 1 <= first_steps < num_steps:
-        raise ValueError(f"first_steps: must lie in 1 … {num_steps - 1} (one less than the steps to predict), got {first_steps}")
-    run = finetune(model.apply, model.params, inputs, labels, optimizer, first_steps, loss=loss, seed=seed, record_every=record_every)
+        raise ValueError(
+            f"first_steps: must lie in 1 … {num_steps - 1} (one less than the steps to predict), "
+            f"got {first_steps}"
+        )
+    run = finetune(
+        model.apply,
+        model.params,
+        inputs,
+        labels,
+        optimizer,
+        first_steps,
+        loss=loss,
+        seed=seed,
+        record_every=record_every,
+    )
     check_beginning(run, "first", loss, labels)
     key = jax.random.key(0) if key is None else key
     moved = dataclasses.replace(model, params=run.params)
-    problem = linearize_head(moved, inputs, labels, curvature=curvature, loss=loss, num_projections=num_projections, precision=precision, memory=memory, key=key,
-                             progress=progress)
+    problem = linearize_head(
+        moved,
+        inputs,
+        labels,
+        curvature=curvature,
+        loss=loss,
+        num_projections=num_projections,
+        precision=precision,
+        memory=memory,
+        key=key,
+        progress=progress,
+    )
     velocity = None if run.velocity is None else velocity_of(problem, moved, run.velocity)
     later = dataclasses.replace(optimizer, learning_rate=_later(optimizer, num_steps, first_steps))
     steps = record_steps(num_steps, record_every)
-    every = math.gcd(record_every, first_steps)  # the replay's own count starts after the real steps
+    # the replay's own count starts after the real steps
+    every = math.gcd(record_every, first_steps)
     count = 1 if optimizer.is_full_batch(num_samples) else num_seeds
     trajectories = []
     for each in jax.random.split(key, count):
         batches = batch_indices(num_samples, optimizer, num_steps - first_steps, each)
-        replayed = replay_head(problem, later, num_steps - first_steps, batches=batches, velocity=velocity, record_every=every)
+        replayed = replay_head(
+            problem,
+            later,
+            num_steps - first_steps,
+            batches=batches,
+            velocity=velocity,
+            record_every=every,
+        )
         known, predicted = steps[steps <= first_steps], steps[steps > first_steps]
-        real, later_records = np.searchsorted(run.steps, known), np.searchsorted(replayed.steps, predicted - first_steps)
-        losses, errors = (np.concatenate([getattr(run, name)[real], getattr(replayed, name)[later_records]]) for name in ("loss", "error"))
+        real, later_records = (
+            np.searchsorted(run.steps, known),
+            np.searchsorted(replayed.steps, predicted - first_steps),
+        )
+        losses, errors = (
+            np.concatenate([getattr(run, name)[real], getattr(replayed, name)[later_records]])
+            for name in ("loss", "error")
+        )
         trajectories.append(Trajectory(steps, losses, errors))
     return OneShot(problem, run, tuple(trajectories))
 
 
-def check_beginning(run: TrainingRun, which: str, loss: LossName, labels: Int[Array | np.ndarray, " n"] | Float[Array | np.ndarray, "n c"]) -> None:
-    """Raises ValueError unless the real steps that a prediction begins with led somewhere that it can go on from."""
+def check_beginning(
+    run: TrainingRun,
+    which: str,
+    loss: LossName,
+    labels: Int[Array | np.ndarray, " n"] | Float[Array | np.ndarray, "n c"],
+) -> None:
+    """Raises ValueError unless the real steps that a prediction begins with led somewhere that it
+    can go on from.
+    """
     taken, remedy = int(run.steps[-1]), "take a smaller one"
     if run.diverged_at is not None:
-        raise ValueError(f"learning_rate: real training diverged at step {run.diverged_at} of the {which} {taken}; {remedy}")
+        raise ValueError(
+            f"learning_rate: real training diverged at step {run.diverged_at} of the {which} "
+            f"{taken}; {remedy}"
+        )
     labels = np.asarray(labels)
     targets = encode_targets(labels, int(labels.max()) + 1) if labels.ndim == 1 else labels
     if run.loss[-1] > _BLOWN_UP * max(float(run.loss[0]), chance_loss(np.asarray(targets), loss)):
-        raise ValueError(f"learning_rate: the {which} {taken} real steps raised the loss from {run.loss[0]:.3g} to {run.loss[-1]:.3g}; {remedy}")
+        raise ValueError(
+            f"learning_rate: the {which} {taken} real steps raised the loss from {run.loss[0]:.3g} "
+            f"to {run.loss[-1]:.3g}; {remedy}"
+        )
     if run.collapsed_at is not None:
-        raise ValueError(f"learning_rate: real training died within the {which} {taken} steps, by step {run.collapsed_at}: the outputs are the same for all samples; {remedy}")
+        raise ValueError(
+            f"learning_rate: real training died within the {which} {taken} steps, by step "
+            f"{run.collapsed_at}: the outputs are the same for all samples; {remedy}"
+        )
 
 
 def _later(optimizer: OptimizerConfig, num_steps: int, first_steps: int):

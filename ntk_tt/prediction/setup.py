@@ -1,4 +1,6 @@
-"""What every command begins with: the task, the network, its trainable part, and where its features come from."""
+"""What every command begins with: the task, the network, its trainable part, and where its features
+come from.
+"""
 
 import dataclasses
 import os
@@ -9,7 +11,13 @@ import jax
 
 from ntk_tt.data import Task, UpTo, load_task
 from ntk_tt.features import store as stores
-from ntk_tt.features.compute import Precision, feature_manifest, jacobian_features, plan_features, write_features
+from ntk_tt.features.compute import (
+    Precision,
+    feature_manifest,
+    jacobian_features,
+    plan_features,
+    write_features,
+)
 from ntk_tt.features.projections import ProjectionName
 from ntk_tt.features.store import FeatureStore
 from ntk_tt.jacobian.bfloat16 import relative_error
@@ -18,7 +26,14 @@ from ntk_tt.models import MODELS, Model, fit_linear_head, load_model, with_new_h
 from ntk_tt.models.adapters import load_factory
 from ntk_tt.models.trainable import restrict
 from ntk_tt.prediction.algorithm import Outputs, stored_outputs
-from ntk_tt.runtime.limits import MAX_CLASSES, MAX_IMAGE_SIZE, MAX_PER_CLASS, MAX_PROJECTIONS, MAX_SEED, check_range
+from ntk_tt.runtime.limits import (
+    MAX_CLASSES,
+    MAX_IMAGE_SIZE,
+    MAX_PER_CLASS,
+    MAX_PROJECTIONS,
+    MAX_SEED,
+    check_range,
+)
 from ntk_tt.runtime.memory import parse_bytes
 from ntk_tt.runtime.progress import Progress
 
@@ -30,15 +45,25 @@ class Setup:
     """A network, a task and the features of one on the other."""
 
     model: str = "resnet8"
-    """Name of the network (`ntk-tt models` lists them), or `path/to/file.py:factory` for your own: that file is run as any Python program is, so give only one that you trust."""
+    """Name of the network (`ntk-tt models` lists them), or `path/to/file.py:factory` for your own:
+    that file is run as any Python program is, so give only one that you trust.
+    """
     weights: str | None = None
-    """A .safetensors or .pth file, `hf:owner/name`, `bundled` or `random`; by default the bundled ones where there are some."""
+    """A .safetensors or .pth file, `hf:owner/name`, `bundled` or `random`; by default the bundled
+    ones where there are some.
+    """
     head: Literal["pytorch", "lecun", "zero", "probe"] = "pytorch"
-    """How the new head starts; `probe` fits it to the frozen features first. A network of your own keeps its head unless `lecun`, `zero` or `probe` is given."""
+    """How the new head starts; `probe` fits it to the frozen features first. A network of your own
+    keeps its head unless `lecun`, `zero` or `probe` is given.
+    """
     trainable: str = "all"
-    """What trains: `all`, `head`, `last:2`, `bias`, `norm`, `glob:PATTERN`, `regex:PATTERN`, `lora:8`, or several joined by `+`."""
+    """What trains: `all`, `head`, `last:2`, `bias`, `norm`, `glob:PATTERN`, `regex:PATTERN`,
+    `lora:8`, or several joined by `+`.
+    """
     data: str = "digits"
-    """`digits`, `folder:PATH` (PATH/<split>/<class>/<image>), `tfds:NAME`, `arrays:FILE.npz`, `list:FILE@ROOT` (see `ntk-tt data`)."""
+    """`digits`, `folder:PATH` (PATH/<split>/<class>/<image>), `tfds:NAME`, `arrays:FILE.npz`,
+    `list:FILE@ROOT` (see `ntk-tt data`).
+    """
     split: str = "train"
     """Of the data set."""
     on_corrupt: Literal["raise", "skip"] = "raise"
@@ -58,7 +83,9 @@ class Setup:
     precision: Precision = "float32"
     """Of products and convolutions in the feature pass; sums stay float32."""
     memory: str | None = None
-    """For the features, such as 4GiB: bounds D' where it is `auto`, and streams stored features that are larger."""
+    """For the features, such as 4GiB: bounds D' where it is `auto`, and streams stored features
+    that are larger.
+    """
     store: Path | None = None
     """Folder for features on disk; by default $NTK_TT_CACHE or the user's cache folder."""
     seed: int = 0
@@ -77,7 +104,10 @@ class Setup:
         if self.memory is not None:
             parse_bytes(self.memory)
         if self.weights is None and self.model in MODELS and MODELS[self.model].bundled is None:
-            raise ValueError(f"weights: none of {self.model} ship with the package; give --weights FILE, hf:owner/name, or random for an untrained network")
+            raise ValueError(
+                f"weights: none of {self.model} ship with the package; give --weights FILE, "
+                "hf:owner/name, or random for an untrained network"
+            )
 
     @property
     def memory_bytes(self) -> int | None:
@@ -103,22 +133,48 @@ def load(setup: Setup) -> Loaded:
     """The task and the network with its new head, restricted to what trains.
 
     Raises:
-        ValueError: there is no device to compute on, or anything wrong with the task or the network.
+        ValueError: there is no device to compute on, or anything wrong with the task or the
+            network.
     """
     _check_devices()
-    per_class = UpTo(150) if setup.per_class is None else None if setup.per_class == "all" else setup.per_class
-    task = load_task(setup.data, num_classes=setup.classes, per_class=per_class, image_size=setup.image_size, seed=setup.seed,
-                     split=setup.split, on_corrupt=setup.on_corrupt)
+    per_class = (
+        UpTo(150)
+        if setup.per_class is None
+        else None
+        if setup.per_class == "all"
+        else setup.per_class
+    )
+    task = load_task(
+        setup.data,
+        num_classes=setup.classes,
+        per_class=per_class,
+        image_size=setup.image_size,
+        seed=setup.seed,
+        split=setup.split,
+        on_corrupt=setup.on_corrupt,
+    )
     key = jax.random.key(setup.seed)
     if ".py:" in setup.model:
         if setup.weights is not None:
-            raise ValueError(f"weights: the factory {setup.model!r} loads its own; leave --weights out, got {setup.weights!r}")
-        model = load_factory(setup.model, num_classes=task.num_classes, image_size=setup.image_size, key=key)
+            raise ValueError(
+                f"weights: the factory {setup.model!r} loads its own; leave --weights out, got "
+                f"{setup.weights!r}"
+            )
+        model = load_factory(
+            setup.model, num_classes=task.num_classes, image_size=setup.image_size, key=key
+        )
         if setup.head in ("lecun", "zero"):  # pytorch is the default, and means the factory's own
             model = with_new_head(model, setup.head, key)
     else:
         rule = "pytorch" if setup.head == "probe" else setup.head
-        model = load_model(setup.model, weights=setup.weights, num_classes=task.num_classes, image_size=setup.image_size, key=key, head=rule)
+        model = load_model(
+            setup.model,
+            weights=setup.weights,
+            num_classes=task.num_classes,
+            image_size=setup.image_size,
+            key=key,
+            head=rule,
+        )
     images = model.preprocess(task.images)
     if setup.head == "probe":
         model = fit_linear_head(model, images, task.labels)
@@ -128,10 +184,17 @@ def load(setup: Setup) -> Loaded:
 def _check_devices() -> None:
     try:
         jax.devices()
-    except (RuntimeError, AssertionError) as error:  # the latter where a plugin is missing altogether
+    except (
+        RuntimeError,
+        AssertionError,
+    ) as error:  # the latter where a plugin is missing altogether
         reason = " ".join(str(error).split()) or "there is no such device"
-        raise ValueError(f"JAX_PLATFORMS: JAX cannot compute on {os.environ.get('JAX_PLATFORMS') or 'any device'!r} here ({reason[:200]}); "
-                         "unset it or set it to cpu, or install JAX for that device (pip install 'ntk-tt[cuda]' for NVIDIA's)") from error
+        raise ValueError(
+            "JAX_PLATFORMS: JAX cannot compute on "
+            f"{os.environ.get('JAX_PLATFORMS') or 'any device'!r} here ({reason[:200]}); "
+            "unset it or set it to cpu, or install JAX for that device (pip install 'ntk-tt[cuda]' "
+            "for NVIDIA's)"
+        ) from error
 
 
 def find_features(setup: Setup, loaded: Loaded, outputs: Outputs) -> FeatureStore | None:
@@ -142,29 +205,68 @@ def find_features(setup: Setup, loaded: Loaded, outputs: Outputs) -> FeatureStor
         return None
     if not os.path.isdir(root):
         return None
-    apply, params = stored_outputs(loaded.model.apply, loaded.task.num_classes, outputs), loaded.model.params
+    apply, params = (
+        stored_outputs(loaded.model.apply, loaded.task.num_classes, outputs),
+        loaded.model.params,
+    )
     settings = _settings(setup)
-    plan = plan_features(apply, params, loaded.images, **settings, memory=setup.memory_bytes, stored=True, compiled=False)
-    manifest = feature_manifest(plan, apply, params, loaded.images, projection=setup.projection, key=settings["key"])
+    plan = plan_features(
+        apply,
+        params,
+        loaded.images,
+        **settings,
+        memory=setup.memory_bytes,
+        stored=True,
+        compiled=False,
+    )
+    manifest = feature_manifest(
+        plan, apply, params, loaded.images, projection=setup.projection, key=settings["key"]
+    )
     return stores.find(manifest, root)
 
 
-def build_features(setup: Setup, loaded: Loaded, outputs: Outputs, progress: Progress) -> FeatureStore:
+def build_features(
+    setup: Setup, loaded: Loaded, outputs: Outputs, progress: Progress
+) -> FeatureStore:
     """Computes the features to disk; goes on where an earlier call was stopped."""
     apply = stored_outputs(loaded.model.apply, loaded.task.num_classes, outputs)
-    return write_features(apply, loaded.model.params, loaded.images, setup.store, **_settings(setup), memory=setup.memory_bytes, progress=progress)
+    return write_features(
+        apply,
+        loaded.model.params,
+        loaded.images,
+        setup.store,
+        **_settings(setup),
+        memory=setup.memory_bytes,
+        progress=progress,
+    )
 
 
 def precision_error(setup: Setup, loaded: Loaded) -> float | None:
-    """Relative error of Θ from bfloat16 on a few samples; None where the features are in float32."""
+    """Relative error of Θ from bfloat16 on a few samples; None where the features are in
+    float32.
+    """
     if setup.precision == "float32":
         return None
     few = loaded.images[:_PRECISION_SAMPLES]
     precisions: tuple[Precision, ...] = (setup.precision, "float32")
     rounded, reference = (
-        jacobian_features(loaded.model.apply, loaded.model.params, few, num_projections=4096, key=jax.random.key(setup.seed), precision=each) for each in precisions)
+        jacobian_features(
+            loaded.model.apply,
+            loaded.model.params,
+            few,
+            num_projections=4096,
+            key=jax.random.key(setup.seed),
+            precision=each,
+        )
+        for each in precisions
+    )
     return relative_error(rounded, reference)
 
 
 def _settings(setup: Setup) -> dict[str, Any]:
-    return {"num_projections": setup.projections, "projection": setup.projection, "precision": setup.precision, "key": jax.random.key(setup.seed)}
+    return {
+        "num_projections": setup.projections,
+        "projection": setup.projection,
+        "precision": setup.precision,
+        "key": jax.random.key(setup.seed),
+    }

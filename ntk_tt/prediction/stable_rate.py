@@ -1,4 +1,6 @@
-"""Up to which learning rate a run is stable: the margin along its predicted path, and the rate at which that margin is 1."""
+"""Up to which learning rate a run is stable: the margin along its predicted path, and the rate at
+which that margin is 1.
+"""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -18,54 +20,94 @@ from ntk_tt.losses import mean_loss
 from ntk_tt.optimizer import OptimizerConfig, check_num_steps, scaled
 from ntk_tt.surrogate.head import HeadProblem, HeadState
 from ntk_tt.surrogate.linear import LinearizedProblem, logits, sgd_step, zero_state
-from ntk_tt.surrogate.sharpness import batch_curvature_variance, largest_curvature, largest_curvature_bound, largest_safe_learning_rate
+from ntk_tt.surrogate.sharpness import (
+    batch_curvature_variance,
+    largest_curvature,
+    largest_curvature_bound,
+    largest_safe_learning_rate,
+)
 from ntk_tt.targets import chance_loss
 
 PredictedPath = Sequence[HeadState] | Float[np.ndarray, "s n c"]
 
-CLOSE_TO_ONE = 1.08  # a margin from 1 to this is that of the largest safe rate; half of it is aimed at
+CLOSE_TO_ONE = (
+    1.08  # a margin from 1 to this is that of the largest safe rate; half of it is aimed at
+)
 NARROW = 1.15  # between a rate that is stable and one that is not, where the margin jumps
-EVALUATIONS = 6  # most ways that the search for that rate follows, but for those that it takes to find a stable one
+# most ways that the search for that rate follows, but for those that it takes to find a stable one
+EVALUATIONS = 6
 _STEP = 0.6  # from a rate that is not stable to the next
-_UNDER = 0.93  # of the rate that is found, which must be stable too: margins are no smooth function of the rate
+# of the rate that is found, which must be stable too: margins are no smooth function of the rate
+_UNDER = 0.93
 STREAMED_EVALUATIONS = 1  # each is as many passes over the disk as the prediction
 _CHUNKS = (4, 64, 1024)  # steps that are compiled together: the shortest at first
-_SPACING = 1.5  # of the steps at which the way is looked at: near the bound curvature rises and falls early, whatever T is
-_LEARNT = 0.2  # of the loss at the start: past it the softmax only gets flatter, and a kernel has done its growing
-_RISEN = 3.0  # times the loss at the start, or that of chance: a way that is not stable, whatever the curvature is by then
-_SATURATED = 0.01  # of the largest curvature that the loss can have: less, at a loss well above chance, says nothing of stability
+# of the steps at which the way is looked at: near the bound curvature rises and falls early,
+# whatever T is
+_SPACING = 1.5
+# of the loss at the start: past it the softmax only gets flatter, and a kernel has done its growing
+_LEARNT = 0.2
+# times the loss at the start, or that of chance: a way that is not stable, whatever the curvature
+# is by then
+_RISEN = 3.0
+# of the largest curvature that the loss can have: less, at a loss well above chance, says nothing
+# of stability
+_SATURATED = 0.01
 
 
 class SafeRate(NamedTuple):
     """Of `safe_learning_rate`.
 
     Attributes:
-        rate: the highest rate of the schedule, with which the predicted way is stable; 0 where none was found.
-        is_largest: whether the margin on that way is close to 1, or a rate 15 % larger is not stable; False where larger ones were not looked at.
+        rate: the highest rate of the schedule, with which the predicted way is stable; 0 where none
+            was found.
+        is_largest: whether the margin on that way is close to 1, or a rate 15 % larger is not
+            stable; False where larger ones were not looked at.
     """
 
     rate: float
     is_largest: bool
 
 
-def predicted_path(problem: LinearizedProblem | HeadProblem, optimizer: OptimizerConfig, num_steps: int, *, key: Key[Array, ""] | None = None) -> PredictedPath:
-    """A handful of predicted points between step 0 and T: logits (S, N, C), or states where the head is real."""
+def predicted_path(
+    problem: LinearizedProblem | HeadProblem,
+    optimizer: OptimizerConfig,
+    num_steps: int,
+    *,
+    key: Key[Array, ""] | None = None,
+) -> PredictedPath:
+    """A handful of predicted points between step 0 and T: logits (S, N, C), or states where the
+    head is real.
+    """
     check_num_steps(num_steps)
     if isinstance(problem, HeadProblem):
         return states_along(problem, optimizer, num_steps, key=key)
-    trajectory = simulate(problem, optimizer, num_steps, key=key, record_every=-(-num_steps // PATH_SPANS), save_logits=True)
+    trajectory = simulate(
+        problem,
+        optimizer,
+        num_steps,
+        key=key,
+        record_every=-(-num_steps // PATH_SPANS),
+        save_logits=True,
+    )
     return np.asarray(trajectory.logits)
 
 
-def stability(problem: LinearizedProblem | HeadProblem, optimizer: OptimizerConfig, num_steps: int, path: PredictedPath | None = None) -> tuple[float, float]:
-    """(margin, bound): η_max over the schedule's highest rate, and η_max, the bound along this setting's own way.
+def stability(
+    problem: LinearizedProblem | HeadProblem,
+    optimizer: OptimizerConfig,
+    num_steps: int,
+    path: PredictedPath | None = None,
+) -> tuple[float, float]:
+    """(margin, bound): η_max over the schedule's highest rate, and η_max, the bound along this
+    setting's own way.
 
-    The curvature λ is that of the Gauss–Newton Hessian of the loss, (1/N) Jᵀ H J, by Lanczos iteration without forming
-    Θ: its maximum over the points of `path` (by default `predicted_path`), since cross-entropy sharpens while two
-    classes compete. With a `HeadProblem` the kernel is that of each state on the way, so growth that crosses the bound is
-    seen. Gradient descent is stable below 2(1+m)/λ; mini-batches lower that, see
-    `largest_safe_learning_rate`. A larger rate goes another way, along which the bound may be lower: `safe_learning_rate` is the rate
-    that holds on its own way.
+    The curvature λ is that of the Gauss–Newton Hessian of the loss, (1/N) Jᵀ H J, by Lanczos
+    iteration without forming Θ: its maximum over the points of `path` (by default
+    `predicted_path`), since cross-entropy sharpens while two classes compete. With a `HeadProblem`
+    the kernel is that of each state on the way, so growth that crosses the bound is seen. Gradient
+    descent is stable below 2(1+m)/λ; mini-batches lower that, see `largest_safe_learning_rate`. A
+    larger rate goes another way, along which the bound may be lower: `safe_learning_rate` is the
+    rate that holds on its own way.
 
     The margin is 0 where the way itself leaves the finite numbers.
     """
@@ -73,7 +115,9 @@ def stability(problem: LinearizedProblem | HeadProblem, optimizer: OptimizerConf
     looked = _Looked(problem, optimizer)
     for point in points:
         looked.at(point)
-        if not looked.is_finite or (problem.loss == "mse" and isinstance(problem, LinearizedProblem)):
+        if not looked.is_finite or (
+            problem.loss == "mse" and isinstance(problem, LinearizedProblem)
+        ):
             break  # the latter's curvature does not depend on the logits
     safe = looked.safe_rate(points[0])
     highest = optimizer.learning_rates(num_steps).max()
@@ -105,7 +149,11 @@ class _Looked:
         if not self.is_finite:
             return
         curvature, self._direction = largest_curvature(here, outputs, self._direction)
-        variance = self.noise * batch_curvature_variance(here, outputs, curvature, self._direction) if self.noise else 0.0
+        variance = (
+            self.noise * batch_curvature_variance(here, outputs, curvature, self._direction)
+            if self.noise
+            else 0.0
+        )
         self.is_finite = bool(np.isfinite(curvature) and np.isfinite(variance))
         if not self.is_finite:
             return
@@ -114,9 +162,15 @@ class _Looked:
         self.bound = min(self.bound, self._rate(curvature, variance))
 
     def safe_rate(self, first: Any) -> float:
-        """The least bound that was seen; where all there was to see is a softmax saturated on wrong classes, that of the sharpest it can be at the first point."""
+        """The least bound that was seen; where all there was to see is a softmax saturated on wrong
+        classes, that of the sharpest it can be at the first point.
+        """
         if self.problem.loss == "ce" and self.losses and min(self.losses) > 2 * self.chance:
-            sharpest = largest_curvature_bound(self.problem.tangent(first) if isinstance(self.problem, HeadProblem) else self.problem)
+            sharpest = largest_curvature_bound(
+                self.problem.tangent(first)
+                if isinstance(self.problem, HeadProblem)
+                else self.problem
+            )
             if not self.curvature >= _SATURATED * sharpest:
                 return min(self.bound, self._rate(sharpest, 0.0))
         return self.bound if self.losses else 0.0
@@ -129,14 +183,26 @@ class _Looked:
 
     def _rate(self, curvature: float, variance: float) -> float:
         return largest_safe_learning_rate(
-            curvature, variance, momentum=self.optimizer.momentum, nesterov=self.optimizer.nesterov, weight_decay=self.optimizer.weight_decay)
+            curvature,
+            variance,
+            momentum=self.optimizer.momentum,
+            nesterov=self.optimizer.nesterov,
+            weight_decay=self.optimizer.weight_decay,
+        )
 
 
-def margin_on_the_way(problem: LinearizedProblem | HeadProblem, optimizer: OptimizerConfig, num_steps: int, *, key: Key[Array, ""] | None = None) -> float:
-    """The margin of `stability`, looked at closer: at steps 0, 4, 8, … that soon lie 1.5 times apart, until the loss is learnt or the margin is below 1.
+def margin_on_the_way(
+    problem: LinearizedProblem | HeadProblem,
+    optimizer: OptimizerConfig,
+    num_steps: int,
+    *,
+    key: Key[Array, ""] | None = None,
+) -> float:
+    """The margin of `stability`, looked at closer: at steps 0, 4, 8, … that soon lie 1.5 times
+    apart, until the loss is learnt or the margin is below 1.
 
-    Near the bound curvature rises and falls again within a few dozen steps, between the points of `predicted_path`. A way on which the
-    loss rises to three times what it was has a margin of 0.
+    Near the bound curvature rises and falls again within a few dozen steps, between the points of
+    `predicted_path`. A way on which the loss rises to three times what it was has a margin of 0.
     """
     highest = optimizer.learning_rates(num_steps).max()
     looked, first = _Looked(problem, optimizer), None
@@ -145,19 +211,30 @@ def margin_on_the_way(problem: LinearizedProblem | HeadProblem, optimizer: Optim
         looked.at(point)
         if not looked.is_finite or looked.has_risen():
             return 0.0
-        if looked.bound < highest or looked.has_learnt() or (problem.loss == "mse" and isinstance(problem, LinearizedProblem)):
+        if (
+            looked.bound < highest
+            or looked.has_learnt()
+            or (problem.loss == "mse" and isinstance(problem, LinearizedProblem))
+        ):
             break
     return float(looked.safe_rate(first) / highest) if highest > 0 else np.inf
 
 
-def _way(problem: LinearizedProblem | HeadProblem, optimizer: OptimizerConfig, num_steps: int, key: Key[Array, ""] | None) -> Iterator[Any]:
+def _way(
+    problem: LinearizedProblem | HeadProblem,
+    optimizer: OptimizerConfig,
+    num_steps: int,
+    key: Key[Array, ""] | None,
+) -> Iterator[Any]:
     """The points of a replay as they come, as `predicted_path` has them."""
     if isinstance(problem, LinearizedProblem) and problem.kernel.streamed:
         yield from predicted_path(problem, optimizer, num_steps, key=key)
         return
     state: Any = problem.zero() if isinstance(problem, HeadProblem) else zero_state(problem)
     rates = jnp.asarray(optimizer.learning_rates(num_steps), problem.targets.dtype)
-    indices = batch_indices(problem.num_samples, optimizer, num_steps, jax.random.key(0) if key is None else key)
+    indices = batch_indices(
+        problem.num_samples, optimizer, num_steps, jax.random.key(0) if key is None else key
+    )
     settings = jax.tree.map(jnp.asarray, hyper(optimizer))
     carry: Any = state, jax.tree.map(jnp.zeros_like, state)
     taken, look = 0, 0.0
@@ -170,7 +247,14 @@ def _way(problem: LinearizedProblem | HeadProblem, optimizer: OptimizerConfig, n
         if ends:
             return
         span = slice(taken, taken + chunk)
-        carry = _advance(problem, optimizer.nesterov, settings, carry, rates[span], None if indices is None else indices[span])
+        carry = _advance(
+            problem,
+            optimizer.nesterov,
+            settings,
+            carry,
+            rates[span],
+            None if indices is None else indices[span],
+        )
         taken += chunk
 
 
@@ -180,28 +264,42 @@ def _advance(problem, nesterov: bool, settings, carry, rates, indices):
 
     def step(carry, now):
         (state, velocity), (rate, batch) = carry, now
-        slope = problem.gradient(state, weight_decay, batch) if isinstance(problem, HeadProblem) else gradient(problem, state, weight_decay, batch)
+        slope = (
+            problem.gradient(state, weight_decay, batch)
+            if isinstance(problem, HeadProblem)
+            else gradient(problem, state, weight_decay, batch)
+        )
         return sgd_step(state, velocity, slope, rate, momentum, nesterov), None
 
     return jax.lax.scan(step, carry, (rates, indices))[0]
 
 
-def safe_learning_rate(problem: LinearizedProblem | HeadProblem, optimizer: OptimizerConfig, num_steps: int, *, margin: float | None = None,
-                       key: Key[Array, ""] | None = None, evaluations: int | None = None) -> SafeRate:
-    """The largest rate of this schedule that is stable on its own way: where `margin_on_the_way` at that very rate is 1 to `CLOSE_TO_ONE`.
+def safe_learning_rate(
+    problem: LinearizedProblem | HeadProblem,
+    optimizer: OptimizerConfig,
+    num_steps: int,
+    *,
+    margin: float | None = None,
+    key: Key[Array, ""] | None = None,
+    evaluations: int | None = None,
+) -> SafeRate:
+    """The largest rate of this schedule that is stable on its own way: where `margin_on_the_way` at
+    that very rate is 1 to `CLOSE_TO_ONE`.
 
-    Found by a bracket in log η: the margin falls with the rate, faster than 1/η where the kernel or the curvature of the softmax grows
-    on the way.
+    Found by a bracket in log η: the margin falls with the rate, faster than 1/η where the kernel or
+    the curvature of the softmax grows on the way.
 
     Args:
         margin: of the setting itself, where it is known; else it is looked at first.
         key: of the order of the data.
-        evaluations: most further ways; None takes 6, or 1 where the features are streamed from disk.
+        evaluations: most further ways; None takes 6, or 1 where the features are streamed from
+            disk.
 
     Raises:
         ValueError: an argument out of range.
 
-    Cost: a replay until the loss is learnt, or the bound is passed, for each of the ways, two or three as a rule.
+    Cost: a replay until the loss is learnt, or the bound is passed, for each of the ways, two or
+    three as a rule.
     """
     highest = float(optimizer.learning_rates(num_steps).max())
     first = margin_on_the_way(problem, optimizer, num_steps, key=key) if margin is None else margin
@@ -210,15 +308,35 @@ def safe_learning_rate(problem: LinearizedProblem | HeadProblem, optimizer: Opti
     if isinstance(problem, LinearizedProblem) and problem.loss == "mse":
         return SafeRate(first * highest, True)  # the same on every way
     if evaluations is None:
-        evaluations = STREAMED_EVALUATIONS if isinstance(problem, LinearizedProblem) and problem.kernel.streamed else EVALUATIONS
+        evaluations = (
+            STREAMED_EVALUATIONS
+            if isinstance(problem, LinearizedProblem) and problem.kernel.streamed
+            else EVALUATIONS
+        )
     if first == 0:  # which says nothing of how far: the start does
-        first = min(0.99, stability(problem, optimizer, num_steps, [problem.zero()] if isinstance(problem, HeadProblem) else np.asarray(problem.initial_logits)[None])[0])
+        first = min(
+            0.99,
+            stability(
+                problem,
+                optimizer,
+                num_steps,
+                [problem.zero()]
+                if isinstance(problem, HeadProblem)
+                else np.asarray(problem.initial_logits)[None],
+            )[0],
+        )
     seen = {1.0: first}  # margins by factor
     for count in range(2 * evaluations):
         low, high = _ends(seen)
         if low is not None and count >= evaluations:
             break
-        factor = _next(low, high, seen) if not _is_closed(low, high, seen) else _UNDER * low if low is not None else 0.0
+        factor = (
+            _next(low, high, seen)
+            if not _is_closed(low, high, seen)
+            else _UNDER * low
+            if low is not None
+            else 0.0
+        )
         if any(0.97 * factor <= each <= factor / 0.97 for each in seen):
             break
         found = margin_on_the_way(problem, scaled(optimizer, factor), num_steps, key=key)
@@ -226,21 +344,38 @@ def safe_learning_rate(problem: LinearizedProblem | HeadProblem, optimizer: Opti
             break
         seen[factor] = found
     low, high = _ends(seen)
-    return SafeRate(0.0, False) if low is None else SafeRate(low * highest, _is_closed(low, high, seen))
+    return (
+        SafeRate(0.0, False)
+        if low is None
+        else SafeRate(low * highest, _is_closed(low, high, seen))
+    )
 
 
 def _ends(seen: dict[float, float]) -> tuple[float | None, float | None]:
-    """The least factor that is not stable, and below it the largest that is; None where there is none."""
+    """The least factor that is not stable, and below it the largest that is; None where there is
+    none.
+    """
     high = min((factor for factor, margin in seen.items() if not margin >= 1), default=None)
-    return max((factor for factor, margin in seen.items() if margin >= 1 and (high is None or factor < high)), default=None), high
+    return max(
+        (
+            factor
+            for factor, margin in seen.items()
+            if margin >= 1 and (high is None or factor < high)
+        ),
+        default=None,
+    ), high
 
 
 def _is_closed(low: float | None, high: float | None, seen: dict[float, float]) -> bool:
-    return low is not None and (seen[low] <= CLOSE_TO_ONE or (high is not None and high <= NARROW * low))
+    return low is not None and (
+        seen[low] <= CLOSE_TO_ONE or (high is not None and high <= NARROW * low)
+    )
 
 
 def _next(low: float | None, high: float | None, seen: dict[float, float]) -> float:
-    """The next factor of the rate: where the margin would be half of what counts as close to 1 if the bound were as it was, then between the ends."""
+    """The next factor of the rate: where the margin would be half of what counts as close to 1 if
+    the bound were as it was, then between the ends.
+    """
     aim = math.sqrt(CLOSE_TO_ONE)
     if high is None:
         assert low is not None

@@ -24,25 +24,56 @@ def plot_report(report: dict[str, Any], runs: list[dict[str, Any]], path: Path) 
     matplotlib.use("Agg", force=False)
     import matplotlib.pyplot as plt
 
-    prediction, truth, task, optimizer = report["prediction"], report["truth"], report["task"], report["optimizer"]
+    prediction, truth, task, optimizer = (
+        report["prediction"],
+        report["truth"],
+        report["task"],
+        report["optimizer"],
+    )
     panels = 2 if truth is None else 3
     figure, axes = plt.subplots(1, panels, figsize=(4.2 * panels, 3.6), constrained_layout=True)
-    for axis, quantity, label in zip(axes, ("loss", "error"), ("training loss", "training error"), strict=False):
+    for axis, quantity, label in zip(
+        axes, ("loss", "error"), ("training loss", "training error"), strict=False
+    ):
         if truth is not None:
-            axis.plot(truth["steps"], truth[quantity], color=_REAL, label="real training", linewidth=2)
-        axis.plot(prediction["steps"], prediction[quantity], color=_PREDICTED, label="predicted, without training", linewidth=2, linestyle="--")
+            axis.plot(
+                truth["steps"], truth[quantity], color=_REAL, label="real training", linewidth=2
+            )
+        axis.plot(
+            prediction["steps"],
+            prediction[quantity],
+            color=_PREDICTED,
+            label="predicted, without training",
+            linewidth=2,
+            linestyle="--",
+        )
         if len(runs) > 1:
             curves = np.asarray([run[quantity] for run in runs])
-            axis.fill_between(prediction["steps"], curves.min(0), curves.max(0), color=_PREDICTED, alpha=0.2, linewidth=0)
-        axis.set(xlabel="optimiser step", ylabel=label, ylim=(0, None), xlim=(0, prediction["steps"][-1]))
+            axis.fill_between(
+                prediction["steps"],
+                curves.min(0),
+                curves.max(0),
+                color=_PREDICTED,
+                alpha=0.2,
+                linewidth=0,
+            )
+        axis.set(
+            xlabel="optimiser step", ylabel=label, ylim=(0, None), xlim=(0, prediction["steps"][-1])
+        )
         axis.grid(alpha=0.25)
     axes[0].legend(frameon=False)
     if truth is not None:
         _times_panel(axes[2], prediction["times"], truth["times"], prediction["steps"][-1])
     batch = "full batch" if optimizer["batch_size"] is None else f"batch {optimizer['batch_size']}"
-    refused = "; refused: trust none" if (report.get("verdict") or {}).get("trust") == "none" else ""
-    title = f"{task['model']} on {task['data']}: learning rate {optimizer['learning_rate']:g}, momentum {optimizer['momentum']:g}, {batch}{refused}"
-    # Names of files are no formulas, whatever dollar signs they have, and may hold bytes that are no text.
+    refused = (
+        "; refused: trust none" if (report.get("verdict") or {}).get("trust") == "none" else ""
+    )
+    title = (
+        f"{task['model']} on {task['data']}: learning rate {optimizer['learning_rate']:g}, "
+        f"momentum {optimizer['momentum']:g}, {batch}{refused}"
+    )
+    # Names of files are no formulas, whatever dollar signs they have, and may hold bytes that are
+    # no text.
     figure.suptitle(title.encode(errors="replace").decode(), fontsize=10, parse_math=False)
     drawn = io.BytesIO()
     try:
@@ -54,14 +85,24 @@ def plot_report(report: dict[str, Any], runs: list[dict[str, Any]], path: Path) 
 
 
 def _times_panel(axis: Any, predicted: dict, real: dict, num_steps: int) -> None:
-    families = {"epsilon_relative": ("o", "ε-time, relative"), "loss_below": ("s", "loss below"), "error_below": ("^", "error below")}
+    families = {
+        "epsilon_relative": ("o", "ε-time, relative"),
+        "loss_below": ("s", "loss below"),
+        "error_below": ("^", "error below"),
+    }
     axis.plot([0, num_steps], [0, num_steps], color="0.6", linewidth=1)
     for family, (marker, label) in families.items():
         pairs = [(real[family][name], predicted[family][name]) for name in predicted[family]]
         pairs = [pair for pair in pairs if None not in pair]
         if pairs:
             axis.scatter(*zip(*pairs, strict=True), marker=marker, label=label, alpha=0.8)
-    axis.set(xlabel="real time [steps]", ylabel="predicted time [steps]", xlim=(0, num_steps), ylim=(0, num_steps), aspect="equal")
+    axis.set(
+        xlabel="real time [steps]",
+        ylabel="predicted time [steps]",
+        xlim=(0, num_steps),
+        ylim=(0, num_steps),
+        aspect="equal",
+    )
     axis.grid(alpha=0.25)
     if axis.get_legend_handles_labels()[0]:
         axis.legend(frameon=False, fontsize=8)

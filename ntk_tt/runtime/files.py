@@ -12,16 +12,19 @@ _NO_PARTIAL = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def write_whole(target: Path, *parts: Any) -> None:
-    """Replace a file: under its name it is there whole, and stays after a crash, or what was there before is.
+    """Replace a file: under its name it is there whole, and stays after a crash, or what was there
+    before is.
 
-    What is no plain file (a pipe, a terminal, /dev/null) is written into. So is a file in a folder where no other can be made.
+    What is no plain file (a pipe, a terminal, /dev/null) is written into. So is a file in a folder
+    where no other can be made.
 
     Args:
         target: in a folder that exists.
         parts: bytes-like, written one after the other.
 
     Raises:
-        OSError: it cannot be written; nothing half-written stays, but in a file that could only be written in place.
+        OSError: it cannot be written; nothing half-written stays, but in a file that could only be
+            written in place.
     """
     if not _is_replaceable(target):
         return _write_into(target, *parts)
@@ -51,7 +54,8 @@ def replace(target: Path, *parts: Any) -> None:
 
 
 def check_writable(target: Path) -> None:
-    """Raises OSError where `write_whole` would fail, as far as that can be told before; makes the folder, leaves no file.
+    """Raises OSError where `write_whole` would fail, as far as that can be told before; makes the
+    folder, leaves no file.
 
     A pipe is not opened, since that would end what its reader reads.
     """
@@ -71,12 +75,19 @@ def check_writable(target: Path) -> None:
 
 
 def open_plain(path: Path) -> io.BufferedReader:
-    """Open a file to read bytes, and only a plain one: a pipe would keep its reader waiting and a device never ends.
+    """Open a file to read bytes, and only a plain one: a pipe would keep its reader waiting and a
+    device never ends.
 
     Raises:
         OSError: it cannot be opened, or is something else.
     """
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0))
+    descriptor = os.open(
+        path,
+        os.O_RDONLY
+        | getattr(os, "O_NONBLOCK", 0)
+        | getattr(os, "O_BINARY", 0)
+        | getattr(os, "O_CLOEXEC", 0),
+    )
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise OSError(errno.EINVAL, "it is no plain file", str(path))
@@ -104,7 +115,9 @@ def flush_folder(folder: Path) -> None:
 
 
 def _is_replaceable(target: Path) -> bool:
-    """Whether the name is free, or a plain file's that no running program was given by its number (/dev/stdout)."""
+    """Whether the name is free, or a plain file's that no running program was given by its number
+    (/dev/stdout).
+    """
     try:
         kind = target.stat().st_mode
     except FileNotFoundError:
@@ -115,7 +128,9 @@ def _is_replaceable(target: Path) -> bool:
 def _write_into(target: Path, *parts: Any) -> None:
     # A pipe without a reader is refused instead of waited for.
     mode = os.O_TRUNC if _is_replaceable(target) else os.O_APPEND
-    descriptor = os.open(target, os.O_WRONLY | mode | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    descriptor = os.open(
+        target, os.O_WRONLY | mode | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    )
     with os.fdopen(descriptor, "wb") as file:
         if os.name != "nt":
             os.set_blocking(descriptor, True)

@@ -8,13 +8,19 @@ import socket
 import sys
 import threading
 
-GRACE = 3.0  # seconds that a compiled program has to come back to Python, where the exception is raised
-_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+GRACE = (
+    3.0  # seconds that a compiled program has to come back to Python, where the exception is raised
+)
+_SIGNALS = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+]
 _answering, _said = threading.Event(), threading.Event()
 
 
 class Ended(KeyboardInterrupt):
-    """Another program said that this one is to end (SIGTERM), or its terminal went away (SIGHUP)."""
+    """Another program said that this one is to end (SIGTERM), or its terminal went away
+    (SIGHUP).
+    """
 
     def __init__(self, number: int):
         super().__init__()
@@ -22,10 +28,12 @@ class Ended(KeyboardInterrupt):
 
 
 def answer() -> None:
-    """From now on SIGTERM and SIGHUP raise `Ended`, as SIGINT does KeyboardInterrupt, and nothing holds the program for long.
+    """From now on SIGTERM and SIGHUP raise `Ended`, as SIGINT does KeyboardInterrupt, and nothing
+    holds the program for long.
 
-    Python raises only between its own steps. Where it takes none for `GRACE` seconds (a compilation, a long compiled loop),
-    or a second signal comes, the program ends as it is: files of ours are whole or absent at any moment.
+    Python raises only between its own steps. Where it takes none for `GRACE` seconds (a
+    compilation, a long compiled loop), or a second signal comes, the program ends as it is: files
+    of ours are whole or absent at any moment.
     """
     if _answering.is_set() or threading.current_thread() is not threading.main_thread():
         return
@@ -34,12 +42,16 @@ def answer() -> None:
     writer.setblocking(False)
     signal.set_wakeup_fd(writer.detach(), warn_on_full_buffer=False)
     for number in _SIGNALS:
-        if number != signal.SIGINT and signal.getsignal(number) is signal.SIG_DFL:  # what is ignored (nohup) stays so
+        # what is ignored (nohup) stays so
+        if number != signal.SIGINT and signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, _raise_ended)
     threading.Thread(target=_watch, args=(reader,), daemon=True).start()
     told = sys.unraisablehook
-    # Raised within a callback (of the garbage collector, say) it is lost; the thread then ends the program.
-    sys.unraisablehook = lambda lost: None if isinstance(lost.exc_value, KeyboardInterrupt) else told(lost)
+    # Raised within a callback (of the garbage collector, say) it is lost; the thread then ends the
+    # program.
+    sys.unraisablehook = lambda lost: (
+        None if isinstance(lost.exc_value, KeyboardInterrupt) else told(lost)
+    )
 
 
 def describe(interruption: KeyboardInterrupt) -> tuple[str, int]:
@@ -54,7 +66,9 @@ def describe(interruption: KeyboardInterrupt) -> tuple[str, int]:
 
 
 def leave(status: int) -> None:
-    """Ends a program that was interrupted, where `answer` was called: a compiled loop may still run, and taking Python down around it crashes."""
+    """Ends a program that was interrupted, where `answer` was called: a compiled loop may still
+    run, and taking Python down around it crashes.
+    """
     if _said.is_set() and _answering.is_set():
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError):
@@ -73,5 +87,7 @@ def _watch(reader: socket.socket) -> None:
     if not _said.is_set():
         name = signal.Signals(number).name
         with contextlib.suppress(OSError):
-            os.write(2, f"ntk-tt: {'interrupted' if name == 'SIGINT' else f'ended by {name}'}\n".encode())
+            os.write(
+                2, f"ntk-tt: {'interrupted' if name == 'SIGINT' else f'ended by {name}'}\n".encode()
+            )
     os._exit(128 + number)

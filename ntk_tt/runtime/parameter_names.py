@@ -7,8 +7,13 @@ from jaxtyping import PyTree
 
 
 def path_name(path: tuple[Any, ...]) -> str:
-    """`block1.conv1.kernel` for a leaf of a nested container: the name under which a checkpoint stores it."""
-    return ".".join(str(getattr(entry, "key", getattr(entry, "idx", getattr(entry, "name", entry)))) for entry in path)
+    """`block1.conv1.kernel` for a leaf of a nested container: the name under which a checkpoint
+    stores it.
+    """
+    return ".".join(
+        str(getattr(entry, "key", getattr(entry, "idx", getattr(entry, "name", entry))))
+        for entry in path
+    )
 
 
 def named_leaves(tree: PyTree) -> dict[str, Any]:

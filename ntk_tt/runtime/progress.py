@@ -13,7 +13,9 @@ def silent(done: int, total: int) -> None:
 
 @contextlib.contextmanager
 def progress_bar(description: str) -> Iterator[Progress]:
-    """A bar on standard error with the time left; silent where that is not a terminal or `rich` is not installed."""
+    """A bar on standard error with the time left; silent where that is not a terminal or `rich` is
+    not installed.
+    """
     if sys.stderr is None or not sys.stderr.isatty():
         yield silent
         return
@@ -24,7 +26,12 @@ def progress_bar(description: str) -> Iterator[Progress]:
     except ImportError:
         yield silent
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
     with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(description, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)

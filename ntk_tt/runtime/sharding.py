@@ -1,8 +1,10 @@
-"""Samples over the devices of a mesh: what lies where, and how a function runs on each device's part.
+"""Samples over the devices of a mesh: what lies where, and how a function runs on each device's
+part.
 
-Device k of the mesh's `samples` axis holds samples k·n … (k+1)·n − 1, n = ⌈N / devices⌉; what is past N is padding that
-no product sees. Everything else (the state, residuals, logits) is replicated and small. Several processes take part
-through `jax.distributed.initialize`: each runs the same program, gives the same inputs and gets the same numbers.
+Device k of the mesh's `samples` axis holds samples k·n … (k+1)·n − 1, n = ⌈N / devices⌉; what is
+past N is padding that no product sees. Everything else (the state, residuals, logits) is replicated
+and small. Several processes take part through `jax.distributed.initialize`: each runs the same
+program, gives the same inputs and gets the same numbers.
 """
 
 from collections.abc import Callable
@@ -19,7 +21,9 @@ _SHARDED, _REPLICATED = PartitionSpec(SAMPLES), PartitionSpec()
 
 
 def sample_mesh(devices: list | None = None) -> Mesh:
-    """A mesh of one axis, `samples`, over these devices; over all devices of all processes where none are given."""
+    """A mesh of one axis, `samples`, over these devices; over all devices of all processes where
+    none are given.
+    """
     devices = jax.devices() if devices is None else devices
     return jax.make_mesh((len(devices),), (SAMPLES,), axis_types=(AxisType.Auto,), devices=devices)
 
@@ -31,7 +35,10 @@ def check_mesh(mesh: Mesh) -> int:
         ValueError: the mesh has other axes than `samples`.
     """
     if mesh.axis_names != (SAMPLES,):
-        raise ValueError(f"mesh: must have the one axis {SAMPLES!r}, got {mesh.axis_names}; make it with ntk_tt.runtime.sharding.sample_mesh()")
+        raise ValueError(
+            f"mesh: must have the one axis {SAMPLES!r}, got {mesh.axis_names}; make it with "
+            "ntk_tt.runtime.sharding.sample_mesh()"
+        )
     return mesh.size
 
 
@@ -41,7 +48,9 @@ def samples_per_device(num_samples: int, mesh: Mesh) -> int:
 
 
 def shard(array: Any, mesh: Mesh) -> Array:
-    """A global array with its first axis, a multiple of the devices, over the mesh; every process gives the whole."""
+    """A global array with its first axis, a multiple of the devices, over the mesh; every process
+    gives the whole.
+    """
     return _placed(array, NamedSharding(mesh, _SHARDED))
 
 
@@ -61,11 +70,20 @@ def zeros(shape: tuple[int, ...], dtype: Any, mesh: Mesh) -> Array:
 
 
 def compiled(function: Callable, mesh: Mesh, params: Any, block: jax.ShapeDtypeStruct) -> Callable:
-    """`function(params, block)` compiled for every device's part of the block; `params` may be given as they are."""
+    """`function(params, block)` compiled for every device's part of the block; `params` may be
+    given as they are.
+    """
     everywhere, spread = NamedSharding(mesh, _REPLICATED), NamedSharding(mesh, _SHARDED)
-    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere), params)
+    shapes = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere), params
+    )
     part = jax.ShapeDtypeStruct(block.shape, block.dtype, sharding=spread)
-    return _Replicating(jax.jit(on_each_device(function, mesh, sharded=(False, True))).lower(shapes, part).compile(), mesh)
+    return _Replicating(
+        jax.jit(on_each_device(function, mesh, sharded=(False, True)))
+        .lower(shapes, part)
+        .compile(),
+        mesh,
+    )
 
 
 class _Replicating:
@@ -78,22 +96,34 @@ class _Replicating:
 
     def __call__(self, params: Any, block: Array) -> Array:
         if self._given is not params:
-            self._given, self._placed = params, jax.tree.map(lambda leaf: replicate(leaf, self.mesh), params)
+            self._given, self._placed = (
+                params,
+                jax.tree.map(lambda leaf: replicate(leaf, self.mesh), params),
+            )
         return self.function(self._placed, block)
 
 
 def device_rows(num_samples: int, mesh: Mesh, start: int, size: int) -> np.ndarray:
-    """The samples that make up one block: `size` of each device's, from its `start` on; padding repeats the last sample."""
+    """The samples that make up one block: `size` of each device's, from its `start` on; padding
+    repeats the last sample.
+    """
     per_device = samples_per_device(num_samples, mesh)
     rows = np.arange(mesh.size)[:, None] * per_device + start + np.arange(size)
     return np.minimum(rows, num_samples - 1).reshape(-1)
 
 
-def on_each_device(function: Callable, mesh: Mesh, *, sharded: tuple[bool, ...], collect: Literal["gather", "sum"] | None = None) -> Callable:
+def on_each_device(
+    function: Callable,
+    mesh: Mesh,
+    *,
+    sharded: tuple[bool, ...],
+    collect: Literal["gather", "sum"] | None = None,
+) -> Callable:
     """`function` of each device's part of the sharded arguments and the whole of the others.
 
     Args:
-        collect: None leaves each device's result where it is; `gather` and `sum` bring all to every device.
+        collect: None leaves each device's result where it is; `gather` and `sum` bring all to every
+            device.
     """
 
     def local(*arguments):
@@ -106,4 +136,10 @@ def on_each_device(function: Callable, mesh: Mesh, *, sharded: tuple[bool, ...],
         return result
 
     specs = tuple(_SHARDED if each else _REPLICATED for each in sharded)
-    return jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=_SHARDED if collect is None else _REPLICATED, check_vma=False)
+    return jax.shard_map(
+        local,
+        mesh=mesh,
+        in_specs=specs,
+        out_specs=_SHARDED if collect is None else _REPLICATED,
+        check_vma=False,
+    )

@@ -7,10 +7,11 @@ import jax.monitoring
 
 
 class Stopwatch:
-    """`with Stopwatch() as watch: …` then `watch.seconds` (without compilation) and `watch.compile_seconds`.
+    """`with Stopwatch() as watch: …` then `watch.seconds` (without compilation) and
+    `watch.compile_seconds`.
 
-    JAX reports how long each tracing, lowering and compilation took; their union is taken out of the wall time, so
-    nested traces count once. Block on the results inside.
+    JAX reports how long each tracing, lowering and compilation took; their union is taken out of
+    the wall time, so nested traces count once. Block on the results inside.
     """
 
     _running: ClassVar["list[Stopwatch]"] = []

@@ -1,4 +1,6 @@
-"""Standard output and error that never end a run: any encoding, a reader that goes away, a full disk behind them."""
+"""Standard output and error that never end a run: any encoding, a reader that goes away, a full
+disk behind them.
+"""
 
 import codecs
 import contextlib
@@ -10,22 +12,55 @@ import unicodedata
 from collections.abc import Iterator
 from typing import Any
 
-_PLAIN = {"–": "-", "—": "-", "−": "-", "·": "*", "×": "x", "‖": "||", "∞": "inf", "≤": "<=", "≥": ">=", "•": "*", "“": '"', "”": '"', "‘": "'", "’": "'"}
+_PLAIN = {
+    "–": "-",
+    "—": "-",
+    "−": "-",
+    "·": "*",
+    "×": "x",
+    "‖": "||",
+    "∞": "inf",
+    "≤": "<=",
+    "≥": ">=",
+    "•": "*",
+    "“": '"',
+    "”": '"',
+    "‘": "'",
+    "’": "'",
+}
 _WIDEST_TABLE = 1000
 
 
 def plain(text: str) -> str:
-    """Text in ASCII, as near as letters come: `…` is `...`, `é` is `e`, `ε` is `epsilon`; `?` for what has no likeness."""
-    return "".join(character if character.isascii() else _PLAIN.get(character) or _likeness(character) for character in text)
+    """Text in ASCII, as near as letters come: `…` is `...`, `é` is `e`, `ε` is `epsilon`; `?` for
+    what has no likeness.
+    """
+    return "".join(
+        character if character.isascii() else _PLAIN.get(character) or _likeness(character)
+        for character in text
+    )
 
 
 def _likeness(character: str) -> str:
-    parts = unicodedata.normalize("NFKD", character).replace("\N{FRACTION SLASH}", "/").encode("ascii", "ignore").decode()
+    parts = (
+        unicodedata.normalize("NFKD", character)
+        .replace("\N{FRACTION SLASH}", "/")
+        .encode("ascii", "ignore")
+        .decode()
+    )
     name = unicodedata.name(character, "")
-    if not parts and (greek := re.fullmatch(r"GREEK (SMALL|CAPITAL) LETTER (\w+)( WITH .*)?", name)):
+    if not parts and (
+        greek := re.fullmatch(r"GREEK (SMALL|CAPITAL) LETTER (\w+)( WITH .*)?", name)
+    ):
         parts = greek[2].lower() if greek[1] == "SMALL" else greek[2].capitalize()
     if not parts and name.startswith("BOX DRAWINGS"):
-        parts = "-" if "HORIZONTAL" in name and "VERTICAL" not in name else "|" if "VERTICAL" in name and "HORIZONTAL" not in name else "+"
+        parts = (
+            "-"
+            if "HORIZONTAL" in name and "VERTICAL" not in name
+            else "|"
+            if "VERTICAL" in name and "HORIZONTAL" not in name
+            else "+"
+        )
     return parts or "?"
 
 
@@ -38,7 +73,8 @@ codecs.register_error("ntk-tt-plain", _encode_plainly)  # pyright: ignore[report
 
 
 class Output:
-    """A stream that drops what can no longer be written and remembers why, so that the work behind it is finished.
+    """A stream that drops what can no longer be written and remembers why, so that the work behind
+    it is finished.
 
     Attributes:
         error: the first failure; None where everything was written.
@@ -61,7 +97,8 @@ class Output:
                 act(*arguments)
             except OSError as error:
                 self.error = error
-                with contextlib.suppress(OSError, ValueError):  # else Python would try once more at its end, and complain
+                # else Python would try once more at its end, and complain
+                with contextlib.suppress(OSError, ValueError):
                     os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
 
     def __getattr__(self, name: str) -> Any:
@@ -70,7 +107,9 @@ class Output:
 
 @contextlib.contextmanager
 def safe_output() -> Iterator[Output]:
-    """Standard output as an `Output` inside, and both streams write in ASCII what their encoding does not have."""
+    """Standard output as an `Output` inside, and both streams write in ASCII what their encoding
+    does not have.
+    """
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # it was closed
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - until the end of the program
@@ -85,7 +124,9 @@ def safe_output() -> Iterator[Output]:
 
 
 def check_output() -> None:
-    """Raises the OSError for which standard output takes no more: for what has no end but its reader's."""
+    """Raises the OSError for which standard output takes no more: for what has no end but its
+    reader's.
+    """
     if isinstance(sys.stdout, Output) and sys.stdout.error is not None:
         raise sys.stdout.error
 

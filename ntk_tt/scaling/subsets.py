@@ -5,7 +5,9 @@ import numpy as np
 from ntk_tt.kernels.spectrum import Spectrum, ntk_spectrum
 
 
-def subset_spectra(matrix: np.ndarray, delta: np.ndarray, part: int, num_subsets: int, seed: int) -> list[Spectrum]:
+def subset_spectra(
+    matrix: np.ndarray, delta: np.ndarray, part: int, num_subsets: int, seed: int
+) -> list[Spectrum]:
     num_samples, num_outputs = delta.shape
     rng = np.random.default_rng(seed)
     found = []
@@ -18,9 +20,15 @@ def subset_spectra(matrix: np.ndarray, delta: np.ndarray, part: int, num_subsets
 
 def check_something_to_learn(residuals: np.ndarray) -> None:
     if not np.any(residuals):
-        raise ValueError("residuals: all are zero, the network gives its targets exactly, so there is no curve to continue; give samples with something left to learn")
+        raise ValueError(
+            "residuals: all are zero, the network gives its targets exactly, so there is no curve "
+            "to continue; give samples with something left to learn"
+        )
 
 
 def check_larger(subset: Spectrum, num_samples: int) -> None:
     if num_samples < subset.num_samples:
-        raise ValueError(f"num_samples: must be at least the subset's {subset.num_samples}, got {num_samples}; to go down, take fewer samples")
+        raise ValueError(
+            f"num_samples: must be at least the subset's {subset.num_samples}, got {num_samples}; "
+            "to go down, take fewer samples"
+        )

@@ -15,7 +15,8 @@ Moving = TypeVar("Moving")  # what an optimiser moves: any tree of arrays
 
 
 class LinearizedProblem(eqx.Module):
-    """Everything the dynamics need; one of these prices every learning rate, momentum, batch size and schedule.
+    """Everything the dynamics need; one of these prices every learning rate, momentum, batch size
+    and schedule.
 
     Attributes:
         kernel: Θ, in one of its two forms.
@@ -23,9 +24,11 @@ class LinearizedProblem(eqx.Module):
         weight_logits: J w₀ (N, C), along which weight decay pulls.
         targets: (N, C), one-hot rows for classification.
         loss: `ce` or `mse`.
-        num_projections: D' of the random projection that Θ comes from; None where it is exact, or not known.
+        num_projections: D' of the random projection that Θ comes from; None where it is exact, or
+            not known.
         num_params: D, which bounds the rank of Θ; None where it is not known.
-        note: for the reader, what had to give way to memory and what that means; empty where nothing had to.
+        note: for the reader, what had to give way to memory and what that means; empty where
+            nothing had to.
     """
 
     kernel: AbstractKernel
@@ -49,7 +52,9 @@ class LinearizedProblem(eqx.Module):
 
     def metrics(self, logits: Float[Array, "n c"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
         """Mean loss and error rate."""
-        return losses.mean_loss(self.loss, logits, self.targets), losses.error_rate(logits, self.targets)
+        return losses.mean_loss(self.loss, logits, self.targets), losses.error_rate(
+            logits, self.targets
+        )
 
 
 class State(eqx.Module):
@@ -65,7 +70,11 @@ def zero_state(problem: LinearizedProblem) -> State:
 
 def logits(problem: LinearizedProblem, state: State) -> Float[Array, "n c"]:
     """f₀ + J u for all samples."""
-    return problem.initial_logits + problem.kernel.push(state.kernel_state) + state.decay * problem.weight_logits
+    return (
+        problem.initial_logits
+        + problem.kernel.push(state.kernel_state)
+        + state.decay * problem.weight_logits
+    )
 
 
 def logits_rows(problem: LinearizedProblem, state: State, indices: Indices) -> Float[Array, "b c"]:
@@ -74,8 +83,12 @@ def logits_rows(problem: LinearizedProblem, state: State, indices: Indices) -> F
     return problem.initial_logits[indices] + change + state.decay * problem.weight_logits[indices]
 
 
-def sgd_step(state: Moving, velocity: Moving, gradient: Moving, rate, momentum, nesterov) -> tuple[Moving, Moving]:
-    """a ← m a + d, then u ← u − η a (Nesterov: u ← u − η (d + m a)): the state and the velocity afterwards, in their own types."""
+def sgd_step(
+    state: Moving, velocity: Moving, gradient: Moving, rate, momentum, nesterov
+) -> tuple[Moving, Moving]:
+    """a ← m a + d, then u ← u − η a (Nesterov: u ← u − η (d + m a)): the state and the velocity
+    afterwards, in their own types.
+    """
     velocity = jax.tree.map(lambda v, d: (momentum * v + d).astype(v.dtype), velocity, gradient)
     update = jax.tree.map(lambda v, d: jnp.where(nesterov, momentum * v + d, v), velocity, gradient)
     return jax.tree.map(lambda z, d: (z - rate * d).astype(z.dtype), state, update), velocity
@@ -89,5 +102,8 @@ def decayed(pulled: Any, state: State, weight_decay) -> State:
 def check_in_memory(problem: LinearizedProblem, method: str) -> None:
     """Raises ValueError where a method that runs inside `jit` is given streamed features."""
     if problem.kernel.streamed:
-        raise ValueError(f"method: {method!r} runs inside jit and needs the features in memory, but these are streamed from disk; "
-                         "use 'replay', or features that fit into memory (a smaller num_projections)")
+        raise ValueError(
+            f"method: {method!r} runs inside jit and needs the features in memory, but these are "
+            "streamed from disk; "
+            "use 'replay', or features that fit into memory (a smaller num_projections)"
+        )

@@ -13,48 +13,76 @@ from ntk_tt import losses
 from ntk_tt.kernels.operators import Respond
 from ntk_tt.surrogate.linear import LinearizedProblem
 
-_BASIS = 6  # Lanczos vectors between restarts: enough for one eigenvalue that stands out, and a good start needs no more
+# Lanczos vectors between restarts: enough for one eigenvalue that stands out, and a good start
+# needs no more
+_BASIS = 6
 
 
 def effective_learning_rate(learning_rate, momentum: float):
-    """η̃ = η/(1−m): the rate at which SGD with momentum moves once its velocity has settled (appendix E)."""
+    """η̃ = η/(1−m): the rate at which SGD with momentum moves once its velocity has settled
+    (appendix E).
+    """
     return learning_rate / (1 - momentum)
 
 
-def largest_curvature(problem: LinearizedProblem, logits: Float[Array, "n c"], start: Float[Array, "n c"] | None = None) -> tuple[float, Float[Array, "n c"]]:
-    """λ_max of the Gauss–Newton Hessian of the mean loss, (1/N) Jᵀ H J at these logits, and its direction.
+def largest_curvature(
+    problem: LinearizedProblem,
+    logits: Float[Array, "n c"],
+    start: Float[Array, "n c"] | None = None,
+) -> tuple[float, Float[Array, "n c"]]:
+    """λ_max of the Gauss–Newton Hessian of the mean loss, (1/N) Jᵀ H J at these logits, and its
+    direction.
 
-    H is the Hessian of the loss in the logits. By Lanczos (ARPACK) on A Aᵀ = H, Aᵀ Θ A / N: a few dozen products with
-    Θ, never forming more than the kernel already holds.
+    H is the Hessian of the loss in the logits. By Lanczos (ARPACK) on A Aᵀ = H, Aᵀ Θ A / N: a few
+    dozen products with Θ, never forming more than the kernel already holds.
 
     Args:
         start: where the iteration begins, such as the direction at a state near by; random without.
 
     Returns:
-        λ [1/step per unit learning rate], infinity where products overflow, and the eigenvector z (N, C) of Aᵀ Θ A / N, of unit length.
+        λ [1/step per unit learning rate], infinity where products overflow, and the eigenvector z
+        (N, C) of Aᵀ Θ A / N, of unit length.
     """
     if problem.kernel.streamed:
         host = np.asarray(logits)
-        curvature, state = _largest_of_sweeps(problem, lambda samples, changes: _curvature(problem.loss, host[samples], changes))
-        direction = losses.curvature_sqrt_transpose(problem.loss, logits, problem.kernel.push(state))
-        return curvature, direction / jnp.maximum(jnp.linalg.norm(direction), jnp.finfo(direction.dtype).tiny)
-    return _largest(lambda vector: _curvature_product(problem, logits, vector), problem.initial_logits, start)
+        curvature, state = _largest_of_sweeps(
+            problem, lambda samples, changes: _curvature(problem.loss, host[samples], changes)
+        )
+        direction = losses.curvature_sqrt_transpose(
+            problem.loss, logits, problem.kernel.push(state)
+        )
+        return curvature, direction / jnp.maximum(
+            jnp.linalg.norm(direction), jnp.finfo(direction.dtype).tiny
+        )
+    return _largest(
+        lambda vector: _curvature_product(problem, logits, vector), problem.initial_logits, start
+    )
 
 
 def largest_curvature_bound(problem: LinearizedProblem) -> float:
-    """λ_max(Θ)/N times the largest curvature the loss can have (½ for `ce`, 1 for `mse`): bounds λ at all logits."""
+    """λ_max(Θ)/N times the largest curvature the loss can have (½ for `ce`, 1 for `mse`): bounds λ
+    at all logits.
+    """
     if problem.kernel.streamed:
         eigenvalue, _ = _largest_of_sweeps(problem, lambda _, changes: changes)
     else:
-        eigenvalue, _ = _largest(lambda vector: _kernel_product(problem, vector), problem.initial_logits)
+        eigenvalue, _ = _largest(
+            lambda vector: _kernel_product(problem, vector), problem.initial_logits
+        )
     return losses.largest_curvature_per_output(problem.loss) * eigenvalue
 
 
-def batch_curvature_variance(problem: LinearizedProblem, logits: Float[Array, "n c"], curvature: float, direction: Float[Array, "n c"]) -> float:
-    """wᵀ(E[Hᵢ²] − H²)w along the top eigenvector w of H: how much single samples' Hessians Hᵢ = Jᵢᵀ Sᵢ Jᵢ scatter.
+def batch_curvature_variance(
+    problem: LinearizedProblem,
+    logits: Float[Array, "n c"],
+    curvature: float,
+    direction: Float[Array, "n c"],
+) -> float:
+    """wᵀ(E[Hᵢ²] − H²)w along the top eigenvector w of H: how much single samples' Hessians Hᵢ = Jᵢᵀ
+    Sᵢ Jᵢ scatter.
 
-    A batch of B has this divided by B. It is what makes SGD unstable at learning rates that gradient descent stands
-    (Wu et al. 2018; Ma & Ying 2021).
+    A batch of B has this divided by B. It is what makes SGD unstable at learning rates that
+    gradient descent stands (Wu et al. 2018; Ma & Ying 2021).
     """
     if curvature <= 0:
         return 0.0
@@ -62,11 +90,20 @@ def batch_curvature_variance(problem: LinearizedProblem, logits: Float[Array, "n
     return float(scatter(problem, logits, direction, curvature))
 
 
-def largest_safe_learning_rate(curvature: float, variance: float, *, momentum: float = 0.0, nesterov: bool = False, weight_decay: float = 0.0) -> float:
-    """The largest η at which SGD contracts E[x²] on a quadratic whose curvature at each step has this mean and variance.
+def largest_safe_learning_rate(
+    curvature: float,
+    variance: float,
+    *,
+    momentum: float = 0.0,
+    nesterov: bool = False,
+    weight_decay: float = 0.0,
+) -> float:
+    """The largest η at which SGD contracts E[x²] on a quadratic whose curvature at each step has
+    this mean and variance.
 
-    Without variance this is 2(1+m)/λ for the heavy ball and 2(1+m)/((1+2m)λ) for Nesterov; with it, m = 0, it is
-    2λ/(λ² + variance). In general the spectral radius of the second moments' 4×4 map, bisected.
+    Without variance this is 2(1+m)/λ for the heavy ball and 2(1+m)/((1+2m)λ) for Nesterov; with it,
+    m = 0, it is 2λ/(λ² + variance). In general the spectral radius of the second moments' 4×4 map,
+    bisected.
 
     Args:
         curvature: λ, mean curvature in the sharpest direction.
@@ -91,10 +128,17 @@ def largest_safe_learning_rate(curvature: float, variance: float, *, momentum: f
     return stable
 
 
-def _moment_radius(rate: float, mean: float, variance: float, momentum: float, nesterov: bool) -> float:
-    """Spectral radius of E[M ⊗ M], (x, a) -> M (x, a) one optimiser step at curvature h, M = constant + h·slope."""
+def _moment_radius(
+    rate: float, mean: float, variance: float, momentum: float, nesterov: bool
+) -> float:
+    """Spectral radius of E[M ⊗ M], (x, a) -> M (x, a) one optimiser step at curvature h, M =
+    constant + h·slope.
+    """
     if nesterov:
-        constant, slope = [[1, -rate * momentum**2], [0, momentum]], [[-rate * (1 + momentum), 0], [1, 0]]
+        constant, slope = (
+            [[1, -rate * momentum**2], [0, momentum]],
+            [[-rate * (1 + momentum), 0], [1, 0]],
+        )
     else:
         constant, slope = [[1, -rate * momentum], [0, momentum]], [[-rate, 0], [1, 0]]
     average = np.asarray(constant) + mean * np.asarray(slope)
@@ -102,18 +146,29 @@ def _moment_radius(rate: float, mean: float, variance: float, momentum: float, n
     return float(np.abs(np.linalg.eigvals(moments)).max())
 
 
-def _largest_of_sweeps(problem: LinearizedProblem, respond: Respond) -> tuple[float, Float[Array, " d"]]:
-    """λ_max of (1/N) Jᵀ W J, W given by `respond`, and its direction: among the states, where a product is one pass over the disk, not two."""
-    return _largest(lambda state: problem.kernel.sweep(state[None], respond)[0] / problem.num_samples, problem.kernel.zero())
+def _largest_of_sweeps(
+    problem: LinearizedProblem, respond: Respond
+) -> tuple[float, Float[Array, " d"]]:
+    """λ_max of (1/N) Jᵀ W J, W given by `respond`, and its direction: among the states, where a
+    product is one pass over the disk, not two.
+    """
+    return _largest(
+        lambda state: problem.kernel.sweep(state[None], respond)[0] / problem.num_samples,
+        problem.kernel.zero(),
+    )
 
 
-def _largest(product, like: Float[Array, "..."], start: Float[Array, "..."] | None = None) -> tuple[float, Float[Array, "..."]]:
+def _largest(
+    product, like: Float[Array, "..."], start: Float[Array, "..."] | None = None
+) -> tuple[float, Float[Array, "..."]]:
     size = like.size
     if size == 1:
         return float(product(jnp.ones_like(like)).reshape(())), jnp.ones_like(like)
 
     def matvec(vector):
-        result = np.asarray(product(jnp.asarray(vector.reshape(like.shape), like.dtype)), np.float64).reshape(-1)
+        result = np.asarray(
+            product(jnp.asarray(vector.reshape(like.shape), like.dtype)), np.float64
+        ).reshape(-1)
         if not np.isfinite(result).all():
             raise FloatingPointError
         return result
@@ -121,12 +176,16 @@ def _largest(product, like: Float[Array, "..."], start: Float[Array, "..."] | No
     operator: Any = scipy.sparse.linalg.LinearOperator((size, size), matvec, dtype=np.float64)  # pyright: ignore
     begin = np.random.default_rng(0).standard_normal(size)
     if start is not None:  # not alone: an eigenvector would be taken for the largest
-        begin = np.asarray(start, np.float64).reshape(-1) + 0.1 * np.linalg.norm(start) / np.linalg.norm(begin) * begin
+        begin = (
+            np.asarray(start, np.float64).reshape(-1)
+            + 0.1 * np.linalg.norm(start) / np.linalg.norm(begin) * begin
+        )
     unit = jnp.asarray(begin.reshape(like.shape) / np.linalg.norm(begin), like.dtype)
     try:
         if not matvec(begin).any():  # every softmax is saturated: ARPACK refuses a zero operator
             return 0.0, unit
-        values, vectors = scipy.sparse.linalg.eigsh(operator, k=1, which="LA", tol=1e-4, v0=begin, ncv=min(size, _BASIS))  # pyright: ignore[reportArgumentType]
+        options: Any = {"k": 1, "which": "LA", "tol": 1e-4, "ncv": min(size, _BASIS)}
+        values, vectors = scipy.sparse.linalg.eigsh(operator, v0=begin, **options)
     except FloatingPointError:  # past what the type can hold, as after a run that is thrown far out
         return np.inf, unit
     return max(float(values[0]), 0.0), jnp.asarray(vectors[:, 0].reshape(like.shape), like.dtype)
@@ -135,7 +194,11 @@ def _largest(product, like: Float[Array, "..."], start: Float[Array, "..."] | No
 @functools.partial(jax.jit, static_argnums=0)
 def _curvature(loss, logits, changes):
     """H v of some samples for each state's v."""
-    return jax.vmap(lambda vector: losses.curvature_sqrt_product(loss, logits, losses.curvature_sqrt_transpose(loss, logits, vector)))(changes)
+    return jax.vmap(
+        lambda vector: losses.curvature_sqrt_product(
+            loss, logits, losses.curvature_sqrt_transpose(loss, logits, vector)
+        )
+    )(changes)
 
 
 @jax.jit
@@ -151,7 +214,10 @@ def _curvature_product(problem, logits, vector):
 
 def _scatter(problem, logits, direction, curvature):
     weighted = losses.curvature_sqrt_product(problem.loss, logits, direction)
-    along = problem.kernel.product(weighted) / jnp.sqrt(problem.num_samples * curvature)  # J w, w of unit length
-    pulled = losses.curvature_sqrt_product(problem.loss, logits, losses.curvature_sqrt_transpose(problem.loss, logits, along))
+    # J w, w of unit length
+    along = problem.kernel.product(weighted) / jnp.sqrt(problem.num_samples * curvature)
+    pulled = losses.curvature_sqrt_product(
+        problem.loss, logits, losses.curvature_sqrt_transpose(problem.loss, logits, along)
+    )
     squares = jnp.einsum("na,nab,nb->n", pulled, problem.kernel.diagonal_blocks(), pulled)
     return jnp.maximum(squares.mean() - curvature**2, 0.0)

@@ -1,10 +1,12 @@
 """How wrong predicted times were on tuning tasks, as intervals for the next one.
 
-For each method and observed share of the run `calibration.json` holds the distribution of log(real/predicted) over threshold
-times, with times that were not reached as censored (Kaplan–Meier), and the |log(real/predicted)| that 90 % of them keep within, the
-half-width of the interval; `python -m experiments.calibrate` makes it. Near the bound of stability real training is slower than
-predicted, as its kernel soon is larger than that of any of our models and what goes past the bound oscillates: how much
-slower, by the stability margin on the way, is fitted there too (`Slowdown`).
+For each method and observed share of the run `calibration.json` holds the distribution of
+log(real/predicted) over threshold times, with times that were not reached as censored
+(Kaplan–Meier), and the |log(real/predicted)| that 90 % of them keep within, the half-width of the
+interval; `python -m experiments.calibrate` makes it. Near the bound of stability real training is
+slower than predicted, as its kernel soon is larger than that of any of our models and what goes
+past the bound oscillates: how much slower, by the stability margin on the way, is fitted there too
+(`Slowdown`).
 """
 
 import functools
@@ -17,14 +19,21 @@ import numpy as np
 from jaxtyping import Float
 
 COVERAGE = 0.9
-# Groups of runs by their stability margin, from this on: errors grow below. The three give narrower intervals than two did, with
-# the same coverage of tuning runs left out; the upper limit was first set when a few of the reporting ones were there.
+# Groups of runs by their stability margin, from this on: errors grow below. The three give narrower
+# intervals than two did, with the same coverage of tuning runs left out; the upper limit was first
+# set when a few of the reporting ones were there.
 MARGINS = {"past": 0.0, "edge": 0.5, "stable": 1.5}
-MIN_MARGIN = MARGINS["edge"]  # further past the bound runs are chaotic, and the tuning ones too few to say that they are slower still
+MIN_MARGIN = MARGINS[
+    "edge"
+    # further past the bound runs are chaotic, and the tuning ones too few to say that they are
+    # slower still
+]
 
 
 class Slowdown(NamedTuple):
-    """By how much real training is slower than a method predicts: (`margin` / its stability margin)^`power` below `margin`, 1 above."""
+    """By how much real training is slower than a method predicts: (`margin` / its stability
+    margin)^`power` below `margin`, 1 above.
+    """
 
     margin: float
     power: float
@@ -53,7 +62,8 @@ class Interval(NamedTuple):
     def reached_within(self, horizon: float | int, time: float | int | None) -> float:
         """The probability that what is predicted at `time` comes within `horizon` steps.
 
-        At most one half where it is predicted later, so that no table says "not reached" beside a chance of more; 0 where it is predicted never (None).
+        At most one half where it is predicted later, so that no table says "not reached" beside a
+        chance of more; 0 where it is predicted never (None).
         """
         if time is None:
             return 0.0
@@ -63,8 +73,11 @@ class Interval(NamedTuple):
         return chance if time <= horizon else min(chance, 0.5)
 
 
-def kaplan_meier(ratios: Float[np.ndarray, " n"], censored: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The distribution of values some of which are known only to be larger: (values, share at or below), product-limit estimate.
+def kaplan_meier(
+    ratios: Float[np.ndarray, " n"], censored: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The distribution of values some of which are known only to be larger: (values, share at or
+    below), product-limit estimate.
 
     Args:
         ratios: (n,) values, or what they are known to exceed.
@@ -79,26 +92,36 @@ def kaplan_meier(ratios: Float[np.ndarray, " n"], censored: np.ndarray) -> tuple
 
 def group_of(margin: float) -> str:
     """The group of a stability margin; a prediction near the edge is wrong by more."""
-    return max((name for name, least in MARGINS.items() if margin >= least), key=MARGINS.__getitem__, default="past")
+    return max(
+        (name for name, least in MARGINS.items() if margin >= least),
+        key=MARGINS.__getitem__,
+        default="past",
+    )
 
 
 def from_quantiles(ratios: list[float], cumulative: list[float], reach: float | None) -> Interval:
     """The interval e^∓reach and a distribution given at some points.
 
-    Where too many of its values were censored to say (`reach` None) the interval is open above, and below as wide as any that were seen.
+    Where too many of its values were censored to say (`reach` None) the interval is open above, and
+    below as wide as any that were seen.
     """
     values = np.asarray(ratios, float)
     low = math.exp(-(float(np.abs(values).max()) if reach is None else reach))
-    return Interval(low, math.inf if reach is None else 1 / low, values, np.asarray(cumulative, float))
+    return Interval(
+        low, math.inf if reach is None else 1 / low, values, np.asarray(cumulative, float)
+    )
 
 
 @functools.cache
 def _table() -> dict:
-    return json.loads(importlib.resources.files("ntk_tt.times").joinpath("calibration.json").read_text())
+    return json.loads(
+        importlib.resources.files("ntk_tt.times").joinpath("calibration.json").read_text()
+    )
 
 
 def slowdown(method: str, margin: float) -> float:
-    """The factor on the times that a method predicts for a run of this stability margin; 1 for a method without.
+    """The factor on the times that a method predicts for a run of this stability margin; 1 for a
+    method without.
 
     Args:
         method: `curvature`, `one-shot` or another of the command line's.
@@ -108,7 +131,9 @@ def slowdown(method: str, margin: float) -> float:
     return 1.0 if fitted is None else Slowdown(**fitted).factor(margin)
 
 
-def slowed(steps: np.ndarray, curve: Float[np.ndarray, " s"], factor: float, start: int = 0) -> Float[np.ndarray, " s"]:
+def slowed(
+    steps: np.ndarray, curve: Float[np.ndarray, " s"], factor: float, start: int = 0
+) -> Float[np.ndarray, " s"]:
     """A curve whose time after step `start` runs slower by a factor.
 
     Args:
@@ -140,8 +165,16 @@ def interval(method: str, observed: float = 0.0, margin: float | None = None) ->
     """
     table = _table()["methods"]
     if method not in table:
-        raise ValueError(f"method: {method!r} has no calibrated intervals; there are {', '.join(table)}")
+        raise ValueError(
+            f"method: {method!r} has no calibrated intervals; there are {', '.join(table)}"
+        )
     shares = sorted(table[method], key=float)
-    groups = table[method][max((share for share in shares if float(share) <= observed + 1e-9), key=float, default=shares[0])]
+    groups = table[method][
+        max(
+            (share for share in shares if float(share) <= observed + 1e-9),
+            key=float,
+            default=shares[0],
+        )
+    ]
     chosen = groups.get("all" if margin is None else group_of(margin), groups["all"])
     return from_quantiles(chosen["ratios"], chosen["cumulative"], chosen["reach"])

@@ -1,4 +1,6 @@
-"""Training time: from a loss or error curve to numbers of steps, "not reached" (None) being an answer."""
+"""Training time: from a loss or error curve to numbers of steps, "not reached" (None) being an
+answer.
+"""
 
 import math
 from collections.abc import Sequence
@@ -15,9 +17,11 @@ Time = int | None
 
 
 def smooth(curve: Curve, window: int) -> Curve:
-    """Centred running mean over `window` records; the window shrinks symmetrically towards the ends, which stay put.
+    """Centred running mean over `window` records; the window shrinks symmetrically towards the
+    ends, which stay put.
 
-    Each value is the mean of the records in its window and of no others: what is not finite, or immense, stays where it is.
+    Each value is the mean of the records in its window and of no others: what is not finite, or
+    immense, stays where it is.
     """
     if window < 1:
         raise ValueError(f"smoothing: the window must be at least 1 record, got {window}")
@@ -27,7 +31,8 @@ def smooth(curve: Curve, window: int) -> Curve:
     position = np.arange(len(curve))
     reach = np.minimum(window // 2, np.minimum(position, len(curve) - 1 - position))
     length, start = 2 * reach + 1, position - reach
-    # Sums over 1, 2, 4, … records make up those of any length; differences of running sums would carry all that came before.
+    # Sums over 1, 2, 4, … records make up those of any length; differences of running sums would
+    # carry all that came before.
     total, sums, span = np.zeros(len(curve)), curve, 1
     while span <= length.max():
         taken = (length & span) != 0
@@ -40,11 +45,12 @@ def smooth(curve: Curve, window: int) -> Curve:
 
 
 def epsilon_time(steps: Steps, curve: Curve, epsilon: float, *, relative: bool) -> Time:
-    """min{t : |L_t − L_T| < ε} (Algorithm 1), or with ε·(L₀ − L_T) in place of ε, which is scale-free.
+    """min{t : |L_t − L_T| < ε} (Algorithm 1), or with ε·(L₀ − L_T) in place of ε, which is
+    scale-free.
 
-    None where the curve is not finite, or (relative) where it has not fallen between 0 and T. Reached at T at the
-    latest otherwise, so a curve that has not converged gives times close to T at small ε: read it beside
-    `threshold_time`.
+    None where the curve is not finite, or (relative) where it has not fallen between 0 and T.
+    Reached at T at the latest otherwise, so a curve that has not converged gives times close to T
+    at small ε: read it beside `threshold_time`.
     """
     _check_fraction("epsilon", epsilon)
     final = curve[-1]
@@ -62,7 +68,8 @@ def threshold_time(steps: Steps, curve: Curve, threshold: float) -> Time:
 
 
 def crossing_time(steps: Steps | Curve, curve: Curve, threshold: float) -> float | None:
-    """As `threshold_time`, between records by a straight line: for curves that are recorded every few steps.
+    """As `threshold_time`, between records by a straight line: for curves that are recorded every
+    few steps.
 
     Returns:
         Steps, perhaps a fraction; None where the curve does not get below the threshold.
@@ -78,22 +85,31 @@ def crossing_time(steps: Steps | Curve, curve: Curve, threshold: float) -> float
     before, after = curve[index - 1], curve[index]
     if not np.isfinite(before):
         return float(steps[index])
-    return float(steps[index - 1] + (steps[index] - steps[index - 1]) * (before - threshold) / (before - after))
+    return float(
+        steps[index - 1]
+        + (steps[index] - steps[index - 1]) * (before - threshold) / (before - after)
+    )
 
 
 def late_slope(steps: Steps | Curve, curve: Curve) -> float:
-    """d log(curve)/dt over its last quarter, at most 0 [1/step]: how a curve goes on after its end; 0 where one record cannot say."""
+    """d log(curve)/dt over its last quarter, at most 0 [1/step]: how a curve goes on after its end;
+    0 where one record cannot say.
+    """
     if len(steps) < 2:
         return 0.0
     quarter = max(1, len(steps) // 4)
     if not steps[-1] > steps[-1 - quarter]:
         return 0.0
-    last, before = (math.log(max(float(value), 1e-12)) for value in (curve[-1], curve[-1 - quarter]))
+    last, before = (
+        math.log(max(float(value), 1e-12)) for value in (curve[-1], curve[-1 - quarter])
+    )
     return min(0.0, (last - before) / float(steps[-1] - steps[-1 - quarter]))
 
 
 def continued_time(steps: Steps | Curve, curve: Curve, threshold: float) -> float | None:
-    """`crossing_time`, and past the curve's end that of an exponential with its late slope; None where that does not fall."""
+    """`crossing_time`, and past the curve's end that of an exponential with its late slope; None
+    where that does not fall.
+    """
     time = crossing_time(steps, curve, threshold)
     if time is not None or len(curve) == 0 or not np.isfinite(curve).all():
         return time
@@ -102,7 +118,8 @@ def continued_time(steps: Steps | Curve, curve: Curve, threshold: float) -> floa
 
 
 def plateau_time(steps: Steps, error: Curve, *, drop: float = PLATEAU_DROP, window: int) -> Time:
-    """The first t ≥ `window` at which the error fell by less than `drop` over the last `window` steps (reply to reviewers).
+    """The first t ≥ `window` at which the error fell by less than `drop` over the last `window`
+    steps (reply to reviewers).
 
     Args:
         window: steps of one epoch.
@@ -113,8 +130,16 @@ def plateau_time(steps: Steps, error: Curve, *, drop: float = PLATEAU_DROP, wind
     return _first(steps, (steps >= window) & (earlier - error < drop))
 
 
-def training_times(steps: Steps, loss: Curve, error: Curve, *, thresholds: Sequence[float] = DEFAULT_THRESHOLDS,
-                   loss_thresholds: Sequence[float] = (), smoothing: int = 1, plateau_window: int = 10) -> dict:
+def training_times(
+    steps: Steps,
+    loss: Curve,
+    error: Curve,
+    *,
+    thresholds: Sequence[float] = DEFAULT_THRESHOLDS,
+    loss_thresholds: Sequence[float] = (),
+    smoothing: int = 1,
+    plateau_window: int = 10,
+) -> dict:
     """All definitions at once.
 
     Args:
@@ -125,28 +150,42 @@ def training_times(steps: Steps, loss: Curve, error: Curve, *, thresholds: Seque
         plateau_window: steps over which the plateau is judged.
 
     Returns:
-        `{"epsilon_relative": {"0.01": steps or None, …}, "epsilon_absolute": {…}, "loss_below": {…},
-        "error_below": {…}, "plateau": steps or None}`; the ε-times are those of the loss. A key is a threshold as short as it can be
-        read back exactly (`level_name`).
+        `{"epsilon_relative": {"0.01": steps or None, …}, "epsilon_absolute": {…}, "loss_below":
+        {…}, "error_below": {…}, "plateau": steps or None}`; the ε-times are those of the loss. A
+        key is a threshold as short as it can be read back exactly (`level_name`).
 
     Raises:
         ValueError: a threshold outside its range, or curves of different lengths.
     """
     if not len(steps) == len(loss) == len(error):
-        raise ValueError(f"curves: steps, loss and error must have one length, got {len(steps)}, {len(loss)}, {len(error)}")
+        raise ValueError(
+            f"curves: steps, loss and error must have one length, got {len(steps)}, {len(loss)}, "
+            f"{len(error)}"
+        )
     check_thresholds(thresholds, loss_thresholds)
     loss, error = smooth(loss, smoothing), smooth(error, smoothing)
     return {
-        "epsilon_relative": {level_name(e): epsilon_time(steps, loss, e, relative=True) for e in thresholds},
-        "epsilon_absolute": {level_name(e): epsilon_time(steps, loss, e, relative=False) for e in thresholds},
-        "loss_below": {level_name(level): threshold_time(steps, loss, level) for level in sorted({*thresholds, *loss_thresholds})},
-        "error_below": {level_name(level): threshold_time(steps, error, level) for level in thresholds},
+        "epsilon_relative": {
+            level_name(e): epsilon_time(steps, loss, e, relative=True) for e in thresholds
+        },
+        "epsilon_absolute": {
+            level_name(e): epsilon_time(steps, loss, e, relative=False) for e in thresholds
+        },
+        "loss_below": {
+            level_name(level): threshold_time(steps, loss, level)
+            for level in sorted({*thresholds, *loss_thresholds})
+        },
+        "error_below": {
+            level_name(level): threshold_time(steps, error, level) for level in thresholds
+        },
         "plateau": plateau_time(steps, error, window=plateau_window),
     }
 
 
 def check_thresholds(thresholds: Sequence[float], loss_thresholds: Sequence[float] = ()) -> None:
-    """Raises ValueError for a threshold outside (0, 1), or a loss threshold that is not positive and finite."""
+    """Raises ValueError for a threshold outside (0, 1), or a loss threshold that is not positive
+    and finite.
+    """
     if not thresholds and not loss_thresholds:
         raise ValueError("thresholds: give at least one")
     for value in thresholds:
@@ -159,19 +198,24 @@ def check_thresholds(thresholds: Sequence[float], loss_thresholds: Sequence[floa
 def combine_times(times: Sequence[dict], fraction: float) -> dict:
     """A quantile over several runs (seeds) of each time in dicts from `training_times`.
 
-    "Not reached" counts as later than every number, so the quantile is None where too few runs reach the target. 0.5 is the
-    median; of an even number of runs the mean of the two in the middle, None where the later one did not reach it. Other
-    fractions lie between their neighbours alike.
+    "Not reached" counts as later than every number, so the quantile is None where too few runs
+    reach the target. 0.5 is the median; of an even number of runs the mean of the two in the
+    middle, None where the later one did not reach it. Other fractions lie between their neighbours
+    alike.
     """
     combined = {}
     for name, first in times[0].items():
         each = [run[name] for run in times]
-        combined[name] = combine_times(each, fraction) if isinstance(first, dict) else _quantile(each, fraction)
+        combined[name] = (
+            combine_times(each, fraction) if isinstance(first, dict) else _quantile(each, fraction)
+        )
     return combined
 
 
 def level_name(value: float) -> str:
-    """A threshold as text: six digits where they are the number, else all that it has, so that two thresholds never share a name."""
+    """A threshold as text: six digits where they are the number, else all that it has, so that two
+    thresholds never share a name.
+    """
     short = f"{value:g}"
     return short if float(short) == float(value) else repr(float(value))
 
@@ -193,7 +237,10 @@ def _quantile(times: Sequence[Time], fraction: float) -> int | float | None:
 
 def _check_fraction(name: str, value: float) -> None:
     if not 0 < value < 1:
-        raise ValueError(f"{name}: must lie strictly between 0 and 1, got {value} (a loss level of 1 or more goes to loss_thresholds)")
+        raise ValueError(
+            f"{name}: must lie strictly between 0 and 1, got {value} (a loss level of 1 or more "
+            "goes to loss_thresholds)"
+        )
 
 
 def _first(steps: Steps, condition: np.ndarray) -> Time:

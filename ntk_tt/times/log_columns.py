@@ -1,4 +1,6 @@
-"""Which columns of a log are the step, the loss and the clock: the usual names of trainers and loggers, chosen by what a log has."""
+"""Which columns of a log are the step, the loss and the clock: the usual names of trainers and
+loggers, chosen by what a log has.
+"""
 
 import datetime
 import math
@@ -6,11 +8,55 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
-STEP_NAMES = ("step", "global_step", "iteration", "steps", "train/global_step", "trainer/global_step", "current_steps", "current_step", "train/step", "train_step",
-              "iter", "iterations", "iteration_number", "num_steps", "num_updates", "_step", "epoch", "epochs", "train/epoch")
-LOSS_NAMES = ("loss", "train_loss", "train/loss", "training_loss", "train.loss", "loss/train", "loss_train", "train_loss_step", "train/loss_step", "train/train_loss",
-              "training/loss", "losses/train", "loss_step", "train_loss_epoch", "train/loss_epoch", "loss_epoch")
-CLOCK_NAMES = ("wall_time", "_timestamp", "timestamp", "walltime", "_runtime", "relative_time", "elapsed_time", "elapsed")
+STEP_NAMES = (
+    "step",
+    "global_step",
+    "iteration",
+    "steps",
+    "train/global_step",
+    "trainer/global_step",
+    "current_steps",
+    "current_step",
+    "train/step",
+    "train_step",
+    "iter",
+    "iterations",
+    "iteration_number",
+    "num_steps",
+    "num_updates",
+    "_step",
+    "epoch",
+    "epochs",
+    "train/epoch",
+)
+LOSS_NAMES = (
+    "loss",
+    "train_loss",
+    "train/loss",
+    "training_loss",
+    "train.loss",
+    "loss/train",
+    "loss_train",
+    "train_loss_step",
+    "train/loss_step",
+    "train/train_loss",
+    "training/loss",
+    "losses/train",
+    "loss_step",
+    "train_loss_epoch",
+    "train/loss_epoch",
+    "loss_epoch",
+)
+CLOCK_NAMES = (
+    "wall_time",
+    "_timestamp",
+    "timestamp",
+    "walltime",
+    "_runtime",
+    "relative_time",
+    "elapsed_time",
+    "elapsed",
+)
 EPOCH_NAMES = ("epoch", "epochs", "train/epoch")
 PHASE_NAMES = ("split", "phase", "mode", "stage", "subset", "dataset_split")
 MISSING = frozenset(("", "na", "n/a", "#n/a", "<na>", "null", "none", "-", "--", "—", "?"))
@@ -19,7 +65,9 @@ _SHOWN = 40  # names in a message
 
 
 class Columns(NamedTuple):
-    """Names of a log's columns; None where there is none. The phase says of a line whether it is of training or of validation."""
+    """Names of a log's columns; None where there is none. The phase says of a line whether it is of
+    training or of validation.
+    """
 
     step: str
     loss: str
@@ -29,7 +77,8 @@ class Columns(NamedTuple):
 
 
 def number(value: Any, comma: bool = False) -> float | None:
-    """A cell as a number, perhaps not a finite one; None where it is none (a flag, a text, a list, a missing value).
+    """A cell as a number, perhaps not a finite one; None where it is none (a flag, a text, a list,
+    a missing value).
 
     Args:
         value: a cell's text, or a value of JSON.
@@ -52,7 +101,8 @@ def seconds(value: Any) -> float | None:
     """A clock's cell in seconds since any moment: a number, H:MM:SS, or a date and time."""
     found = number(value)
     if found is not None:
-        return (found / 1000 if abs(found) > 1e11 else found) if math.isfinite(found) else None  # milliseconds since 1970
+        # milliseconds since 1970
+        return (found / 1000 if abs(found) > 1e11 else found) if math.isfinite(found) else None
     if not isinstance(value, str) or len(value) > 64:
         return None
     if match := re.fullmatch(r"\s*(?:(\d+) days?, )?(\d+):(\d\d):(\d\d(?:\.\d+)?)\s*", value):
@@ -69,11 +119,21 @@ def is_missing(value: Any) -> bool:
     return value is None or (isinstance(value, str) and value.strip().lower() in MISSING)
 
 
-def choose(rows: Sequence[dict[str, Any]], path: str, *, step: str | None, loss: str | None, before: Columns | None = None, comma: bool = False) -> Columns | None:
+def choose(
+    rows: Sequence[dict[str, Any]],
+    path: str,
+    *,
+    step: str | None,
+    loss: str | None,
+    before: Columns | None = None,
+    comma: bool = False,
+) -> Columns | None:
     """The columns of a log by some of its rows; None where no row has a loss and a step.
 
-    Names count in the order of `LOSS_NAMES` and `STEP_NAMES`, upper and lower case alike; after them such as wandb puts behind the name of a run ("run-1 - train/loss"), and the
-    last parts of nested names. A column with under a quarter of the values that another candidate has is a summary.
+    Names count in the order of `LOSS_NAMES` and `STEP_NAMES`, upper and lower case alike; after
+    them such as wandb puts behind the name of a run ("run-1 - train/loss"), and the last parts of
+    nested names. A column with under a quarter of the values that another candidate has is a
+    summary.
 
     Args:
         rows: cells by column.
@@ -85,6 +145,7 @@ def choose(rows: Sequence[dict[str, Any]], path: str, *, step: str | None, loss:
     Raises:
         ValueError: two columns fit equally well.
     """
+
     def numeric(value: Any) -> bool:
         return number(value, comma) is not None
 
@@ -92,14 +153,30 @@ def choose(rows: Sequence[dict[str, Any]], path: str, *, step: str | None, loss:
     if lossy is None:
         return None
     with_loss = [row for row in rows if numeric(row.get(lossy))]
-    steps = _best([{name: value for name, value in row.items() if name != lossy} for row in with_loss], "step", step, before and before.step, numeric, path)
+    steps = _best(
+        [{name: value for name, value in row.items() if name != lossy} for row in with_loss],
+        "step",
+        step,
+        before and before.step,
+        numeric,
+        path,
+    )
     if steps is None:
         return None
     clocks = [row for row in with_loss if numeric(row.get(steps))]
     clock = _first(clocks, CLOCK_NAMES, lambda value: seconds(value) is not None)
     epoch = _first(clocks, EPOCH_NAMES, numeric)
-    return Columns(steps, lossy, clock if clock not in (steps, lossy) else None, epoch if epoch != steps else None,
-                   _first(with_loss, PHASE_NAMES, lambda value: isinstance(value, str) and not is_validation(value)))
+    return Columns(
+        steps,
+        lossy,
+        clock if clock not in (steps, lossy) else None,
+        epoch if epoch != steps else None,
+        _first(
+            with_loss,
+            PHASE_NAMES,
+            lambda value: isinstance(value, str) and not is_validation(value),
+        ),
+    )
 
 
 def is_validation(phase: Any) -> bool:
@@ -112,19 +189,30 @@ def fitting(names: Iterable[str], kind: Literal["step", "loss"], given: str | No
     names = list(dict.fromkeys(names))
     rank = _rank(kind, given, [dict.fromkeys(names)])
     ranks = {name: rank(name) for name in names}
-    return sorted((name for name in names if ranks[name] is not None), key=lambda name: ranks[name] or 0)
+    return sorted(
+        (name for name in names if ranks[name] is not None), key=lambda name: ranks[name] or 0
+    )
 
 
 def has_columns(names: Iterable[str], *, step: str | None, loss: str | None) -> bool:
     """Whether cells are a header with a step and a loss."""
     names = list(names)
-    return len({*fitting(names, "step", step), *fitting(names, "loss", loss)}) > 1 and bool(fitting(names, "step", step) and fitting(names, "loss", loss))
+    return len({*fitting(names, "step", step), *fitting(names, "loss", loss)}) > 1 and bool(
+        fitting(names, "step", step) and fitting(names, "loss", loss)
+    )
 
 
 def visible(names: Iterable[str]) -> str:
     """Names for a message, with what cannot be seen written out."""
     names = list(names)
-    shown = ", ".join("".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in name[:80]) or "''" for name in names[:_SHOWN])
+    shown = ", ".join(
+        "".join(
+            each if each.isprintable() else each.encode("unicode_escape").decode()
+            for each in name[:80]
+        )
+        or "''"
+        for name in names[:_SHOWN]
+    )
     return shown + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
 
 
@@ -135,7 +223,9 @@ def flat(fields: dict[str, Any], depth: int = 4) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in fields.items():
         if isinstance(value, dict) and depth > 0:
-            found.update((f"{name}/{inner}", each) for inner, each in flat(value, depth - 1).items())
+            found.update(
+                (f"{name}/{inner}", each) for inner, each in flat(value, depth - 1).items()
+            )
         else:
             found[name] = value
     return found
@@ -147,29 +237,56 @@ def _plain(name: str) -> str:
 
 def _rank_in(names: tuple[str, ...]) -> Callable[[str], int | None]:
     def rank(name: str) -> int | None:
-        for offset, each in ((0, name), (100, name.rpartition(" - ")[2]), (200, re.split(r"[/.]", name)[-1])):
+        for offset, each in (
+            (0, name),
+            (100, name.rpartition(" - ")[2]),
+            (200, re.split(r"[/.]", name)[-1]),
+        ):
             plain = _plain(each)
             if offset < 200:
                 plain = plain if plain in names else plain.replace(".", "/")
             if plain in names and not (offset and _OTHERS.search(name.lower())):
                 return offset + names.index(plain)
         return None
+
     return rank
 
 
-def _rank(kind: Literal["step", "loss"], given: str | None, rows: Sequence[dict[str, Any]]) -> Callable[[str], int | None]:
+def _rank(
+    kind: Literal["step", "loss"], given: str | None, rows: Sequence[dict[str, Any]]
+) -> Callable[[str], int | None]:
     if given is not None:
         return lambda name: _given(name, given)
-    if kind == "loss" and rows and {_plain(name) for name in rows[0]} == {"wall_time", "step", "value"}:  # TensorBoard's export of one curve
+    # TensorBoard's export of one curve
+    if (
+        kind == "loss"
+        and rows
+        and {_plain(name) for name in rows[0]} == {"wall_time", "step", "value"}
+    ):
         return lambda name: 0 if _plain(name) == "value" else None
     return _rank_in(STEP_NAMES if kind == "step" else LOSS_NAMES)
 
 
 def _given(name: str, wanted: str) -> int | None:
-    return 0 if name == wanted else 1 if _plain(name) == _plain(wanted) else 2 if _plain(name.rpartition(" - ")[2]) == _plain(wanted) else None
+    return (
+        0
+        if name == wanted
+        else 1
+        if _plain(name) == _plain(wanted)
+        else 2
+        if _plain(name.rpartition(" - ")[2]) == _plain(wanted)
+        else None
+    )
 
 
-def _best(rows: Sequence[dict[str, Any]], kind: Literal["step", "loss"], given: str | None, before: str | None, numeric: Callable[[Any], bool], path: str) -> str | None:
+def _best(
+    rows: Sequence[dict[str, Any]],
+    kind: Literal["step", "loss"],
+    given: str | None,
+    before: str | None,
+    numeric: Callable[[Any], bool],
+    path: str,
+) -> str | None:
     rank = _rank(kind, given, rows)
     counts: dict[str, int] = {}
     ranks: dict[str, int | None] = {}
@@ -184,14 +301,30 @@ def _best(rows: Sequence[dict[str, Any]], kind: Literal["step", "loss"], given: 
     if before in counts:
         return before
     most = max(counts.values())
-    viable = {name: (ranks[name], name != _plain(name)) for name, count in counts.items() if 4 * count >= most}
+    viable = {
+        name: (ranks[name], name != _plain(name))
+        for name, count in counts.items()
+        if 4 * count >= most
+    }
     best = min(viable.values())
     found = [name for name, value in viable.items() if value == best]
     if len(found) > 1:
-        raise ValueError(f"log: {visible(found)} could each be the {kind} in {path!r}; name one with --{kind}-column")
+        raise ValueError(
+            f"log: {visible(found)} could each be the {kind} in {path!r}; name one with "
+            f"--{kind}-column"
+        )
     return found[0]
 
 
-def _first(rows: Sequence[dict[str, Any]], names: tuple[str, ...], fits: Callable[[Any], bool]) -> str | None:
+def _first(
+    rows: Sequence[dict[str, Any]], names: tuple[str, ...], fits: Callable[[Any], bool]
+) -> str | None:
     present = {_plain(name.rpartition(" - ")[2]): name for row in rows[:100] for name in row}
-    return next((present[name] for name in names if name in present and any(fits(row.get(present[name])) for row in rows[:100])), None)
+    return next(
+        (
+            present[name]
+            for name in names
+            if name in present and any(fits(row.get(present[name])) for row in rows[:100])
+        ),
+        None,
+    )

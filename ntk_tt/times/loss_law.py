@@ -1,4 +1,6 @@
-"""Curves continued from their beginning alone: no network, no kernel. What every prediction has to beat."""
+"""Curves continued from their beginning alone: no network, no kernel. What every prediction has to
+beat.
+"""
 
 from typing import NamedTuple
 
@@ -21,11 +23,18 @@ class LossLaw(NamedTuple):
     exponent: float
     scale: float
 
-    def __call__(self, steps: Float[np.ndarray, " t"] | Int[np.ndarray, " t"]) -> Float[np.ndarray, " t"]:
-        return self.offset + self.amplitude * (1 + np.asarray(steps, float) / self.scale) ** -self.exponent
+    def __call__(
+        self, steps: Float[np.ndarray, " t"] | Int[np.ndarray, " t"]
+    ) -> Float[np.ndarray, " t"]:
+        return (
+            self.offset
+            + self.amplitude * (1 + np.asarray(steps, float) / self.scale) ** -self.exponent
+        )
 
 
-def fit_loss_law(steps: Float[np.ndarray, " t"] | Int[np.ndarray, " t"], loss: Float[np.ndarray, " t"]) -> LossLaw:
+def fit_loss_law(
+    steps: Float[np.ndarray, " t"] | Int[np.ndarray, " t"], loss: Float[np.ndarray, " t"]
+) -> LossLaw:
     """The power law with offset nearest to a curve, by least squares of log L from several starts.
 
     Args:
@@ -37,19 +46,41 @@ def fit_loss_law(steps: Float[np.ndarray, " t"] | Int[np.ndarray, " t"], loss: F
     """
     steps, loss = np.asarray(steps, float), np.asarray(loss, float)
     if len(steps) < MIN_POINTS or len(steps) != len(loss):
-        raise ValueError(f"steps: need at least {MIN_POINTS} records with a loss each, got {len(steps)} and {len(loss)}")
+        raise ValueError(
+            f"steps: need at least {MIN_POINTS} records with a loss each, got {len(steps)} and "
+            f"{len(loss)}"
+        )
     if not (np.isfinite(loss) & (loss > 0)).all():
         raise ValueError("loss: must be positive and finite to be continued; leave out what is not")
-    logs, span, top = np.log(loss), steps[-1] if steps[-1] > 0 else 1.0, loss.max()  # fractions of an epoch are steps too
+    # fractions of an epoch are steps too
+    logs, span, top = (
+        np.log(loss),
+        steps[-1] if steps[-1] > 0 else 1.0,
+        loss.max(),
+    )
 
     def residuals(parameters):
         return np.log(LossLaw(*np.exp(parameters))(steps)) - logs
 
-    low, high = np.log([1e-6 * top, 1e-6 * top, 0.05, 1e-2 * span]), np.log([2 * top, 10 * top, 20.0, 1e3 * span])
+    low, high = (
+        np.log([1e-6 * top, 1e-6 * top, 0.05, 1e-2 * span]),
+        np.log([2 * top, 10 * top, 20.0, 1e3 * span]),
+    )
     best = None
     for offset in (0.01, 0.3, 0.8):
         for exponent in (0.5, 3.0):
-            start = np.clip(np.log([offset * loss.min(), max(loss[0] - offset * loss.min(), 1e-3 * top), exponent, span]), low + 1e-6, high - 1e-6)
+            start = np.clip(
+                np.log(
+                    [
+                        offset * loss.min(),
+                        max(loss[0] - offset * loss.min(), 1e-3 * top),
+                        exponent,
+                        span,
+                    ]
+                ),
+                low + 1e-6,
+                high - 1e-6,
+            )
             found = scipy.optimize.least_squares(residuals, start, bounds=(low, high), max_nfev=200)
             best = found if best is None or found.cost < best.cost else best
     assert best is not None

@@ -1,7 +1,9 @@
-"""What was seen of a run: its losses in order of steps, with what loss logs do on the way, in bounded memory.
+"""What was seen of a run: its losses in order of steps, with what loss logs do on the way, in
+bounded memory.
 
-Logs repeat steps, go back when a run is resumed, begin again when another run is appended, and skip steps whose loss
-overflowed. What is kept here is the run that is going on: finite losses at steps that rise.
+Logs repeat steps, go back when a run is resumed, begin again when another run is appended, and skip
+steps whose loss overflowed. What is kept here is the run that is going on: finite losses at steps
+that rise.
 """
 
 import bisect
@@ -13,8 +15,12 @@ from jaxtyping import Float
 
 LIMIT = 1024  # records kept one by one; from twice as many on, neighbours are joined
 MAX_STEP = 2**53  # from here on floats skip whole numbers
-FEW = 2  # losses in a row that are not finite, from which on a run has diverged; one alone is a step that was skipped
-NEAR_START = 0.02  # of a run's length: steps that go back to there belong to a new run, not to a checkpoint
+# losses in a row that are not finite, from which on a run has diverged; one alone is a step that
+# was skipped
+FEW = 2
+NEAR_START = (
+    0.02  # of a run's length: steps that go back to there belong to a new run, not to a checkpoint
+)
 _LEAST = 1e-12  # a loss of zero has no logarithm
 _SKIPPED = 1e-3  # a loss of exactly zero before one above this was a step that overflowed
 
@@ -22,16 +28,19 @@ _SKIPPED = 1e-3  # a loss of exactly zero before one above this was a step that 
 class Observations:
     """The records of the run that is going on.
 
-    * A step that is repeated, or to which the steps go back: the later record counts, and all from that step on are dropped (a run that was resumed).
-    * Steps that go back to the first, next to it, or to within 2 % of the run's length: a new run. All before are dropped.
-    * One record before the last that is followed by one after it (a stray line): it is dropped, the run goes on.
-    * A loss that is not finite is left out; so is a loss of exactly zero that a larger one follows (an overflow that was filtered).
-    * From 2·`limit` records on neighbours are joined, as means of steps and log-losses, each over equally many records: more than `limit` points stay.
+    * A step that is repeated, or to which the steps go back: the later record counts, and all from
+    that step on are dropped (a run that was resumed). * Steps that go back to the first, next to
+    it, or to within 2 % of the run's length: a new run. All before are dropped. * One record before
+    the last that is followed by one after it (a stray line): it is dropped, the run goes on. * A
+    loss that is not finite is left out; so is a loss of exactly zero that a larger one follows (an
+    overflow that was filtered). * From 2·`limit` records on neighbours are joined, as means of
+    steps and log-losses, each over equally many records: more than `limit` points stay.
 
     Attributes:
         first: (step, loss) of the run's first finite record, or None.
         last: of its last finite one, or None.
-        last_step: the last step of all, those with a loss that is not finite included; None before any.
+        last_step: the last step of all, those with a loss that is not finite included; None before
+            any.
         num_bad: losses in a row, up to the last record, that are not finite.
         bad_since: the step of the first of those.
         whole: whether all steps are whole numbers.
@@ -49,8 +58,17 @@ class Observations:
         self.first: tuple[float | int, float | int] | None = None
         self.last: tuple[float | int, float | int] | None = None
         self.num_bad, self.bad_since, self._bad_step, self.whole = 0, 0.0, 0.0, True
-        self._steps, self._logs, self._ends = [], [], []  # of the joined records: mean step, mean log-loss, last step
-        self._stride, self._open = 1, (0, 0.0, 0.0)  # records a point; of the unfinished one: count, sums of steps and log-losses
+        # of the joined records: mean step, mean log-loss, last step
+        self._steps, self._logs, self._ends = (
+            [],
+            [],
+            [],
+        )
+        # records a point; of the unfinished one: count, sums of steps and log-losses
+        self._stride, self._open = (
+            1,
+            (0, 0.0, 0.0),
+        )
 
     def __len__(self) -> int:
         """Points that are kept."""
@@ -146,7 +164,9 @@ class Observations:
             self._join()
 
     def _join(self) -> None:
-        self._steps, self._logs = (np.asarray(each).reshape(-1, 2).mean(1).tolist() for each in (self._steps, self._logs))
+        self._steps, self._logs = (
+            np.asarray(each).reshape(-1, 2).mean(1).tolist() for each in (self._steps, self._logs)
+        )
         self._ends = self._ends[1::2]
         self._stride *= 2
 
@@ -163,29 +183,55 @@ class Observations:
         if new:
             kept = 0
         lists = self._steps, self._logs, self._ends
-        self._undo = (kept, *(each[kept:] for each in lists), self._stride, self._open, self.first, self.last, self.whole, self.turns, self.note)
+        self._undo = (
+            kept,
+            *(each[kept:] for each in lists),
+            self._stride,
+            self._open,
+            self.first,
+            self.last,
+            self.whole,
+            self.turns,
+            self.note,
+        )
         for each in lists:
             del each[kept:]
         self._open = (0, 0.0, 0.0)
         self.turns += 1
         if new:
             self._stride = 1
-            self.note = f"the steps go back from {last:g} to {step:g}: a new run; what was before it is left out"
+            self.note = (
+                f"the steps go back from {last:g} to {step:g}: a new run; what was before "
+                "it is left out"
+            )
             self.whole = True
             self._start(step, loss)
         else:
-            self.note = f"the steps go back from {last:g} to {step:g}: the run was resumed, the later records count"
+            self.note = (
+                f"the steps go back from {last:g} to {step:g}: the run was resumed, the "
+                "later records count"
+            )
             self.last, self.num_bad = (step, loss), 0
 
     def _settle(self, step: float | int) -> None:
-        """Undo the last going back where it was one stray record: the run goes on after where it was before."""
+        """Undo the last going back where it was one stray record: the run goes on after where it
+        was before.
+        """
         assert self._undo is not None
         kept, steps, logs, ends, stride, open_, first, last, whole, turns, note = self._undo
         self._undo = None
         if step <= last[0]:
             return
         self._steps[kept:], self._logs[kept:], self._ends[kept:] = steps, logs, ends
-        self._stride, self._open, self.first, self.last, self.whole, self.turns, self.note = stride, open_, first, last, whole, turns, note
+        self._stride, self._open, self.first, self.last, self.whole, self.turns, self.note = (
+            stride,
+            open_,
+            first,
+            last,
+            whole,
+            turns,
+            note,
+        )
 
 
 def _log(loss: float | int) -> float:

@@ -1,8 +1,10 @@
-"""A prediction that watches the run: each observed loss corrects the curve, the remaining steps and their interval.
+"""A prediction that watches the run: each observed loss corrects the curve, the remaining steps and
+their interval.
 
-The predicted curve is moved in time and level, log L(t) = log L̂(e^α t) + β, to what was observed, recent records most; α
-and β are held to 0. Beside it a power law is fitted to the observations alone, and the two are averaged with weights by how
-well each, fitted to the first two thirds, would have told the last.
+The predicted curve is moved in time and level, log L(t) = log L̂(e^α t) + β, to what was observed,
+recent records most; α and β are held to 0. Beside it a power law is fitted to the observations
+alone, and the two are averaged with weights by how well each, fitted to the first two thirds, would
+have told the last.
 """
 
 from collections.abc import Callable
@@ -16,7 +18,8 @@ from ntk_tt.times.crossing import continued_time, late_slope, smooth
 from ntk_tt.times.loss_law import MIN_POINTS, fit_loss_law
 from ntk_tt.times.observations import MAX_STEP, Observations
 
-# Set beforehand, but for DISTRUST (first 0.1), which `python -m experiments.calibrate --tune` chose among others on the tuning data.
+# Set beforehand, but for DISTRUST (first 0.1), which `python -m experiments.calibrate --tune` chose
+# among others on the tuning data.
 TIME_SPREAD, LEVEL_SPREAD = 0.3, 0.1  # of α and β, before anything was seen
 RECENT = 0.5  # of what was observed, the time over which older records lose weight by e
 DISTRUST = 0.3  # added to the past error of the power law: it is free, so it must earn its weight
@@ -26,7 +29,8 @@ class Forecast(NamedTuple):
     """What a run is expected to do from here.
 
     Attributes:
-        steps, loss: the corrected curve from step 0 to the end of the prediction; observed where it was.
+        steps, loss: the corrected curve from step 0 to the end of the prediction; observed where it
+            was.
         error: the predicted error rate, moved in time alike; None where none was predicted.
         time_scale: e^α, by which real training is faster than predicted.
         weight: of the corrected prediction; the rest is the power law's.
@@ -45,10 +49,13 @@ class Remaining(NamedTuple):
     """Steps from the last observation until a loss is reached.
 
     Attributes:
-        steps: expected; None is not within the prediction's steps. 0 where what was observed fell below it before.
+        steps: expected; None is not within the prediction's steps. 0 where what was observed fell
+            below it before.
         low, high: of the 90 % interval; None as above.
-        probability: that it is reached within the horizon. Where the curve does not get there within the prediction's steps, from the time at which it would if it went on as
-            it ends (an exponential), and never above one half; 0 where it does not fall at its end, or where the horizon has passed; None without `chances`.
+        probability: that it is reached within the horizon. Where the curve does not get there
+            within the prediction's steps, from the time at which it would if it went on as it ends
+            (an exponential), and never above one half; 0 where it does not fall at its end, or
+            where the horizon has passed; None without `chances`.
     """
 
     steps: float | None
@@ -60,27 +67,55 @@ class Remaining(NamedTuple):
 class Predictor:
     """Corrects a predicted curve by the run it predicted; for any training loop.
 
-    `update` after any steps with the loss of the training set or of a batch; `forecast` and `remaining` any time. A step that is repeated, or to which the steps go back
-    (a run that was resumed, or begun anew), and a loss that is not finite are no errors: `Observations` says what counts.
+    `update` after any steps with the loss of the training set or of a batch; `forecast` and
+    `remaining` any time. A step that is repeated, or to which the steps go back (a run that was
+    resumed, or begun anew), and a loss that is not finite are no errors: `Observations` says what
+    counts.
 
     Args:
         steps: (S,) of the predicted records, from 0, rising.
         loss: (S,) predicted.
         error: (S,) predicted error rate, where it is wanted corrected too.
         method: that predicted, for the width of the intervals.
-        margin: stability margin of the run (`Verdict.stability_margin`), on which the width depends too.
+        margin: stability margin of the run (`Verdict.stability_margin`), on which the width depends
+            too.
         horizon: T, the step that `Remaining.probability` is for; None is the last predicted one.
-        chances: whether `remaining` gives intervals and probabilities; not for a prediction that its verdict refuses.
+        chances: whether `remaining` gives intervals and probabilities; not for a prediction that
+            its verdict refuses.
 
     Raises:
-        ValueError: a curve that is empty, not finite or does not begin at step 0, or steps that do not rise.
+        ValueError: a curve that is empty, not finite or does not begin at step 0, or steps that do
+            not rise.
     """
 
-    def __init__(self, steps: Int[np.ndarray, " s"] | Float[np.ndarray, " s"], loss: Float[np.ndarray, " s"], *, error: Float[np.ndarray, " s"] | None = None,
-                 method: str = "curvature", margin: float | None = None, horizon: int | None = None, chances: bool = True):
-        self.steps, self.loss, self.error, self.method = np.asarray(steps, float), np.asarray(loss, float), error, method
-        if self.loss.ndim != 1 or self.steps.shape != self.loss.shape or len(self.steps) < 2 or self.steps[0] != 0 or not (np.isfinite(self.loss) & (self.loss >= 0)).all():
-            raise ValueError("prediction: needs a finite curve of two records or more that begins at step 0; an unstable one cannot be corrected")
+    def __init__(
+        self,
+        steps: Int[np.ndarray, " s"] | Float[np.ndarray, " s"],
+        loss: Float[np.ndarray, " s"],
+        *,
+        error: Float[np.ndarray, " s"] | None = None,
+        method: str = "curvature",
+        margin: float | None = None,
+        horizon: int | None = None,
+        chances: bool = True,
+    ):
+        self.steps, self.loss, self.error, self.method = (
+            np.asarray(steps, float),
+            np.asarray(loss, float),
+            error,
+            method,
+        )
+        if (
+            self.loss.ndim != 1
+            or self.steps.shape != self.loss.shape
+            or len(self.steps) < 2
+            or self.steps[0] != 0
+            or not (np.isfinite(self.loss) & (self.loss >= 0)).all()
+        ):
+            raise ValueError(
+                "prediction: needs a finite curve of two records or more that begins at step 0; an "
+                "unstable one cannot be corrected"
+            )
         if not ((np.diff(self.steps) > 0).all() and self.steps[-1] <= MAX_STEP):
             raise ValueError("prediction: its steps must rise from record to record, up to 2^53")
         if horizon is not None and not 1 <= horizon <= MAX_STEP:
@@ -94,17 +129,21 @@ class Predictor:
 
         Args:
             step: optimiser steps taken, a number of any library.
-            loss: mean loss there, alike. `error` is accepted, so that loops can pass what they have; the loss tells more.
+            loss: mean loss there, alike. `error` is accepted, so that loops can pass what they
+                have; the loss tells more.
 
         Raises:
-            ValueError: a step that is negative or not finite, or the second loss in a row that is not finite: the run has diverged.
+            ValueError: a step that is negative or not finite, or the second loss in a row that is
+                not finite: the run has diverged.
         """
         del error
         self.observe(step, loss)
         return self.forecast()
 
     def observe(self, step: Any, loss: Any) -> None:
-        """`update` without the forecast: for several observations at once. A run that has diverged is no error here."""
+        """`update` without the forecast: for several observations at once. A run that has diverged
+        is no error here.
+        """
         self.observations.add(float(step), float(loss))
 
     def forecast(self) -> Forecast:
@@ -114,7 +153,10 @@ class Predictor:
             ValueError: the last observations, two or more, are not finite.
         """
         if self.observations.diverged:
-            raise ValueError(f"loss: not finite since step {self.observations.bad_since:.6g}; the run has diverged, there is nothing left to predict. Take a smaller learning rate")
+            raise ValueError(
+                f"loss: not finite since step {self.observations.bad_since:.6g}; the run has "
+                "diverged, there is nothing left to predict. Take a smaller learning rate"
+            )
         steps, losses = self._observed()
         if len(steps) == 0 or steps[-1] == 0:
             return Forecast(self.steps, self.loss, self.error, 1.0, 1.0, 0)
@@ -128,7 +170,9 @@ class Predictor:
             combined = np.exp(weight * np.log(curve) + (1 - weight) * np.log(law))
         before = self.steps <= steps[-1]
         combined = np.where(before, np.interp(self.steps, steps, losses), combined)
-        error = None if self.error is None else np.interp(self.steps * scale, self.steps, self.error)
+        error = (
+            None if self.error is None else np.interp(self.steps * scale, self.steps, self.error)
+        )
         return Forecast(self.steps, combined, error, scale, weight, _whole(steps[-1]))
 
     def remaining(self, loss: float | int) -> Remaining:
@@ -152,7 +196,11 @@ class Predictor:
         for alpha in np.linspace(-1, 1, 81):
             difference = target - np.interp(steps * np.exp(alpha), self.steps, logs)
             beta = (weights * difference).sum() / (weights.sum() + noise / LEVEL_SPREAD**2)
-            cost = (weights * (difference - beta) ** 2).sum() / noise + (alpha / TIME_SPREAD) ** 2 + (beta / LEVEL_SPREAD) ** 2
+            cost = (
+                (weights * (difference - beta) ** 2).sum() / noise
+                + (alpha / TIME_SPREAD) ** 2
+                + (beta / LEVEL_SPREAD) ** 2
+            )
             if cost < best[0]:
                 best = (cost, alpha, beta)
         _, alpha, beta = best
@@ -163,17 +211,25 @@ class Predictor:
         moved = np.where(beyond, logs[-1] + slope * (times - self.steps[-1]), moved)
         return float(np.exp(alpha)), np.exp(moved + beta)
 
-    def _past_errors(self, steps: np.ndarray, losses: np.ndarray, early: int) -> tuple[float, float]:
-        """Mean |error| of log L on the later observations, of the prediction corrected by and of the power law fitted to the earlier ones."""
+    def _past_errors(
+        self, steps: np.ndarray, losses: np.ndarray, early: int
+    ) -> tuple[float, float]:
+        """Mean |error| of log L on the later observations, of the prediction corrected by and of
+        the power law fitted to the earlier ones.
+        """
         late = slice(early, None)
         _, curve = self._corrected(steps[:early], losses[:early])
         corrected = np.interp(steps[late], self.steps, np.log(curve))
         law = np.log(fit_loss_law(steps[:early], losses[:early])(steps[late]))
-        ours, theirs = (float(np.abs(each - np.log(losses[late])).mean()) for each in (corrected, law))
+        ours, theirs = (
+            float(np.abs(each - np.log(losses[late])).mean()) for each in (corrected, law)
+        )
         return ours + 0.01, theirs + 0.01 + DISTRUST
 
 
-def remaining(time: float | None, observed: float | int, horizon: float | int, last: float, spread: Interval) -> Remaining:
+def remaining(
+    time: float | None, observed: float | int, horizon: float | int, last: float, spread: Interval
+) -> Remaining:
     """A time with its interval and probability.
 
     Args:
@@ -185,18 +241,32 @@ def remaining(time: float | None, observed: float | int, horizon: float | int, l
     """
     if time is None:
         return Remaining(None, None, None, 0.0)
-    if time <= observed:  # it was reached; but what is continued past the prediction's end was not seen there
+    # it was reached; but what is continued past the prediction's end was not seen there
+    if time <= observed:
         return Remaining(0.0, 0.0, 0.0, 1.0) if time <= last else Remaining(None, None, None, 0.0)
-    low, high, within = max(0.0, time * spread.low - observed), time * spread.high - observed, last - observed
+    low, high, within = (
+        max(0.0, time * spread.low - observed),
+        time * spread.high - observed,
+        last - observed,
+    )
     probability = 0.0 if observed >= horizon else spread.reached_within(horizon, time)
-    return Remaining(time - observed if time <= last else None, low if low <= within else None, high if high <= within else None, probability)
+    return Remaining(
+        time - observed if time <= last else None,
+        low if low <= within else None,
+        high if high <= within else None,
+        probability,
+    )
 
 
-def loss_callback(predictor: Predictor, report: Callable[[Forecast], None], *, every: int = 1) -> Callable[[Any, Any], None]:
-    """`callback(step, loss)` for a training loop: feeds the predictor and reports a forecast every so many steps.
+def loss_callback(
+    predictor: Predictor, report: Callable[[Forecast], None], *, every: int = 1
+) -> Callable[[Any, Any], None]:
+    """`callback(step, loss)` for a training loop: feeds the predictor and reports a forecast every
+    so many steps.
 
-    In an optax loop call it with `optax.tree_utils.tree_get(opt_state, "count")` or the loop's own counter after each update. It does not end the loop for a loss
-    that is not finite: such a step is not reported.
+    In an optax loop call it with `optax.tree_utils.tree_get(opt_state, "count")` or the loop's own
+    counter after each update. It does not end the loop for a loss that is not finite: such a step
+    is not reported.
     """
     if every < 1:
         raise ValueError(f"every: must be at least 1, got {every}")

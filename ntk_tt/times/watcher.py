@@ -33,11 +33,15 @@ class Status(NamedTuple):
     Attributes:
         step, loss: the last record.
         target: the loss that is waited for.
-        remaining_steps, low, high: until it is reached; None is not within `horizon`, or not known yet. The interval is 90 %.
-        probability: that it is reached within `horizon`; None without a prediction, or with one that its verdict refuses. See `ntk_tt.times.online.Remaining`.
-        seconds: that the remaining steps take, at the speed of the log; None where that is not known.
+        remaining_steps, low, high: until it is reached; None is not within `horizon`, or not known
+            yet. The interval is 90 %.
+        probability: that it is reached within `horizon`; None without a prediction, or with one
+            that its verdict refuses. See `ntk_tt.times.online.Remaining`.
+        seconds: that the remaining steps take, at the speed of the log; None where that is not
+            known.
         horizon: the last step that was predicted, or looked at.
-        bad_since: the step from which on no loss is finite, or None; `loss` is the last finite one, but where the run has diverged.
+        bad_since: the step from which on no loss is finite, or None; `loss` is the last finite one,
+            but where the run has diverged.
         diverged: whether that is so of two records or more.
         whole: whether steps are whole numbers (not fractions of an epoch).
     """
@@ -57,19 +61,38 @@ class Status(NamedTuple):
 
     def __str__(self) -> str:
         if self.diverged:
-            return f"step {_step(self.step)}: loss not finite since step {_step(self.bad_since or 0)}: the run has diverged; take a smaller learning rate"
-        bad = "" if self.bad_since is None else f"; loss not finite at step {_step(self.bad_since)}: the step was skipped, or the run has diverged"
+            return (
+                f"step {_step(self.step)}: loss not finite since step "
+                f"{_step(self.bad_since or 0)}: the run has diverged; take a smaller learning "
+                "rate"
+            )
+        bad = (
+            ""
+            if self.bad_since is None
+            else f"; loss not finite at step {_step(self.bad_since)}: the step was skipped, or the "
+            "run has diverged"
+        )
         if self.loss < self.target:
-            return f"step {_step(self.step)}: loss {self.loss:.4g}, below {self.target:g}: reached{bad}"
+            return (
+                f"step {_step(self.step)}: loss {self.loss:.4g}, below {self.target:g}: "
+                f"reached{bad}"
+            )
         if self.remaining_steps is None:
             left = f"not expected below {self.target:g} within {_step(self.horizon)} steps"
         else:
             left = f"below {self.target:g} in {self._count(self.remaining_steps)} steps"
             if self.low is not None:
-                left += f" (90 %: {self._count(self.low)} … {'not reached' if self.high is None else self._count(self.high)})"
+                left += (
+                    f" (90 %: {self._count(self.low)} … "
+                    f"{'not reached' if self.high is None else self._count(self.high)})"
+                )
             if self.seconds is not None:
                 left += f", {_duration(self.seconds)}"
-        chance = "" if self.probability is None else f"; reached within {_step(self.horizon)} with probability {self.probability:.0%}"
+        chance = (
+            ""
+            if self.probability is None
+            else f"; reached within {_step(self.horizon)} with probability {self.probability:.0%}"
+        )
         return f"step {_step(self.step)}: loss {self.loss:.4g}; {left}{chance}{bad}"
 
     def _count(self, steps: float | int) -> str:
@@ -82,25 +105,41 @@ class Watcher:
     Args:
         target: the loss to wait for; None takes a tenth of the run's first one.
         predictor: corrected by the log; None where there is no prediction.
-        seconds_per_step: None is measured, by the log's own clock where it has one, else from when records appear.
+        seconds_per_step: None is measured, by the log's own clock where it has one, else from when
+            records appear.
         expected_seconds_per_step: taken where nothing is measured.
     """
 
-    def __init__(self, *, target: float | int | None = None, predictor: Predictor | None = None, seconds_per_step: float | int | None = None,
-                 expected_seconds_per_step: float | int | None = None):
+    def __init__(
+        self,
+        *,
+        target: float | int | None = None,
+        predictor: Predictor | None = None,
+        seconds_per_step: float | int | None = None,
+        expected_seconds_per_step: float | int | None = None,
+    ):
         if target is not None and not 0 < target < math.inf:
             raise ValueError(f"target: must be a positive loss, got {target}")
         for value in (seconds_per_step, expected_seconds_per_step):
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"seconds-per-step: must be positive and finite, got {value}")
-        self.target, self.predictor, self.seconds_per_step, self.expected_seconds_per_step = target, predictor, seconds_per_step, expected_seconds_per_step
+        self.target, self.predictor, self.seconds_per_step, self.expected_seconds_per_step = (
+            target,
+            predictor,
+            seconds_per_step,
+            expected_seconds_per_step,
+        )
         self.observations = Observations() if predictor is None else predictor.observations
         self._first_seen: tuple[float | int, float | int] | None = None
         self._turns = self.observations.turns
-        self._clock: collections.deque[tuple[float | int, float]] = collections.deque(maxlen=_CLOCKED)
+        self._clock: collections.deque[tuple[float | int, float]] = collections.deque(
+            maxlen=_CLOCKED
+        )
 
     def take(self, records: Iterable[tuple], now: float | int) -> Status | None:
-        """The status after new records (step, loss) or (step, loss, seconds on the log's clock); None while there are none at all. `now` is any clock [s]."""
+        """The status after new records (step, loss) or (step, loss, seconds on the log's clock);
+        None while there are none at all. `now` is any clock [s].
+        """
         self.add(records)
         return self.status(now)
 
@@ -118,27 +157,63 @@ class Watcher:
         """Where the run is; `now` as in `take`.
 
         Raises:
-            ValueError: no target was given and the first loss is none to take a tenth of; fractions of epochs where the prediction counts steps.
+            ValueError: no target was given and the first loss is none to take a tenth of; fractions
+                of epochs where the prediction counts steps.
         """
         seen = self.observations
         if seen.last is None and not seen.num_bad:
             return None
         if self.predictor is not None and not seen.whole:
-            raise ValueError("log: its steps are fractions, those of the prediction are the optimiser's; name the column that counts them with --step-column")
+            raise ValueError(
+                "log: its steps are fractions, those of the prediction are the optimiser's; name "
+                "the column that counts them with --step-column"
+            )
         bad_since = seen.bad_since if seen.num_bad else None
         if seen.last is None or seen.diverged:
             assert seen.last_step is not None
-            return Status(seen.last_step, math.nan, float(self.target or math.nan), None, None, None, None, None, seen.last_step, bad_since, True, seen.whole)
+            return Status(
+                seen.last_step,
+                math.nan,
+                float(self.target or math.nan),
+                None,
+                None,
+                None,
+                None,
+                None,
+                seen.last_step,
+                bad_since,
+                True,
+                seen.whole,
+            )
         last, loss = seen.last
         target = self._target()
         pace = self._pace(last, now)
         if self.predictor is not None:
             found = self.predictor.remaining(target)
-            steps, low, high, probability, horizon = found.steps, found.low, found.high, found.probability, self.predictor.horizon
+            steps, low, high, probability, horizon = (
+                found.steps,
+                found.low,
+                found.high,
+                found.probability,
+                self.predictor.horizon,
+            )
         else:
             horizon = _DEFAULT_HORIZON * (max(last, 1) if seen.whole else last)
             steps, low, high, probability = self._continued(target, last, horizon), None, None, None
-        return Status(last, float(loss), target, steps, low, high, probability, None if pace is None or steps is None else pace * steps, horizon, bad_since, False, seen.whole)
+        return Status(
+            last,
+            float(loss),
+            target,
+            steps,
+            low,
+            high,
+            probability,
+            None if pace is None or steps is None else pace * steps,
+            horizon,
+            bad_since,
+            False,
+            seen.whole,
+        )
 
     def _target(self) -> float:
         if self.target is not None:
@@ -146,7 +221,10 @@ class Watcher:
         first = self.observations.first or self.observations.last
         assert first is not None
         if not first[1] > 0:
-            raise ValueError(f"target: the first loss is {first[1]:.4g}, a tenth of which is no level to wait for; give --target")
+            raise ValueError(
+                f"target: the first loss is {first[1]:.4g}, a tenth of which is no level to wait "
+                "for; give --target"
+            )
         return 0.1 * float(first[1])
 
     def _pace(self, last: float | int, now: float | int) -> float | None:
@@ -187,14 +265,18 @@ class Watcher:
 
 
 def predictor_of(report: Path) -> tuple[Predictor, float | None]:
-    """The predictor of a report that `ntk-tt predict --json` wrote, and the seconds a step takes, None where the report does not know.
+    """The predictor of a report that `ntk-tt predict --json` wrote, and the seconds a step takes,
+    None where the report does not know.
 
     Raises:
         ValueError: a file that is no such report, with its name.
         OSError: it cannot be read.
     """
+
     def no(why: str) -> ValueError:
-        return ValueError(f"prediction: {str(report)!r} is no report of `ntk-tt predict --json` ({why})")
+        return ValueError(
+            f"prediction: {str(report)!r} is no report of `ntk-tt predict --json` ({why})"
+        )
 
     if not report.is_file():
         report.stat()
@@ -204,7 +286,9 @@ def predictor_of(report: Path) -> tuple[Predictor, float | None]:
     try:
         document = json.loads(report.read_bytes().decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        raise no("it is nested too deeply" if isinstance(error, RecursionError) else str(error)) from None
+        raise no(
+            "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+        ) from None
 
     def part(of: Any, *names: str) -> Any:
         for name in names:
@@ -217,7 +301,10 @@ def predictor_of(report: Path) -> tuple[Predictor, float | None]:
         values = part(document, "prediction", name)
         if not isinstance(values, list):
             raise no(f"prediction.{name} is no list")
-        found = [math.nan if value is None else None if isinstance(value, str) else number(value) for value in values]
+        found = [
+            math.nan if value is None else None if isinstance(value, str) else number(value)
+            for value in values
+        ]
         if None in found:
             raise no(f"prediction.{name} has something else than numbers")
         return np.asarray(found, float)
@@ -225,7 +312,10 @@ def predictor_of(report: Path) -> tuple[Predictor, float | None]:
     def one(value: Any, name: str) -> float | None:
         found = None if isinstance(value, str) else number(value)
         if value is not None and (found is None or not 0 <= found < math.inf):
-            raise no(f"{name} is {type(value) if found is None else found!s}, it must be a number from 0 on")
+            raise no(
+                f"{name} is {type(value) if found is None else found!s}, it must be a number from "
+                "0 on"
+            )
         return found
 
     steps, loss, method = numbers("steps"), numbers("loss"), part(document, "prediction", "method")
@@ -240,25 +330,41 @@ def predictor_of(report: Path) -> tuple[Predictor, float | None]:
     if len(steps) and not ((steps == np.floor(steps)).all() and (steps <= MAX_STEP).all()):
         raise no("prediction.steps must be whole numbers, up to 2^53")
     try:
-        predictor = Predictor(steps, loss, method=method if has_interval(method) else "replay", margin=margin, chances=verdict.get("trust") != "none")
+        predictor = Predictor(
+            steps,
+            loss,
+            method=method if has_interval(method) else "replay",
+            margin=margin,
+            chances=verdict.get("trust") != "none",
+        )
     except ValueError as error:
         raise ValueError(f"{error}: {str(report)!r}") from None
     return predictor, pace or None
 
 
-def follow(log: LossLog, watcher: Watcher, show: Callable[[Status], None], *, poll_seconds: float = 1.0, once: bool = False,
-           note: Callable[[str], None] = lambda text: None) -> None:
-    """Shows the status after every new record, until the target or the last predicted step is reached; for ever without those.
+def follow(
+    log: LossLog,
+    watcher: Watcher,
+    show: Callable[[Status], None],
+    *,
+    poll_seconds: float = 1.0,
+    once: bool = False,
+    note: Callable[[str], None] = lambda text: None,
+) -> None:
+    """Shows the status after every new record, until the target or the last predicted step is
+    reached; for ever without those.
 
     Args:
         log, watcher: read and fed.
         show: is given each status.
         poll_seconds: between two looks.
         once: the present status, and no more.
-        note: is given what the user should know: lines that were passed over, a run that began anew, a log in which nothing is found yet.
+        note: is given what the user should know: lines that were passed over, a run that began
+            anew, a log in which nothing is found yet.
 
     Raises:
-        ValueError: with `once`, a log without records, one whose run has diverged, or whose last record has no step; always, a log that cannot be read as one.
+        ValueError: with `once`, a log without records, one whose run has diverged, or whose last
+            record has no step; always, a log that cannot be read as one.
         OSError: the log cannot be read.
     """
     waiting = turns = None
@@ -272,24 +378,42 @@ def follow(log: LossLog, watcher: Watcher, show: Callable[[Status], None], *, po
             if log.odd_step is not None:
                 raise ValueError(log.odd_step)
             if not new:
-                raise ValueError(f"log: {str(log.path)!r} has no records yet; write lines with a step and a loss, or leave --once out to wait for them")
+                raise ValueError(
+                    f"log: {str(log.path)!r} has no records yet; write lines with a step and a "
+                    "loss, or leave --once out to wait for them"
+                )
         for text in log.new_notes():
             note(text)
         if watcher.observations.turns and watcher.observations.note != turns:
             turns = watcher.observations.note
             note(f"{str(log.path)!r}: {turns}")
-        if watcher.predictor is not None and log.columns is not None and log.names["step"] is None and log.columns.step.lower() in EPOCH_NAMES:
-            raise ValueError(f"log: {str(log.path)!r} has epochs and no steps, the prediction is in the optimiser's steps; name their column with --step-column "
-                             f"({log.columns.step}, if each epoch is one step)")
+        if (
+            watcher.predictor is not None
+            and log.columns is not None
+            and log.names["step"] is None
+            and log.columns.step.lower() in EPOCH_NAMES
+        ):
+            raise ValueError(
+                f"log: {str(log.path)!r} has epochs and no steps, the prediction is in the "
+                "optimiser's steps; name their column with --step-column "
+                f"({log.columns.step}, if each epoch is one step)"
+            )
         if not once and not new and (problem := log.problem()) and problem != waiting:
             waiting = problem
             note(f"{problem}. Waiting for such lines")
         status = watcher.status(time.monotonic()) if new else None
         if once and status is not None and status.diverged:
-            raise ValueError(f"loss: not finite since step {_step(status.bad_since or 0)} in {str(log.path)!r}; the run has diverged, there is nothing left to predict. Take a smaller learning rate")
+            raise ValueError(
+                f"loss: not finite since step {_step(status.bad_since or 0)} in {str(log.path)!r}; "
+                "the run has diverged, there is nothing left to predict. Take a smaller learning "
+                "rate"
+            )
         if status is not None:
             show(status)
-            if not status.diverged and (status.loss < status.target or (watcher.predictor is not None and status.step >= status.horizon)):
+            if not status.diverged and (
+                status.loss < status.target
+                or (watcher.predictor is not None and status.step >= status.horizon)
+            ):
                 return
         if once:
             return
@@ -305,4 +429,10 @@ def _duration(seconds: float) -> str:
         return "more than a century"
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
+    return (
+        f"{hours} h {minutes} min"
+        if hours
+        else f"{minutes} min {seconds} s"
+        if minutes
+        else f"{seconds} s"
+    )

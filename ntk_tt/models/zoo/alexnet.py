@@ -1,4 +1,6 @@
-"""AlexNet (Krizhevsky 2014, "one weird trick") as in torchvision, whose `features` are our `layers`."""
+"""AlexNet (Krizhevsky 2014, "one weird trick") as in torchvision, whose `features` are our
+`layers`.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +12,13 @@ from ntk_tt.models.zoo.convolution import Convolution
 
 POOLS = (2, 5, 12)  # torchvision's positions
 # position: inputs, outputs, kernel, stride, padding
-CONVOLUTIONS = {0: (3, 64, 11, 4, 2), 3: (64, 192, 5, 1, 2), 6: (192, 384, 3, 1, 1), 8: (384, 256, 3, 1, 1), 10: (256, 256, 3, 1, 1)}
+CONVOLUTIONS = {
+    0: (3, 64, 11, 4, 2),
+    3: (64, 192, 5, 1, 2),
+    6: (192, 384, 3, 1, 1),
+    8: (384, 256, 3, 1, 1),
+    10: (256, 256, 3, 1, 1),
+}
 GRID = 6  # the map is averaged to this many positions a side
 
 
@@ -19,14 +27,25 @@ class AlexNet(nnx.Module):
 
     Args:
         num_classes: K; None for a network without head.
-        hidden: width of the two fully connected layers; None leaves them out, for a checkpoint of the convolutions
-            alone, whose features are then the globally averaged map.
+        hidden: width of the two fully connected layers; None leaves them out, for a checkpoint of
+            the convolutions alone, whose features are then the globally averaged map.
     """
 
     def __init__(self, num_classes: int | None, *, hidden: int | None = 4096, rngs: nnx.Rngs):
-        self.layers = nnx.Dict({
-            str(position): Convolution(inputs, outputs, kernel, stride=stride, padding=padding, use_bias=True, rngs=rngs)
-            for position, (inputs, outputs, kernel, stride, padding) in CONVOLUTIONS.items()})
+        self.layers = nnx.Dict(
+            {
+                str(position): Convolution(
+                    inputs,
+                    outputs,
+                    kernel,
+                    stride=stride,
+                    padding=padding,
+                    use_bias=True,
+                    rngs=rngs,
+                )
+                for position, (inputs, outputs, kernel, stride, padding) in CONVOLUTIONS.items()
+            }
+        )
         width, self.fully_connected = CONVOLUTIONS[10][1], hidden is not None
         self.classifier = nnx.Dict({})
         if hidden is not None:
@@ -43,7 +62,8 @@ class AlexNet(nnx.Module):
                 x = max_pool(x, 3, 2)
         if not self.fully_connected:
             return global_average(x)
-        x = jnp.moveaxis(_average_to_grid(x), -1, 1).reshape(len(x), -1)  # PyTorch flattens channels first
+        # PyTorch flattens channels first
+        x = jnp.moveaxis(_average_to_grid(x), -1, 1).reshape(len(x), -1)
         return jax.nn.relu(self.classifier["4"](jax.nn.relu(self.classifier["1"](x))))
 
     def __call__(self, images: Float[Array, "n h w 3"]) -> Float[Array, "n k"]:
@@ -51,9 +71,14 @@ class AlexNet(nnx.Module):
 
 
 def _average_to_grid(x: Float[Array, "n h w c"]) -> Float[Array, "n 6 6 c"]:
-    """Means of 6×6 windows that cover the map, overlapping where it does not divide (PyTorch's adaptive average)."""
+    """Means of 6×6 windows that cover the map, overlapping where it does not divide (PyTorch's
+    adaptive average).
+    """
     for axis in (1, 2):
         size = x.shape[axis]
         windows = [(index * size // GRID, -(-(index + 1) * size // GRID)) for index in range(GRID)]
-        x = jnp.stack([jax.lax.slice_in_dim(x, start, stop, axis=axis).mean(axis) for start, stop in windows], axis)
+        x = jnp.stack(
+            [jax.lax.slice_in_dim(x, start, stop, axis=axis).mean(axis) for start, stop in windows],
+            axis,
+        )
     return x

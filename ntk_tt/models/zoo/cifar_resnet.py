@@ -1,4 +1,6 @@
-"""ResNet-20/32/44/56 for 32×32 images (He et al. 2016, section 4.2), with the names of the common CIFAR checkpoints."""
+"""ResNet-20/32/44/56 for 32×32 images (He et al. 2016, section 4.2), with the names of the common
+CIFAR checkpoints.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +14,8 @@ from ntk_tt.models.zoo.convolution import Convolution
 class CifarBlock(nnx.Module):
     """Two 3×3 convolutions around a skip connection without parameters ("option A").
 
-    Where the shape changes, the skip takes every other pixel and pads the new channels with zeros, half on each side.
+    Where the shape changes, the skip takes every other pixel and pads the new channels with zeros,
+    half on each side.
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int, *, rngs: nnx.Rngs):
@@ -26,12 +29,16 @@ class CifarBlock(nnx.Module):
         y = jax.nn.relu(self.bn1(self.conv1(x)))
         y = self.bn2(self.conv2(y))
         before = self.new_channels // 2
-        skip = jnp.pad(x[:, :: self.stride, :: self.stride], ((0, 0), (0, 0), (0, 0), (before, self.new_channels - before)))
+        skip = jnp.pad(
+            x[:, :: self.stride, :: self.stride],
+            ((0, 0), (0, 0), (0, 0), (before, self.new_channels - before)),
+        )
         return jax.nn.relu(y + skip)
 
 
 class CifarResNet(nnx.Module):
-    """Images (N, H, W, 3) to logits (N, K): 3×3 stem, three stages of `depth` blocks, global average, head `linear`.
+    """Images (N, H, W, 3) to logits (N, K): 3×3 stem, three stages of `depth` blocks, global
+    average, head `linear`.
 
     Args:
         num_classes: K; None for a backbone without head.
@@ -50,7 +57,9 @@ class CifarResNet(nnx.Module):
     @staticmethod
     def _stage(inputs: int, outputs: int, depth: int, stride: int, rngs: nnx.Rngs) -> nnx.List:
         first = CifarBlock(inputs, outputs, stride, rngs=rngs)
-        return nnx.List([first, *(CifarBlock(outputs, outputs, 1, rngs=rngs) for _ in range(depth - 1))])
+        return nnx.List(
+            [first, *(CifarBlock(outputs, outputs, 1, rngs=rngs) for _ in range(depth - 1))]
+        )
 
     def features(self, images: Float[Array, "n h w 3"]) -> Float[Array, "n f"]:
         x = jax.nn.relu(self.bn1(self.conv1(images)))

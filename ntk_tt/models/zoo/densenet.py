@@ -1,4 +1,6 @@
-"""DenseNet-121/169 (Huang et al. 2017) as in torchvision, whose names begin with `features.` where ours do not."""
+"""DenseNet-121/169 (Huang et al. 2017) as in torchvision, whose names begin with `features.` where
+ours do not.
+"""
 
 from collections.abc import Sequence
 
@@ -10,7 +12,9 @@ from jaxtyping import Array, Float
 from ntk_tt.models.zoo.blocks import apply_head, batch_norm, global_average, linear_head, max_pool
 from ntk_tt.models.zoo.convolution import Convolution
 
-BOTTLENECK = 4  # the 1×1 convolution of a layer gives this many times the channels that the layer adds
+BOTTLENECK = (
+    4  # the 1×1 convolution of a layer gives this many times the channels that the layer adds
+)
 
 
 class DenseLayer(nnx.Module):
@@ -34,7 +38,11 @@ class DenseBlock(nnx.Module):
     def __init__(self, inputs: int, num_layers: int, growth: int, *, rngs: nnx.Rngs):
         self.num_layers = num_layers
         for index in range(num_layers):
-            setattr(self, f"denselayer{index + 1}", DenseLayer(inputs + index * growth, growth, rngs=rngs))
+            setattr(
+                self,
+                f"denselayer{index + 1}",
+                DenseLayer(inputs + index * growth, growth, rngs=rngs),
+            )
 
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c2"]:
         for index in range(self.num_layers):
@@ -54,18 +62,28 @@ class Transition(nnx.Module):
 
 
 class DenseNet(nnx.Module):
-    """Images (N, H, W, 3) to logits (N, K): 7×7 stem and max-pool, dense blocks with transitions between, norm, `classifier`.
+    """Images (N, H, W, 3) to logits (N, K): 7×7 stem and max-pool, dense blocks with transitions
+    between, norm, `classifier`.
 
     Args:
         num_classes: K; None for a backbone without head.
-        depths: layers of each block; fewer than four for a network cut after a block's transition, whose features are
-            then the average of the transition's output.
+        depths: layers of each block; fewer than four for a network cut after a block's transition,
+            whose features are then the average of the transition's output.
         growth: channels that a layer adds.
         stem: channels of the stem.
         cut: end with a transition instead of the final norm.
     """
 
-    def __init__(self, num_classes: int | None, depths: Sequence[int], *, growth: int = 32, stem: int = 64, cut: bool = False, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        num_classes: int | None,
+        depths: Sequence[int],
+        *,
+        growth: int = 32,
+        stem: int = 64,
+        cut: bool = False,
+        rngs: nnx.Rngs,
+    ):
         self.conv0 = Convolution(3, stem, 7, stride=2, padding=3, rngs=rngs)
         self.norm0 = batch_norm(stem, rngs)
         width = stem

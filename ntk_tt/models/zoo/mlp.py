@@ -19,10 +19,21 @@ class MLP(nnx.Module):
         widths: of the hidden layers.
     """
 
-    def __init__(self, num_classes: int | None, *, inputs: int, widths: Sequence[int] = (256, 256), rngs: nnx.Rngs):
+    def __init__(
+        self,
+        num_classes: int | None,
+        *,
+        inputs: int,
+        widths: Sequence[int] = (256, 256),
+        rngs: nnx.Rngs,
+    ):
         sizes = [inputs, *widths]
-        self.layers = nnx.List([nnx.Linear(before, after, kernel_init=nnx.initializers.he_normal(), rngs=rngs)
-                                for before, after in itertools.pairwise(sizes)])
+        self.layers = nnx.List(
+            [
+                nnx.Linear(before, after, kernel_init=nnx.initializers.he_normal(), rngs=rngs)
+                for before, after in itertools.pairwise(sizes)
+            ]
+        )
         self.head = linear_head(sizes[-1], num_classes, rngs)
 
     def features(self, images: Float[Array, "n h w c"]) -> Float[Array, "n f"]:

@@ -11,10 +11,14 @@ from ntk_tt.models.zoo.convolution import Convolution
 
 
 def _downsample(inputs: int, outputs: int, stride: int, rngs: nnx.Rngs) -> nnx.List | None:
-    """A 1×1 convolution and its norm on the skip connection where the shape changes; None where it does not."""
+    """A 1×1 convolution and its norm on the skip connection where the shape changes; None where it
+    does not.
+    """
     if stride == 1 and inputs == outputs:
         return None
-    return nnx.List([Convolution(inputs, outputs, 1, stride=stride, rngs=rngs), batch_norm(outputs, rngs)])
+    return nnx.List(
+        [Convolution(inputs, outputs, 1, stride=stride, rngs=rngs), batch_norm(outputs, rngs)]
+    )
 
 
 def _skip(downsample: nnx.List | None, x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 c2"]:
@@ -26,7 +30,9 @@ class BasicBlock(nnx.Module):
 
     expansion = 1
 
-    def __init__(self, inputs: int, width: int, stride: int, *, stride_first: bool = False, rngs: nnx.Rngs):
+    def __init__(
+        self, inputs: int, width: int, stride: int, *, stride_first: bool = False, rngs: nnx.Rngs
+    ):
         self.conv1 = Convolution(inputs, width, 3, stride=stride, padding=1, rngs=rngs)
         self.bn1 = batch_norm(width, rngs)
         self.conv2 = Convolution(width, width, 3, padding=1, rngs=rngs)
@@ -41,16 +47,21 @@ class BasicBlock(nnx.Module):
 class Bottleneck(nnx.Module):
     """1×1, 3×3 and 1×1 convolutions around a skip connection.
 
-    The stride lies in the 3×3 convolution (v1.5, torchvision); with `stride_first` in the first 1×1 (v1, the original and Keras).
+    The stride lies in the 3×3 convolution (v1.5, torchvision); with `stride_first` in the first 1×1
+    (v1, the original and Keras).
     """
 
     expansion = 4
 
-    def __init__(self, inputs: int, width: int, stride: int, *, stride_first: bool = False, rngs: nnx.Rngs):
+    def __init__(
+        self, inputs: int, width: int, stride: int, *, stride_first: bool = False, rngs: nnx.Rngs
+    ):
         outputs = width * self.expansion
         self.conv1 = Convolution(inputs, width, 1, stride=stride if stride_first else 1, rngs=rngs)
         self.bn1 = batch_norm(width, rngs)
-        self.conv2 = Convolution(width, width, 3, stride=1 if stride_first else stride, padding=1, rngs=rngs)
+        self.conv2 = Convolution(
+            width, width, 3, stride=1 if stride_first else stride, padding=1, rngs=rngs
+        )
         self.bn2 = batch_norm(width, rngs)
         self.conv3 = Convolution(width, outputs, 1, rngs=rngs)
         self.bn3 = batch_norm(outputs, rngs)
@@ -63,7 +74,8 @@ class Bottleneck(nnx.Module):
 
 
 class ResNet(nnx.Module):
-    """Images (N, H, W, 3) to logits (N, K): a 7×7 stem and a max-pool, stages of blocks, global average, linear `fc`.
+    """Images (N, H, W, 3) to logits (N, K): a 7×7 stem and a max-pool, stages of blocks, global
+    average, linear `fc`.
 
     Args:
         num_classes: K; None for a backbone without head.
@@ -73,8 +85,16 @@ class ResNet(nnx.Module):
         width: channels of the first stage, doubled at each further one.
     """
 
-    def __init__(self, num_classes: int | None, block: type[BasicBlock] | type[Bottleneck], depths: Sequence[int], *,
-                 stride_first: bool = False, width: int = 64, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        num_classes: int | None,
+        block: type[BasicBlock] | type[Bottleneck],
+        depths: Sequence[int],
+        *,
+        stride_first: bool = False,
+        width: int = 64,
+        rngs: nnx.Rngs,
+    ):
         self.conv1 = Convolution(3, width, 7, stride=2, padding=3, rngs=rngs)
         self.bn1 = batch_norm(width, rngs)
         inputs = width
@@ -82,7 +102,9 @@ class ResNet(nnx.Module):
             blocks = []
             for index in range(depth):
                 stride = 2 if stage > 0 and index == 0 else 1
-                blocks.append(block(inputs, width << stage, stride, stride_first=stride_first, rngs=rngs))
+                blocks.append(
+                    block(inputs, width << stage, stride, stride_first=stride_first, rngs=rngs)
+                )
                 inputs = (width << stage) * block.expansion
             setattr(self, f"layer{stage + 1}", nnx.List(blocks))
         self.num_stages = len(depths)

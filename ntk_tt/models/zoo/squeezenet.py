@@ -1,4 +1,6 @@
-"""SqueezeNet 1.0 (Iandola et al. 2016) as in torchvision, whose `features` are our `layers`: no batch norm, no skips."""
+"""SqueezeNet 1.0 (Iandola et al. 2016) as in torchvision, whose `features` are our `layers`: no
+batch norm, no skips.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +12,16 @@ from ntk_tt.models.zoo.convolution import Convolution
 
 POOLS = (2, 6, 11)  # torchvision's positions
 # position: inputs, squeezed, expanded (each of 1×1 and 3×3)
-FIRES = {3: (96, 16, 64), 4: (128, 16, 64), 5: (128, 32, 128), 7: (256, 32, 128), 8: (256, 48, 192), 9: (384, 48, 192), 10: (384, 64, 256), 12: (512, 64, 256)}
+FIRES = {
+    3: (96, 16, 64),
+    4: (128, 16, 64),
+    5: (128, 32, 128),
+    7: (256, 32, 128),
+    8: (256, 48, 192),
+    9: (384, 48, 192),
+    10: (384, 64, 256),
+    12: (512, 64, 256),
+}
 
 
 class Fire(nnx.Module):
@@ -32,11 +43,19 @@ class SqueezeNet(nnx.Module):
     Args:
         num_classes: K; None for a backbone without head.
         num_layers: torchvision's layers kept, convolutions, ReLUs and pools counted; 13 are all.
-        rectified: the published network applies a ReLU to the logits of each position before it averages them. A
-            new head does without: its logits are linear in the pooled features and their gradient never vanishes.
+        rectified: the published network applies a ReLU to the logits of each position before it
+            averages them. A new head does without: its logits are linear in the pooled features and
+            their gradient never vanishes.
     """
 
-    def __init__(self, num_classes: int | None, *, num_layers: int = 13, rectified: bool = False, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        num_classes: int | None,
+        *,
+        num_layers: int = 13,
+        rectified: bool = False,
+        rngs: nnx.Rngs,
+    ):
         fires = {position: sizes for position, sizes in FIRES.items() if position < num_layers}
         self.layers = nnx.Dict({"0": Convolution(3, 96, 7, stride=2, use_bias=True, rngs=rngs)})
         for position, sizes in fires.items():
