@@ -6,8 +6,6 @@ The loss is ½‖f − y‖² (mean over samples), its time τ = ∫ η/(1−m) 
 
 import equinox as eqx
 import numpy as np
-import scipy.linalg
-import scipy.stats
 from jaxtyping import Array, Float
 
 Vector = Float[Array, " _"] | Float[np.ndarray, " _"]
@@ -69,6 +67,8 @@ def ntk_spectrum(
     Cost: one eigen-decomposition, about 9 (N·C)³ flops; three times Θ in memory, in its own
     precision. In single precision eigenvalues below 10⁻⁶ of the largest are rounding.
     """
+    import scipy.linalg
+
     matrix, delta = np.asarray(ntk), np.asarray(residuals)
     check_pair(matrix, delta)
     eigenvalues, eigenvectors = scipy.linalg.eigh(matrix, driver="evd")
@@ -96,6 +96,8 @@ def fit_power_law(eigenvalues: Vector, first: int = 1, last: int | None = None) 
     Raises:
         ValueError: a range with fewer than 3 eigenvalues, or that leaves the positive ones.
     """
+    import scipy.stats
+
     values = np.asarray(eigenvalues, np.float64)
     positive = int(np.sum(values > 1e-6 * values.max(initial=0.0)))
     last = positive if last is None else last

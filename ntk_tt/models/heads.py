@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree
-from sklearn.linear_model import LogisticRegression
 
 from ntk_tt.jacobian.network import in_blocks
 from ntk_tt.models.model import Model
@@ -145,6 +144,8 @@ def fit_linear_head(
     scale = np.where(scale > 1e-6 * max(1e-12, scale.max()), scale, np.inf)
     # For two classes scikit-learn fits the difference w of the logits, W = ∓w/2, and ‖W‖² = ½‖w‖².
     penalty = regularization * len(labels) / (2 if len(classes) == 2 else 1)
+    from sklearn.linear_model import LogisticRegression  # dearer to import than JAX
+
     probe = LogisticRegression(C=1 / penalty, max_iter=2000, tol=1e-6).fit(
         (features - mean) / scale, np.asarray(labels)
     )

@@ -5,7 +5,6 @@ constant, α.
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import scipy.optimize
 from jaxtyping import Array, Float
 
 from ntk_tt.kernels.spectrum import PowerLaw, Spectrum, Vector, check_pair, fit_power_law
@@ -157,6 +156,8 @@ def measure_alpha(
 
 
 def _root(function: Callable[[float], float]) -> float:
+    import scipy.optimize
+
     return scipy.optimize.root_scalar(
         function, bracket=(-_STEEPEST, _STEEPEST), method="brentq"
     ).root

@@ -3,7 +3,6 @@ it says how late it can be believed.
 """
 
 import numpy as np
-import scipy.optimize
 
 from ntk_tt.kernels.spectrum import Spectrum
 from ntk_tt.scaling.subsets import check_larger, check_something_to_learn
@@ -43,6 +42,8 @@ def extrapolate_resolvent(
     Fails where samples are not independent (augmented copies, videos), and past that time, where
     nothing on the subset decides.
     """
+    import scipy.optimize
+
     check_larger(subset, num_samples)
     if subset.num_samples < 2:
         raise ValueError(f"subset: needs at least 2 samples, got {subset.num_samples}")

@@ -6,7 +6,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.sparse.linalg
 from jaxtyping import Array, Float
 
 from ntk_tt import losses
@@ -161,6 +160,8 @@ def _largest_of_sweeps(
 def _largest(
     product, like: Float[Array, "..."], start: Float[Array, "..."] | None = None
 ) -> tuple[float, Float[Array, "..."]]:
+    import scipy.sparse.linalg
+
     size = like.size
     if size == 1:
         return float(product(jnp.ones_like(like)).reshape(())), jnp.ones_like(like)

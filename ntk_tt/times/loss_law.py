@@ -5,7 +5,6 @@ beat.
 from typing import NamedTuple
 
 import numpy as np
-import scipy.optimize
 from jaxtyping import Float, Int
 
 MIN_POINTS = 4  # of a curve, for three constants
@@ -44,6 +43,8 @@ def fit_loss_law(
     Raises:
         ValueError: too few records, or losses that are not positive and finite.
     """
+    import scipy.optimize
+
     steps, loss = np.asarray(steps, float), np.asarray(loss, float)
     if len(steps) < MIN_POINTS or len(steps) != len(loss):
         raise ValueError(
