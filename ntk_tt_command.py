@@ -23,7 +23,7 @@ def main() -> None:
         signal.signal(signal.SIGINT, _end)
     warnings.formatwarning = _one_line
     try:
-        from ntk_tt.cli import commands as cli
+        from ntk_tt import cli
     except Exception as error:  # a broken installation, or a variable that JAX cannot read
         if os.environ.get("NTK_TT_TRACEBACK"):
             raise

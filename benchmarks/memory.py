@@ -28,7 +28,7 @@ import json, resource, sys
 limit = int(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 import jax
-from ntk_tt.cli.commands import main
+from ntk_tt.cli import main
 code = 0
 try:
     main(sys.argv[2:])

@@ -6,7 +6,7 @@ import os
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from ntk_tt.cli import commands as cli
+from ntk_tt.cli import commands, main
 
 NETWORK = """
 import jax, jax.numpy as jnp
@@ -31,15 +31,15 @@ def main(folder: str, ready: Connection | None = None) -> None:
     """
     root = Path(folder)
     os.environ["NTK_TT_CACHE"] = str(root / "cache")
-    build = cli.build_features
+    build = commands.build_features
 
     def announced(*arguments):
         if ready is not None:
             ready.send("computing")
         return build(*arguments)
 
-    cli.build_features = announced
-    cli.main(
+    commands.build_features = announced
+    main(
         [
             "features",
             "--model",

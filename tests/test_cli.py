@@ -15,7 +15,7 @@ from PIL import Image
 
 import ntk_tt.models
 from ntk_tt import OptimizerConfig
-from ntk_tt.cli import commands as cli
+from ntk_tt.cli import commands, main
 from ntk_tt.dynamics.trajectory import Trajectory
 from ntk_tt.models import save_weights
 from ntk_tt.prediction.algorithm import summarize_runs
@@ -304,11 +304,11 @@ def test_bad_input_is_one_line_before_any_work(case, tmp_path, monkeypatch, caps
     monkeypatch.chdir(tmp_path)
     for work in ("predict_by", "first_real_steps", "assess", "finetune"):
         monkeypatch.setattr(
-            cli, work, lambda *_, work=work, **__: pytest.fail(f"{work} was reached")
+            commands, work, lambda *_, work=work, **__: pytest.fail(f"{work} was reached")
         )
     given, argument, value, remedy = BAD_INPUT[case]
     with pytest.raises(SystemExit) as exit_:
-        cli.main(["predict", *(str(text(tmp_path)) if callable(text) else text for text in given)])
+        main(["predict", *(str(text(tmp_path)) if callable(text) else text for text in given)])
     out, err = capsys.readouterr()
     assert exit_.value.code == EXIT_CODES.get(case, 2)
     assert out == ""
@@ -331,7 +331,7 @@ def test_bad_input_is_one_line_before_any_work(case, tmp_path, monkeypatch, caps
 )
 def test_what_cannot_be_parsed_is_refused_by_name(given, capsys):
     with pytest.raises(SystemExit) as exit_:
-        cli.main(["predict", *given])
+        main(["predict", *given])
     out, err = capsys.readouterr()
     assert exit_.value.code == 2
     assert out == ""
@@ -344,7 +344,7 @@ def test_bad_input_leaves_no_files_and_no_older_report_is_lost(tmp_path, capsys)
     old.write_text("{}")
     for report in (old, tmp_path / "new.json"):
         with pytest.raises(SystemExit):
-            cli.main(
+            main(
                 [
                     "predict",
                     "--data",
@@ -363,9 +363,7 @@ def test_bad_input_leaves_no_files_and_no_older_report_is_lost(tmp_path, capsys)
 def test_features_that_cannot_be_stored_say_where_and_why(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     with pytest.raises(SystemExit) as exit_:
-        cli.main(
-            ["features", *TINY_TASK[:-2], "--projections", "8", "--store", str(tmp_path / "file")]
-        )
+        main(["features", *TINY_TASK[:-2], "--projections", "8", "--store", str(tmp_path / "file")])
     assert exit_.value.code == 1
     err = capsys.readouterr().err
     assert err.startswith(f"ntk-tt: store: cannot make a store in {tmp_path / 'file'}")
@@ -387,7 +385,7 @@ WATCH_INPUT = [
 @pytest.mark.parametrize("given", WATCH_INPUT)
 def test_bad_flags_of_watch(given, tmp_path, capsys):
     with pytest.raises(SystemExit) as exit_:
-        cli.main(["watch", str(tmp_path / "log.csv"), *given])
+        main(["watch", str(tmp_path / "log.csv"), *given])
     assert exit_.value.code == 2
     assert f"ntk-tt: {given[0][2:]}: must be " in capsys.readouterr().err
 
@@ -400,7 +398,7 @@ def test_a_device_that_is_not_there_is_one_line(monkeypatch, capsys):
         monkeypatch.setenv("JAX_PLATFORMS", "cuda")
         monkeypatch.setattr(jax, "devices", lambda error=error: (_ for _ in ()).throw(error))
         with pytest.raises(SystemExit) as exit_:
-            cli.main(["predict"])
+            main(["predict"])
         assert exit_.value.code == 2
         err = capsys.readouterr().err
         assert err.startswith("ntk-tt: JAX_PLATFORMS: JAX cannot compute on 'cuda' here (")
@@ -437,10 +435,10 @@ def test_whatever_nobody_foresaw_is_one_line_and_a_traceback_on_request(
     def fail(_):
         raise error
 
-    monkeypatch.setattr(cli, "run", fail)
+    monkeypatch.setattr(commands, "run", fail)
     monkeypatch.setenv("NTK_TT_TRACEBACK", "")
     with pytest.raises(SystemExit) as exit_:
-        cli.main(["predict"])
+        main(["predict"])
     out, err = capsys.readouterr()
     assert (exit_.value.code, out, err.count("\n")) == (code, "", 1)
     assert err.startswith("ntk-tt: ")
@@ -449,7 +447,7 @@ def test_whatever_nobody_foresaw_is_one_line_and_a_traceback_on_request(
     if not isinstance(error, ValueError):
         monkeypatch.setenv("NTK_TT_TRACEBACK", "1")
         with pytest.raises(type(error)):
-            cli.main(["predict"])
+            main(["predict"])
 
 
 def test_a_failure_in_the_users_own_file_names_its_line(tmp_path, monkeypatch, capsys):
@@ -466,7 +464,7 @@ def factory(num_classes):
 """)
     monkeypatch.setenv("NTK_TT_TRACEBACK", "")
     with pytest.raises(SystemExit) as exit_:
-        cli.main(["predict", "--model", f"{tmp_path / 'mine.py'}:factory", *TINY_TASK])
+        main(["predict", "--model", f"{tmp_path / 'mine.py'}:factory", *TINY_TASK])
     assert exit_.value.code == 2
     err = capsys.readouterr().err
     assert err.startswith("ntk-tt: model: ")
@@ -476,7 +474,7 @@ def factory(num_classes):
 
 def test_that_a_file_of_the_users_own_is_run_is_said(capsys):
     with pytest.raises(SystemExit):
-        cli.main(["predict", "--help"])
+        main(["predict", "--help"])
     assert "that file is run as any Python program" in " ".join(
         capsys.readouterr().out.replace("│", " ").split()
     )
@@ -486,9 +484,9 @@ def test_a_full_disk_is_one_line(monkeypatch, capsys):
     def full(_):
         raise OSError(28, "No space left on device", "report.json")
 
-    monkeypatch.setattr(cli, "run", full)
+    monkeypatch.setattr(commands, "run", full)
     with pytest.raises(SystemExit) as exit_:
-        cli.main(["predict"])
+        main(["predict"])
     assert exit_.value.code == 1
     err = capsys.readouterr().err
     assert err.count("\n") == 1
@@ -570,7 +568,7 @@ def check_times(times: dict, num_steps: int) -> None:
 
 def test_verify_writes_report_figure_and_table(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "200")  # no line is broken
-    cli.main(
+    main(
         [
             "verify",
             *TINY_TASK,
@@ -689,7 +687,7 @@ def tiny_run(tmp_path_factory):
 
     def run(command: str, *more: str, report: Path = folder / "report.json") -> dict:
         report.unlink(missing_ok=True)
-        cli.main(
+        main(
             [
                 command,
                 "--model",
@@ -716,7 +714,7 @@ def plain(tiny_run) -> dict:
 
 def test_predict_does_not_train(tiny_run, monkeypatch, capsys):
     monkeypatch.setattr(
-        cli, "finetune", lambda *_, **__: pytest.fail("predict trained the network")
+        commands, "finetune", lambda *_, **__: pytest.fail("predict trained the network")
     )
     report = tiny_run("predict", "--price-per-hour", "36")
     check_report(report, num_steps=4, with_truth=False)
@@ -893,7 +891,7 @@ def test_a_path_that_became_bad_meanwhile(kind, tiny_run, tmp_path, monkeypatch,
     folder = tmp_path / "results"
     report = Path("/dev/full") if kind == "full" else folder / "report.json"
     figure = folder / "figure.png"
-    real = cli.assess
+    real = commands.assess
 
     def meanwhile(*arguments, **more):
         if kind == "a folder by now":
@@ -905,9 +903,9 @@ def test_a_path_that_became_bad_meanwhile(kind, tiny_run, tmp_path, monkeypatch,
             os.mkfifo(report)
         return real(*arguments, **more)
 
-    monkeypatch.setattr(cli, "assess", meanwhile)
+    monkeypatch.setattr(commands, "assess", meanwhile)
     with pytest.raises(SystemExit) as exit_:
-        cli.main(
+        main(
             [
                 "predict",
                 "--model",
@@ -935,7 +933,7 @@ def test_a_figure_that_cannot_be_drawn_loses_nothing(tiny_run, tmp_path, monkeyp
     def fail(*_):
         raise RuntimeError("no font")
 
-    monkeypatch.setattr(cli, "plot_report", fail)
+    monkeypatch.setattr(commands, "plot_report", fail)
     monkeypatch.setenv("NTK_TT_TRACEBACK", "")
     with pytest.raises(SystemExit) as exit_:
         tiny_run("predict", "--plot", str(tmp_path / "figure.png"), report=tmp_path / "report.json")
@@ -987,7 +985,7 @@ def interrupt(*_, **__):
 
 
 def test_an_interrupted_training_leaves_the_prediction(tiny_run, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(cli, "finetune", interrupt)
+    monkeypatch.setattr(commands, "finetune", interrupt)
     with pytest.raises(SystemExit) as exit_:
         tiny_run("verify", *BATCHES, report=tmp_path / "report.json")
     assert exit_.value.code == 130
@@ -1004,9 +1002,9 @@ def test_an_earlier_interruption_keeps_the_older_report_and_says_nothing_of_it(
 ):
     old = tmp_path / "report.json"
     old.write_text('{"older": true}')
-    monkeypatch.setattr(cli, "load", interrupt)
+    monkeypatch.setattr(commands, "load", interrupt)
     with pytest.raises(SystemExit) as exit_:
-        cli.main(["verify", *TINY_TASK, "--json", str(old)])
+        main(["verify", *TINY_TASK, "--json", str(old)])
     assert exit_.value.code == 130
     assert capsys.readouterr().err == "ntk-tt: interrupted\n"
     assert strict(old) == {"older": True}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ntk_tt.cli.commands import main
+from ntk_tt.cli import main
 from ntk_tt.data import describe_data, load_task
 
 

@@ -48,7 +48,7 @@ def test_links_in_documents_lead_somewhere():
 
 
 def test_flags_in_the_json_document_exist():
-    from ntk_tt.cli.commands import Predict, Watch
+    from ntk_tt.cli.options import Predict, Watch
 
     flags = {
         "--" + name.replace("_", "-")

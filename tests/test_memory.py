@@ -190,7 +190,7 @@ def test_amounts_that_are_none(text):
 def test_a_limit_too_tight_for_the_compiler_ends_in_one_line(mebibytes):
     program = (
         f"import resource; resource.setrlimit(resource.RLIMIT_AS, ({mebibytes} << 20,) * "
-        "2); from ntk_tt.cli.commands import main; main(['predict', '--classes', '2', "
+        "2); from ntk_tt.cli import main; main(['predict', '--classes', '2', "
         "'--per-class', '4'])"
     )
     run = subprocess.run(
@@ -581,7 +581,7 @@ def test_a_thousand_images_of_twenty_classes_fit_into_eight_gibibytes_of_address
     np.savez(tmp_path / "data.npz", images=images, labels=labels)
     program = (
         "import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (8 << 30,) * 2); from "
-        "ntk_tt.cli.commands import main; main(sys.argv[1:])"
+        "ntk_tt.cli import main; main(sys.argv[1:])"
     )
     flags = [
         "predict",

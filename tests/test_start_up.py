@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-SLOW = ("matplotlib", "rich.console", "scipy.optimize", "scipy.stats", "sklearn", "tyro")
+SLOW = ("matplotlib", "scipy.optimize", "scipy.stats", "sklearn", "tyro")
 
 
 def test_the_package_imports_nothing_slow_beside_its_libraries():

@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 
-from ntk_tt.cli import commands as cli
+from ntk_tt.cli import main
 from ntk_tt.times import online as closed_loop
 from ntk_tt.times.online import Predictor
 from ntk_tt.times.watcher import LossLog, Watcher, follow, predictor_of
@@ -98,7 +98,7 @@ def test_following_ends_at_the_target(tmp_path):
 
 def test_command_line(tmp_path, capsys):
     log = write_log(tmp_path / "log.csv", range(0, 21, 2))
-    cli.main(
+    main(
         [
             "watch",
             str(log),
@@ -124,7 +124,7 @@ def test_command_line(tmp_path, capsys):
         ([str(log), "--once", "--prediction", "/dev/zero"], "'/dev/zero' is no report"),
     ):
         with pytest.raises(SystemExit) as exit_:
-            cli.main(["watch", *arguments])
+            main(["watch", *arguments])
         assert exit_.value.code == 2
         error = capsys.readouterr().err
         assert message in error

@@ -1,3 +1,3 @@
-from ntk_tt.cli.commands import main
+from ntk_tt.cli.entry import main
 
 main()

@@ -1,0 +1,131 @@
+"""The flags of every command, as they are typed; their checks are in `checks`."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from ntk_tt.optimizer import ScheduleName
+from ntk_tt.prediction.by_method import CommandLineMethod
+from ntk_tt.prediction.setup import Setup
+from ntk_tt.times.crossing import DEFAULT_THRESHOLDS
+
+
+@dataclasses.dataclass(frozen=True)
+class Features(Setup):
+    """Compute the features of a network on a task to disk, resumable; `predict` and `verify` with
+    the same flags then find them.
+    """
+
+    contrasts: bool = True
+    """For cross-entropy the C−1 contrasts of the outputs, which is what `predict` uses, instead of
+    all C.
+    """
+
+
+@dataclasses.dataclass(frozen=True)
+class Models:
+    """List the networks that have a name."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """List the paper's data sets, or describe one source: images, classes, images of a class,
+    imbalance.
+    """
+
+    source: Annotated[str | None, tyro.conf.Positional] = None
+    """Such as folder:PATH; without it, the list."""
+    split: str = "train"
+    """Of the data set."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Watch:
+    """Remaining steps and time of a run, from its loss log as it grows: CSV with a header, JSON
+    lines, Python dicts, or trainer_state.json.
+    """
+
+    log: Annotated[Path, tyro.conf.Positional]
+    """With a column or key for the step and one for the loss."""
+    prediction: Path | None = None
+    """Report of `ntk-tt predict --json` for this run, which the log corrects; without it the log
+    alone is continued.
+    """
+    target: float | None = None
+    """Loss to wait for; by default a tenth of the first one."""
+    step_column: str | None = None
+    """By default step, global_step, iteration, steps, … (docs/json.md), and epoch where there are
+    no steps.
+    """
+    loss_column: str | None = None
+    """By default loss, train_loss, train/loss, training_loss, … (docs/json.md)."""
+    seconds_per_step: float | None = None
+    """By default by the log's own clock, or measured while watching."""
+    poll: float = 1.0
+    """Seconds between two looks at the log."""
+    once: bool = False
+    """Print the present status and stop."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Predict(Setup):
+    """Predict how long fine-tuning takes, without training. Without flags: the bundled network on
+    handwritten digits.
+    """
+
+    learning_rate: float = 0.001
+    """The highest rate of the schedule."""
+    momentum: float = 0.9
+    """Of SGD, in [0, 1)."""
+    nesterov: bool = False
+    """Nesterov's momentum instead of the heavy ball."""
+    weight_decay: float = 0.0
+    """L2 coefficient."""
+    batch_size: int | Literal["full"] = "full"
+    """Samples a step; `full` is gradient descent."""
+    sampling: Literal["epoch", "replacement"] = "epoch"
+    """Shuffle once an epoch, or draw with replacement."""
+    steps: int = 150
+    """Optimiser steps, T."""
+    schedule: ScheduleName = "constant"
+    """Of the learning rate."""
+    method: CommandLineMethod = "replay"
+    """How the curve is predicted, see docs/method.md: `replay`, `ode`, `sde`, … freeze the kernel;
+    `head` keeps the head real; `curvature` adds the backbone's; `one-shot` begins with real
+    steps.
+    """
+    first_steps: int | None = None
+    """Real steps that `one-shot` begins with; by default what costs as much as its feature pass, at
+    most a quarter.
+    """
+    observe: int | None = None
+    """Take so many real steps and correct the prediction by them (the closed loop)."""
+    batch_norm: Literal["frozen", "train"] = "frozen"
+    """Batch-norm statistics in real training; the prediction always freezes them."""
+    thresholds: tuple[float, ...] = DEFAULT_THRESHOLDS
+    """In (0, 1): ε of the ε-times, and levels of loss and error."""
+    loss_thresholds: tuple[float, ...] = (1.0,)
+    """Further levels of the loss, any positive number."""
+    seeds: int = 5
+    """Orders of the data to predict over; the times are their median, with their range."""
+    record_every: int | None = None
+    """Steps between records of the full-set loss; by default 1 for the full batch, else about 50
+    records.
+    """
+    smoothing: int | None = None
+    """Records in the running mean before times are read, of prediction and truth alike; by default
+    1 for the full batch, else 3.
+    """
+    price_per_hour: float | None = None
+    """Of the machine that will train; prints what training costs."""
+    json: Path | None = None
+    """Write the whole report here."""
+    plot: Path | None = None
+    """Draw the curves here (.png, .pdf or .svg)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Verify(Predict):
+    """Predict, then really train, and print both side by side."""
