@@ -6,7 +6,8 @@ import os
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from ntk_tt.cli import commands, main
+from ntk_tt import cli
+from ntk_tt.cli import commands
 
 NETWORK = """
 import jax, jax.numpy as jnp
@@ -39,7 +40,7 @@ def main(folder: str, ready: Connection | None = None) -> None:
         return build(*arguments)
 
     commands.build_features = announced
-    main(
+    cli.main(
         [
             "features",
             "--model",
