@@ -14,7 +14,8 @@ import pytest
 from ntk_tt.cli import main
 from ntk_tt.times import online as closed_loop
 from ntk_tt.times.online import Predictor
-from ntk_tt.times.watcher import LossLog, Watcher, follow, predictor_of
+from ntk_tt.times.prior import predictor_of
+from ntk_tt.times.watcher import LossLog, Watcher, follow
 
 STEPS = np.arange(0, 201, 2)
 

@@ -32,7 +32,8 @@ from ntk_tt.runtime.progress import progress_bar
 from ntk_tt.runtime.stopwatch import Stopwatch
 from ntk_tt.times.crossing import training_times
 from ntk_tt.times.loss_log import LossLog
-from ntk_tt.times.watcher import Status, Watcher, follow, predictor_of
+from ntk_tt.times.prior import predictor_of
+from ntk_tt.times.watcher import Status, Watcher, follow
 from ntk_tt.training import TrainingRun, finetune
 
 

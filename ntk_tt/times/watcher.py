@@ -1,21 +1,18 @@
 """Remaining steps and time of a run, from its loss log as it grows."""
 
 import collections
-import json
 import math
 import time
 from collections.abc import Callable, Iterable
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from ntk_tt.times.calibration import has_interval
 from ntk_tt.times.crossing import crossing_time
-from ntk_tt.times.log_columns import EPOCH_NAMES, number
+from ntk_tt.times.log_columns import EPOCH_NAMES
 from ntk_tt.times.loss_law import MIN_POINTS, fit_loss_law
 from ntk_tt.times.loss_log import LossLog
-from ntk_tt.times.observations import MAX_STEP, Observations
+from ntk_tt.times.observations import Observations
 from ntk_tt.times.online import Predictor
 
 __all__ = ["LossLog", "Status", "Watcher", "follow", "predictor_of"]
@@ -23,7 +20,6 @@ __all__ = ["LossLog", "Status", "Watcher", "follow", "predictor_of"]
 _DEFAULT_HORIZON = 3  # times the observed steps, for a log without a prediction
 _CLOCKED = 1000  # last records that the pace is measured on
 _PAUSE = 100  # times the usual pace: the run stood still
-_MAX_REPORT = 256 << 20  # bytes
 _CENTURY = 100 * 365.25 * 86400
 
 
@@ -262,84 +258,6 @@ class Watcher:
         later = np.linspace(last, horizon, 400)
         time = crossing_time(later, law(later), target)
         return None if time is None else time - last
-
-
-def predictor_of(report: Path) -> tuple[Predictor, float | None]:
-    """The predictor of a report that `ntk-tt predict --json` wrote, and the seconds a step takes,
-    None where the report does not know.
-
-    Raises:
-        ValueError: a file that is no such report, with its name.
-        OSError: it cannot be read.
-    """
-
-    def no(why: str) -> ValueError:
-        return ValueError(
-            f"prediction: {str(report)!r} is no report of `ntk-tt predict --json` ({why})"
-        )
-
-    if not report.is_file():
-        report.stat()
-        raise no("it is no plain file")
-    if report.stat().st_size > _MAX_REPORT:
-        raise no(f"it has more than {_MAX_REPORT >> 20} MiB")
-    try:
-        document = json.loads(report.read_bytes().decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise no(
-            "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
-        ) from None
-
-    def part(of: Any, *names: str) -> Any:
-        for name in names:
-            if not isinstance(of, dict) or name not in of:
-                raise no(f"{'.'.join(names)} is not there")
-            of = of[name]
-        return of
-
-    def numbers(name: str) -> np.ndarray:
-        values = part(document, "prediction", name)
-        if not isinstance(values, list):
-            raise no(f"prediction.{name} is no list")
-        found = [
-            math.nan if value is None else None if isinstance(value, str) else number(value)
-            for value in values
-        ]
-        if None in found:
-            raise no(f"prediction.{name} has something else than numbers")
-        return np.asarray(found, float)
-
-    def one(value: Any, name: str) -> float | None:
-        found = None if isinstance(value, str) else number(value)
-        if value is not None and (found is None or not 0 <= found < math.inf):
-            raise no(
-                f"{name} is {type(value) if found is None else found!s}, it must be a number from "
-                "0 on"
-            )
-        return found
-
-    steps, loss, method = numbers("steps"), numbers("loss"), part(document, "prediction", "method")
-    verdict = document.get("verdict")
-    if len(steps) != len(loss):
-        raise no(f"there are {len(steps)} steps and {len(loss)} losses")
-    if not isinstance(method, str) or not isinstance(verdict, dict | None):
-        raise no("prediction.method or verdict is of the wrong kind")
-    verdict = verdict or {}
-    pace = one(part(document, "cost", "seconds_per_step"), "cost.seconds_per_step")
-    margin = one(verdict.get("stability_margin"), "verdict.stability_margin")
-    if len(steps) and not ((steps == np.floor(steps)).all() and (steps <= MAX_STEP).all()):
-        raise no("prediction.steps must be whole numbers, up to 2^53")
-    try:
-        predictor = Predictor(
-            steps,
-            loss,
-            method=method if has_interval(method) else "replay",
-            margin=margin,
-            chances=verdict.get("trust") != "none",
-        )
-    except ValueError as error:
-        raise ValueError(f"{error}: {str(report)!r}") from None
-    return predictor, pace or None
 
 
 def follow(
