@@ -15,7 +15,7 @@ from ntk_tt.times.loss_log import LossLog
 from ntk_tt.times.observations import Observations
 from ntk_tt.times.online import Predictor
 
-__all__ = ["LossLog", "Status", "Watcher", "follow", "predictor_of"]
+__all__ = ["LossLog", "Status", "Watcher", "follow"]
 
 _DEFAULT_HORIZON = 3  # times the observed steps, for a log without a prediction
 _CLOCKED = 1000  # last records that the pace is measured on
