@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from ntk_tt.models.adapters import from_linen
+from ntk_tt.models.linen_adapter import from_linen
 
 
 class Network(nn.Module):

@@ -12,7 +12,10 @@ from ntk_tt.jacobian.jaxpr import warn_if_untested
 from ntk_tt.kernels.empirical import empirical_ntk, ntk_from_features
 from ntk_tt.kernels.spectrum import Spectrum, fit_power_law, ntk_spectrum
 from ntk_tt.models import Model, fit_linear_head, from_nnx, list_models, load_model
-from ntk_tt.models.adapters import from_equinox, from_function, from_linen, load_factory
+from ntk_tt.models.adapters import from_function
+from ntk_tt.models.equinox_adapter import from_equinox
+from ntk_tt.models.factory import load_factory
+from ntk_tt.models.linen_adapter import from_linen
 from ntk_tt.models.trainable import LoRA, restrict
 from ntk_tt.optimizer import OptimizerConfig
 from ntk_tt.prediction.algorithm import Prediction, linearize, predict, stored_outputs

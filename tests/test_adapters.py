@@ -14,7 +14,10 @@ from flax import linen as nn
 
 import ntk_tt
 from ntk_tt.models import Model
-from ntk_tt.models.adapters import from_equinox, from_function, from_linen, load_factory
+from ntk_tt.models.adapters import from_function
+from ntk_tt.models.equinox_adapter import from_equinox
+from ntk_tt.models.factory import load_factory
+from ntk_tt.models.linen_adapter import from_linen
 from ntk_tt.models.trainable import LoRA, restrict
 from ntk_tt.prediction.setup import Setup, load
 from ntk_tt.runtime.parameter_names import named_leaves
@@ -381,7 +384,7 @@ PLAIN = "apply = lambda params, x: x.mean((1, 2)) @ params\n"
 @pytest.mark.parametrize(
     "text",
     [
-        "from ntk_tt.models.adapters import from_function\ndef factory(num_classes): return "
+        "from ntk_tt import from_function\ndef factory(num_classes): return "
         "from_function(apply, jnp.ones((3, num_classes)), num_classes=num_classes)",
         "def factory(num_classes, width=3): return apply, jnp.ones((width, num_classes))",
         "def factory(**options): return apply, jnp.ones((3, options['num_classes']))",
@@ -429,8 +432,7 @@ def test_what_a_factory_does_not_say_is_said(tmp_path):
     said = load_factory(
         write(
             tmp_path,
-            PLAIN
-            + "from ntk_tt.models.adapters import from_function\ndef factory(num_classes): return "
+            PLAIN + "from ntk_tt import from_function\ndef factory(num_classes): return "
             "from_function(apply, jnp.ones((3, num_classes)), mean=(0.0, 0.0, 0.0))",
         ),
         num_classes=2,

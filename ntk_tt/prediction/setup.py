@@ -23,7 +23,7 @@ from ntk_tt.features.store import FeatureStore
 from ntk_tt.jacobian.bfloat16 import relative_error
 from ntk_tt.losses import LossName
 from ntk_tt.models import MODELS, Model, fit_linear_head, load_model, with_new_head
-from ntk_tt.models.adapters import load_factory
+from ntk_tt.models.factory import load_factory
 from ntk_tt.models.trainable import restrict
 from ntk_tt.prediction.algorithm import Outputs, stored_outputs
 from ntk_tt.runtime.limits import (

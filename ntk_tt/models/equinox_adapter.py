@@ -1,0 +1,173 @@
+"""An Equinox module as a `Model`."""
+
+from typing import Any, Unpack
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ntk_tt.models.adapters import Description, described, has_method, step_key, what_it_is
+from ntk_tt.models.model import BatchStatistics, Model
+from ntk_tt.models.switches import (
+    check_unchanged,
+    evaluated,
+    evaluation_value,
+    read_call,
+)
+
+
+def from_equinox(
+    module: eqx.Module,
+    state: eqx.nn.State | None = None,
+    *,
+    channels_first: bool = True,
+    **description: Unpack[Description],
+) -> Model:
+    """An Equinox module as a `Model`; its inexact arrays train.
+
+    By Equinox's convention the module takes one sample, `module(image) -> logits (C,)`, or with a
+    state `module(image, state) -> (logits, state)`, and is mapped over the batch, whose axis is
+    named `batch` (`BatchNorm(axis_name="batch")`). `apply` runs it in inference mode with the state
+    as given, `batch_statistics.apply_train` in training mode: attributes and arguments of the call
+    that switch between them (`inference`, `train`, …, see `ntk_tt.models.switches`) are given their
+    values, and a key where the call needs one. A method `features`, where there is one, becomes
+    `Model.features`.
+
+    Args:
+        module: the network.
+        state: of `eqx.nn.make_with_state`, where it has one.
+        channels_first: whether the module takes images as (3, H, W), as Equinox's convolutions do,
+            or as (H, W, 3).
+        description: as in `from_function`.
+
+    Raises:
+        ValueError: not a module, no inexact arrays in it, a module that keeps a state without it,
+            or a call that needs what is not offered. `apply` raises one where the network trains
+            all the same: where its state or its logits depend on the images' statistics or a random
+            key.
+    """
+    if not isinstance(module, eqx.Module) or not callable(module):
+        raise ValueError(f"module: must be a callable equinox.Module, got {what_it_is(module)}")
+    params, static = eqx.partition(module, eqx.is_inexact_array)
+    if not jax.tree.leaves(params):
+        raise ValueError(
+            f"module: {type(module).__name__} has no floating-point arrays, so there is nothing to "
+            "train"
+        )
+    name = type(module).__name__
+    if state is None and any(
+        isinstance(leaf, eqx.nn.StateIndex)
+        for leaf in jax.tree.leaves(
+            module, is_leaf=lambda leaf: isinstance(leaf, eqx.nn.StateIndex)
+        )
+    ):
+        raise ValueError(
+            f"module: {name} keeps a state, as batch norm does; make it with module, state = "
+            f"eqx.nn.make_with_state({name})(…), and give both, (module, state)"
+        )
+    inference, training = _switched(static, training=False), _switched(static, training=True)
+    given = 1 if state is None else 2
+    call = read_call(module.__call__, given, "module")
+    has_features = has_method(module, "features")
+    features_call = read_call(module.features, given, "module") if has_features else call  # pyright: ignore[reportAttributeAccessIssue]
+
+    def batched(function, images, state, arguments, named, key=None):
+        """(logits, new state) of a batch; the state is the same for all samples, and with `key`
+        each has a key of its own.
+
+        `vmap` takes the state apart and builds it anew, so Equinox's guard against using one twice
+        does not strike.
+        """
+        samples = jnp.moveaxis(images, -1, 1) if channels_first and images.ndim > 2 else images
+        more = () if state is None else (state,)
+        keys = {} if key is None else {call.key: jax.random.split(key, len(samples))}
+        result = jax.vmap(
+            lambda sample, keys, *more: function(
+                sample,
+                *more,
+                *[
+                    keys.get(each, value)
+                    for each, value in zip(call.by_position, arguments, strict=False)
+                ],
+                **named
+                | {each: value for each, value in keys.items() if each not in call.by_position},
+            ),
+            in_axes=(0, 0, *[None] * len(more)),
+            out_axes=(0, None) if more else 0,
+            axis_name="batch",
+        )(samples, keys, *more)
+        return result if more else (result, None)
+
+    def evaluate(call, method, params, state, images):
+        function = getattr(eqx.combine(params, inference), method)
+
+        def run(arguments, named):
+            logits, new = batched(function, images, state, arguments, named)
+            if state is not None:
+                check_unchanged(
+                    _arrays(state),
+                    _arrays(new),
+                    lambda old: _arrays(
+                        batched(function, images, _with_arrays(state, old), arguments, named)[1]
+                    ),
+                    "module",
+                )
+            return logits
+
+        return evaluated(call, run, jax.random.key(0), "module")
+
+    def train(params, state, images):
+        arguments, named = call.arguments(training=True, **({call.key: None} if call.key else {}))
+        logits, new = batched(
+            eqx.combine(params, training),
+            images,
+            state["state"],
+            arguments,
+            named,
+            step_key(state) if call.key else None,
+        )
+        return logits, {"state": new, "step": state["step"] + 1}
+
+    return described(
+        params,
+        lambda params, images: evaluate(call, "__call__", params, state, images),
+        None
+        if state is None
+        else BatchStatistics(
+            {"state": state, "step": np.zeros((), np.int32)},
+            train,
+            lambda params, state, images: evaluate(
+                call, "__call__", params, state["state"], images
+            ),
+        ),
+        (lambda params, images: evaluate(features_call, "features", params, state, images))
+        if has_features
+        else None,
+        name,
+        description,
+    )
+
+
+def _switched(static: Any, *, training: bool) -> Any:
+    """The module with every attribute that switches training at its value, at all depths."""
+
+    def value(path, leaf):
+        evaluating = (
+            evaluation_value(path[-1].name, attribute=True)
+            if isinstance(leaf, bool) and path and isinstance(path[-1], jax.tree_util.GetAttrKey)
+            else None
+        )
+        return leaf if evaluating is None else evaluating != training
+
+    return jax.tree_util.tree_map_with_path(
+        value, eqx.nn.inference_mode(static, value=not training)
+    )
+
+
+def _arrays(state: Any) -> dict[str, Any]:
+    return {str(number): leaf for number, leaf in enumerate(jax.tree.leaves(state))}
+
+
+def _with_arrays(state: Any, arrays: dict[str, Any]) -> Any:
+    return jax.tree.unflatten(jax.tree.structure(state), list(arrays.values()))
