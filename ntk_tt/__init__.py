@@ -16,7 +16,8 @@ from ntk_tt.models.adapters import from_function
 from ntk_tt.models.equinox_adapter import from_equinox
 from ntk_tt.models.factory import load_factory
 from ntk_tt.models.linen_adapter import from_linen
-from ntk_tt.models.trainable import LoRA, restrict
+from ntk_tt.models.lora import LoRA
+from ntk_tt.models.trainable import restrict
 from ntk_tt.optimizer import OptimizerConfig
 from ntk_tt.prediction.algorithm import Prediction, linearize, predict, stored_outputs
 from ntk_tt.prediction.one_shot import OneShot, predict_after

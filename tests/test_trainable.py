@@ -14,7 +14,8 @@ import ntk_tt
 from ntk_tt.features.compute import jacobian_features
 from ntk_tt.jacobian.network import jacobian_block
 from ntk_tt.models import Model, from_nnx
-from ntk_tt.models.trainable import LoRA, restrict
+from ntk_tt.models.lora import LoRA
+from ntk_tt.models.trainable import restrict
 from ntk_tt.runtime.parameter_names import named_leaves
 
 

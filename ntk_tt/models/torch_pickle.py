@@ -12,273 +12,46 @@ import io
 import math
 import mmap
 import os
-import re
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
-import ml_dtypes
 import numpy as np
 
-from ntk_tt.models.pickle_machine import IGNORED, StandIn, load, ordered_dict, refuse
+from ntk_tt.models.pickle_machine import load
 from ntk_tt.models.stored import Stored, quoted, reason
+from ntk_tt.models.torch_objects import (
+    DTYPES,
+    OTHER_SIZES,
+    Storage,
+    Tensor,
+    TensorType,
+    is_floating,
+    stand_in,
+)
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
-# Types of numbers that are read, and what PyTorch calls their storages; others are known by name
-# only.
-_DTYPES: dict[str, Any] = {
-    "float64": np.float64,
-    "float32": np.float32,
-    "float16": np.float16,
-    "bfloat16": ml_dtypes.bfloat16,
-    "int64": np.int64,
-    "int32": np.int32,
-    "int16": np.int16,
-    "int8": np.int8,
-    "uint8": np.uint8,
-    "uint16": np.uint16,
-    "uint32": np.uint32,
-    "uint64": np.uint64,
-    "bool": np.bool_,
-}
-_STORAGES = {
-    "Double": "float64",
-    "Float": "float32",
-    "Half": "float16",
-    "BFloat16": "bfloat16",
-    "Long": "int64",
-    "Int": "int32",
-    "Short": "int16",
-    "Char": "int8",
-    "Byte": "uint8",
-    "Bool": "bool",
-    "ComplexFloat": "complex64",
-    "ComplexDouble": "complex128",
-    "QInt8": "qint8",
-    "QUInt8": "quint8",
-    "QInt32": "qint32",
-    "QUInt4x2": "quint4x2",
-    "QUInt2x4": "quint2x4",
-    "Untyped": "",
-}
-# bytes a number
-_OTHER_SIZES = {
-    "": 1,
-    "complex64": 8,
-    "complex128": 16,
-    "qint8": 1,
-    "quint8": 1,
-    "qint32": 4,
-    "quint4x2": 1,
-    "quint2x4": 1,
-}
-_ALIASES = {
-    "double": "float64",
-    "float": "float32",
-    "half": "float16",
-    "long": "int64",
-    "int": "int32",
-    "short": "int16",
-}
-_DTYPE_NAME = re.compile(r"(?:b?float|complex|q?u?int|bits)\d+\w*|bool|" + "|".join(_ALIASES))
-_MAX_AXES, _MAX_CONTAINERS, _MAX_ENTRIES = 32, 6, 500_000
-# a number may be in so many tensors, and below so many elements in all in any number
-_MAX_SHARING, _SHARING_FREE = (
-    64,
-    2**28,
-)
-
-
-class _Type(NamedTuple):
-    """Stands for torch.FloatStorage or torch.float32, which only say what the bytes are; empty for
-    bytes of no type.
-    """
-
-    name: str
-
-
-class _Storage(NamedTuple):
-    """Numbers under a key, `length` of them (bytes, where they have no type)."""
-
-    key: str
-    dtype: str
-    length: int
-
-
-class _Tensor(NamedTuple):
-    """A view of a storage."""
-
-    storage: _Storage
-    dtype: str
-    offset: int
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-
-
-def _integers(value: Any) -> tuple[int, ...]:
-    if not (
-        isinstance(value, tuple | list)
-        and len(value) <= _MAX_AXES
-        and all(type(each) is int for each in value)
-    ):
-        raise ValueError(
-            "it builds a tensor whose shape or strides are no short list of whole numbers"
-        )
-    return tuple(value)
-
-
-def _tensor(
-    storage: Any = None,
-    offset: Any = None,
-    shape: Any = None,
-    strides: Any = None,
-    dtype: str | None = None,
-) -> _Tensor:
-    if not isinstance(storage, _Storage):
-        raise ValueError("it builds a tensor from something that is no storage")
-    return _Tensor(
-        storage,
-        storage.dtype if dtype is None else dtype,
-        _integers([offset])[0],
-        _integers(shape),
-        _integers(strides),
-    )
-
-
-def _rebuild_tensor(
-    storage: Any = None,
-    offset: Any = None,
-    shape: Any = None,
-    strides: Any = None,
-    _gradient: Any = None,
-    _hooks: Any = None,
-    metadata: Any = None,
-    *_: Any,
-) -> _Tensor:
-    # numbers to be read with another sign, or conjugated
-    if isinstance(metadata, dict) and any(metadata.values()):
-        raise ValueError(
-            "it holds a tensor marked as "
-            f"{', '.join(quoted(name) for name in list(metadata)[:3])}; save it again after "
-            "resolve_neg() and resolve_conj()"
-        )
-    return _tensor(storage, offset, shape, strides)
-
-
-def _rebuild_tensor_of_type(
-    storage: Any = None,
-    offset: Any = None,
-    shape: Any = None,
-    strides: Any = None,
-    _gradient: Any = None,
-    _hooks: Any = None,
-    dtype: Any = None,
-    *_: Any,
-) -> _Tensor:
-    if not isinstance(dtype, _Type):
-        raise ValueError("it builds a tensor of something that is no type of numbers")
-    return _tensor(storage, offset, shape, strides, dtype.name)
-
-
-def _rebuild_quantised(
-    storage: Any = None, offset: Any = None, shape: Any = None, strides: Any = None, *_: Any
-) -> _Tensor:
-    tensor = _tensor(storage, offset, shape, strides)
-    return tensor._replace(dtype=f"{tensor.dtype}, quantised")
-
-
-def _size(axes: Any = (), *_: Any) -> tuple[int, ...]:
-    return _integers(axes)
-
-
-def _first(tensor: Any = None, *_: Any) -> Any:
-    return tensor
-
-
-def _ignored(*_: Any) -> Any:
-    return IGNORED
-
-
-_UTILITIES: Mapping[str, StandIn] = {
-    "_rebuild_tensor": StandIn(_rebuild_tensor),
-    "_rebuild_tensor_v2": StandIn(_rebuild_tensor),
-    "_rebuild_tensor_v3": StandIn(_rebuild_tensor_of_type),
-    "_rebuild_parameter": StandIn(_first),
-    "_rebuild_parameter_with_state": StandIn(_first),
-    "_rebuild_qtensor": StandIn(_rebuild_quantised),
-}
-_KNOWN: Mapping[tuple[str, str], Any] = {
-    ("collections", "OrderedDict"): StandIn(ordered_dict),
-    ("torch", "Size"): StandIn(_size),
-    ("torch.storage", "UntypedStorage"): _Type(""),
-    **{("torch._utils", name): stand_in for name, stand_in in _UTILITIES.items()},
-    **{("torch", f"{name}Storage"): _Type(dtype) for name, dtype in _STORAGES.items()},
-    **{
-        ("torch", f"per_{per}_{kind}"): IGNORED
-        for per in ("tensor", "channel")
-        for kind in ("affine", "symmetric", "affine_float_qparams")
-    },
-}
-# Training scripts save these beside the weights: their arguments, paths, best accuracies. They are
-# passed over.
-_PASSED_OVER = frozenset(
-    {
-        ("argparse", "Namespace"),
-        ("types", "SimpleNamespace"),
-        ("torch", "device"),
-        ("_codecs", "encode"),
-        ("builtins", "set"),
-        ("__builtin__", "set"),
-        ("builtins", "frozenset"),
-        ("collections", "defaultdict"),
-        ("collections", "Counter"),
-        ("datetime", "datetime"),
-        ("datetime", "timedelta"),
-        ("numpy", "dtype"),
-        ("numpy", "ndarray"),
-        *(
-            (module, name)
-            for module in ("numpy.core.multiarray", "numpy._core.multiarray")
-            for name in ("scalar", "_reconstruct")
-        ),
-        *(
-            (module, f"{kind}{flavour}Path")
-            for module in ("pathlib", "pathlib._local")
-            for kind in ("", "Pure")
-            for flavour in ("", "Posix", "Windows")
-        ),
-    }
-)
-
-
-def _stand_in(module: str, name: str) -> Any:
-    """What a name in the file stands for; every other is refused, so that nothing the file names is
-    ever called.
-    """
-    if (module, name) in _KNOWN:
-        return _KNOWN[module, name]
-    if (module, name) in _PASSED_OVER:
-        return StandIn(_ignored)
-    if module == "torch" and _DTYPE_NAME.fullmatch(name):
-        return _Type(_ALIASES.get(name, name))
-    raise refuse(module, name)
+_MAX_CONTAINERS = 6  # deep
+_MAX_ENTRIES = 500_000
+_MAX_SHARING = 64  # tensors that a number may be in,
+_SHARING_FREE = 2**28  # but below so many elements in all in any number
 
 
 class _References:
     """The storages that a pickle refers to, by key."""
 
     def __init__(self) -> None:
-        self.storages: dict[str, _Storage] = {}
+        self.storages: dict[str, Storage] = {}
 
-    def __call__(self, reference: Any) -> _Storage:
+    def __call__(self, reference: Any) -> Storage:
         if not (
             isinstance(reference, tuple)
             and len(reference) in (5, 6)
             and reference[0] == "storage"
-            and isinstance(reference[1], _Type)
+            and isinstance(reference[1], TensorType)
             and isinstance(reference[2], str | int)
             and type(reference[4]) is int
             and reference[4] >= 0
@@ -289,7 +62,7 @@ class _References:
                 "it holds views of storages, as PyTorch 0.1 wrote; save it again with a newer "
                 "PyTorch"
             )
-        storage = _Storage(str(reference[2]), reference[1].name, reference[4])
+        storage = Storage(str(reference[2]), reference[1].name, reference[4])
         if self.storages.setdefault(storage.key, storage) != storage:
             raise ValueError(f"it describes its storage {quoted(storage.key)} in two ways")
         return storage
@@ -331,14 +104,14 @@ def open_torch(path: Path, kind: str) -> Iterator[tuple[dict[str, Stored], dict[
             )
             views, tensors = _Views(read), _tensors(root)
 
-        def values(tensor: _Tensor) -> np.ndarray:
+        def values(tensor: Tensor) -> np.ndarray:
             with _explained(path):
                 return views(tensor)
 
         yield (
             {
                 name: Stored(
-                    tensor.shape, tensor.dtype, _is_floating(tensor.dtype), partial(values, tensor)
+                    tensor.shape, tensor.dtype, is_floating(tensor.dtype), partial(values, tensor)
                 )
                 for name, tensor in tensors.items()
             },
@@ -346,7 +119,7 @@ def open_torch(path: Path, kind: str) -> Iterator[tuple[dict[str, Stored], dict[
         )
 
 
-_Read = Callable[[_Storage, int], bytes]  # (storage, bytes that it should have) -> bytes
+_Read = Callable[[Storage, int], bytes]  # (storage, bytes that it should have) -> bytes
 
 
 def _open_zip(file: BinaryIO, file_size: int) -> tuple[Any, _Read]:
@@ -384,7 +157,7 @@ def _open_zip(file: BinaryIO, file_size: int) -> tuple[Any, _Read]:
 
     if f"{folder}byteorder" in entries and content(f"{folder}byteorder") != b"little":
         raise ValueError("it was written on a big-endian machine")
-    root = load(io.BytesIO(content(pickles[0])), _stand_in, _References())
+    root = load(io.BytesIO(content(pickles[0])), stand_in, _References())
     return root, lambda storage, size: content(f"{folder}data/{storage.key}", size)
 
 
@@ -414,14 +187,14 @@ def _open_legacy(file: BinaryIO, file_size: int) -> tuple[Any, _Read]:
     """
     # whose reads end with the file, however much is asked for
     stream = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    if load(stream, _stand_in, _References()) != _LEGACY_MAGIC:
+    if load(stream, stand_in, _References()) != _LEGACY_MAGIC:
         raise ValueError("it does not begin as torch.save's files do")
-    load(stream, _stand_in, _References())
-    machine = load(stream, _stand_in, _References())
+    load(stream, stand_in, _References())
+    machine = load(stream, stand_in, _References())
     if not (isinstance(machine, dict) and machine.get("little_endian") is True):
         raise ValueError("it was written on a big-endian machine")
     references = _References()
-    root, keys = load(stream, _stand_in, references), load(stream, _stand_in, _References())
+    root, keys = load(stream, stand_in, references), load(stream, stand_in, _References())
     if not (isinstance(keys, list) and all(isinstance(key, str | int) for key in keys)):
         raise ValueError("it does not list its storages")
     begins = {}
@@ -435,13 +208,13 @@ def _open_legacy(file: BinaryIO, file_size: int) -> tuple[Any, _Read]:
             )
         begins[key] = stream.tell()
         end = begins[key] + length * (
-            _OTHER_SIZES.get(storage.dtype) or np.dtype(_DTYPES[storage.dtype]).itemsize
+            OTHER_SIZES.get(storage.dtype) or np.dtype(DTYPES[storage.dtype]).itemsize
         )
         if end > file_size:
             raise ValueError(f"its storage {quoted(key)} ends before its {length} numbers")
         stream.seek(end)
 
-    def content(storage: _Storage, size: int) -> bytes:
+    def content(storage: Storage, size: int) -> bytes:
         if storage.key not in begins:
             raise ValueError(f"its storage {quoted(storage.key)} is missing")
         return stream[begins[storage.key] : begins[storage.key] + size]
@@ -449,9 +222,9 @@ def _open_legacy(file: BinaryIO, file_size: int) -> tuple[Any, _Read]:
     return root, content
 
 
-def _tensors(root: Any) -> dict[str, _Tensor]:
+def _tensors(root: Any) -> dict[str, Tensor]:
     """All tensors in dictionaries of dictionaries, by name; other entries are left out."""
-    found: dict[str, _Tensor] = {}
+    found: dict[str, Tensor] = {}
     entries = 0
     level = [("", root)] if isinstance(root, dict) else []
     for _ in range(_MAX_CONTAINERS):
@@ -465,7 +238,7 @@ def _tensors(root: Any) -> dict[str, _Tensor]:
             found |= {
                 f"{container}{name}": value
                 for name, value in mapping.items()
-                if isinstance(value, _Tensor)
+                if isinstance(value, Tensor)
             }
             deeper += [
                 (f"{container}{name}/", value)
@@ -478,24 +251,16 @@ def _tensors(root: Any) -> dict[str, _Tensor]:
     return found
 
 
-def _is_floating(dtype: str) -> bool | None:
-    return (
-        dtype in ("float64", "float32", "float16", "bfloat16")
-        if dtype in _DTYPES or dtype.startswith("complex")
-        else None
-    )
-
-
 class _Views:
     """Tensors as views of their storages, each of which is read once."""
 
     def __init__(self, read: _Read):
         self.read = read
-        self.contents: dict[_Storage, bytes] = {}
+        self.contents: dict[Storage, bytes] = {}
         self.numbers = self.elements = 0
 
-    def __call__(self, tensor: _Tensor) -> np.ndarray:
-        storage, dtype = tensor.storage, np.dtype(_DTYPES[tensor.dtype])
+    def __call__(self, tensor: Tensor) -> np.ndarray:
+        storage, dtype = tensor.storage, np.dtype(DTYPES[tensor.dtype])
         if storage.dtype not in ("", tensor.dtype):
             raise ValueError(f"it reads a storage of {storage.dtype} as {tensor.dtype}")
         if storage not in self.contents:
