@@ -27,9 +27,11 @@ import tyro
 from jaxtyping import Array
 
 import ntk_tt
-from ntk_tt.features.compute import compute_features, in_contrasts, plan_features
+from ntk_tt.features.compute import compute_features
+from ntk_tt.features.contrasts import contrast_basis, in_contrasts
+from ntk_tt.features.plan import plan_features
 from ntk_tt.kernels.empirical import ntk_from_features
-from ntk_tt.kernels.operators import ContrastKernel, DualKernel, contrast_basis
+from ntk_tt.kernels.operators import ContrastKernel, DualKernel
 from ntk_tt.losses import encode_targets
 from ntk_tt.report.document import environment
 from ntk_tt.surrogate.linear import LinearizedProblem

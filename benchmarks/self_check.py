@@ -15,9 +15,10 @@ import jax
 import numpy as np
 
 from ntk_tt import load_model
-from ntk_tt.features.compute import compute_features, in_contrasts, plan_features
+from ntk_tt.features.compute import compute_features
+from ntk_tt.features.contrasts import contrast_basis, in_contrasts
+from ntk_tt.features.plan import plan_features
 from ntk_tt.jacobian.self_check import check_pass
-from ntk_tt.kernels.operators import contrast_basis
 
 SAMPLES, REPEATS = 100, 5
 

@@ -29,10 +29,10 @@ from experiments import methods
 from experiments.comparison import on
 from experiments.tasks import REPORTING, TUNING, TaskConfig, cache_folder, load, real_run
 from ntk_tt.prediction.one_shot import predict_after
-from ntk_tt.prediction.verdict import linearization_residual
+from ntk_tt.prediction.residual import linearization_residual
 from ntk_tt.report.document import write_json
 from ntk_tt.runtime.stopwatch import Stopwatch
-from ntk_tt.surrogate.head import linearize_head
+from ntk_tt.surrogate.head_pass import linearize_head
 
 CLAIM = (
     "ours: with a real head and the backbone's curvature, threshold times hold in ordinary "

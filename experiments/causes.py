@@ -37,9 +37,10 @@ from experiments.comparison import (
 )
 from experiments.statistics import describe, number, over_estimated, pairs, percent
 from experiments.tasks import TaskConfig, real_run
-from ntk_tt.dynamics import LinearizedProblem, replay
+from ntk_tt.dynamics import replay
 from ntk_tt.kernels.operators import DualKernel
-from ntk_tt.prediction.algorithm import plateau_window
+from ntk_tt.prediction.one_setting import plateau_window
+from ntk_tt.surrogate.linear import LinearizedProblem
 from ntk_tt.training import _batches
 
 CLAIM = (

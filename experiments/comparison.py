@@ -22,11 +22,11 @@ import numpy as np
 import ntk_tt
 from experiments.extrapolation import power_law, stretched_exponential
 from experiments.tasks import LoadedTask, RealRun, TaskConfig, load, real_run
-from ntk_tt.dynamics import LinearizedProblem
 from ntk_tt.dynamics import Method as Dynamics
 from ntk_tt.kernels.operators import DualKernel, PrimalKernel
-from ntk_tt.prediction.algorithm import plateau_window
+from ntk_tt.prediction.one_setting import plateau_window
 from ntk_tt.runtime.stopwatch import Stopwatch
+from ntk_tt.surrogate.linear import LinearizedProblem
 from ntk_tt.times.crossing import plateau_time, smooth, training_times
 
 EPSILONS = (0.01, 0.1, 0.4)

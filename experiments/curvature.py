@@ -24,14 +24,10 @@ import ntk_tt
 from experiments.comparison import on
 from experiments.tasks import TUNING, LoadedTask, TaskConfig, load, real_run
 from ntk_tt.runtime.stopwatch import Stopwatch
-from ntk_tt.surrogate.head import (
-    HeadProblem,
-    head_of,
-    linearize_head,
-    moved_weights,
-    path_to,
-    split_head,
-)
+from ntk_tt.surrogate.head_parts import head_of, moved_weights, split_head
+from ntk_tt.surrogate.head_pass import linearize_head
+from ntk_tt.surrogate.real_head import HeadProblem
+from ntk_tt.surrogate.second_point import path_to
 from ntk_tt.times.crossing import crossing_time, smooth
 
 CLAIM = (

@@ -19,11 +19,11 @@ import numpy as np
 import ntk_tt
 from experiments.comparison import on, priced
 from experiments.tasks import TaskConfig, load, real_run
-from ntk_tt.dynamics import LinearizedProblem
-from ntk_tt.features.projections import expected_relative_error
+from ntk_tt.features.dimension import expected_relative_error
 from ntk_tt.jacobian.network import logits_and_tangent
 from ntk_tt.kernels.operators import DualKernel
 from ntk_tt.losses import encode_targets
+from ntk_tt.surrogate.linear import LinearizedProblem
 
 CLAIM = (
     "the projected Θ gives the curve of the exact one, its error and its spectrum are close, "

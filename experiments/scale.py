@@ -34,9 +34,9 @@ import tyro
 import ntk_tt
 from ntk_tt.data import UpTo
 from ntk_tt.dynamics import replay, replay_many
-from ntk_tt.features.compute import write_features
-from ntk_tt.features.projections import choose_num_projections, projection_advice
+from ntk_tt.features.dimension import choose_num_projections, projection_advice
 from ntk_tt.features.store import FeatureStore
+from ntk_tt.features.write import write_features
 from ntk_tt.jacobian.network import logits_and_tangent
 from ntk_tt.kernels.streaming import StreamedKernel
 from ntk_tt.losses import encode_targets

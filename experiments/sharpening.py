@@ -27,7 +27,7 @@ from ntk_tt import losses
 from ntk_tt.dynamics import replay
 from ntk_tt.dynamics.head_replay import states_along
 from ntk_tt.jacobian.network import blocks
-from ntk_tt.surrogate.head import linearize_head
+from ntk_tt.surrogate.head_pass import linearize_head
 from ntk_tt.surrogate.sharpness import largest_curvature
 
 CLAIM = "ours: sharpness grows faster than any expansion at one or two points says"

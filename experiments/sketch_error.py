@@ -22,8 +22,9 @@ import numpy as np
 import tyro
 
 import ntk_tt
-from ntk_tt.features.compute import projected_jacobian
-from ntk_tt.features.projections import SignFold, expected_relative_error
+from ntk_tt.features.count_sketch import CountSketch
+from ntk_tt.features.dimension import expected_relative_error
+from ntk_tt.features.one_block import projected_jacobian
 from ntk_tt.report.document import environment
 
 RESULTS = Path(__file__).parent / "results" / "sketch_error"
@@ -88,7 +89,9 @@ def main(config: Config) -> None:
                         projected_jacobian(
                             model.apply,
                             "structured",
-                            SignFold(key=key, num_projections=dimension, kernel_rows=kernel_rows),
+                            CountSketch(
+                                key=key, num_projections=dimension, kernel_rows=kernel_rows
+                            ),
                             model.params,
                             block,
                         )

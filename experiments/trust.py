@@ -19,7 +19,8 @@ import numpy as np
 import tyro
 
 import ntk_tt
-from ntk_tt.prediction.verdict import Residual, judge
+from ntk_tt.prediction.residual import Residual
+from ntk_tt.prediction.verdict import judge
 from ntk_tt.report.document import environment
 from ntk_tt.times.crossing import training_times
 

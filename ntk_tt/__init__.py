@@ -5,9 +5,11 @@ from importlib.metadata import PackageNotFoundError, version
 import jax
 
 from ntk_tt.data import Task, UpTo, describe_data, list_data, load_task, task_from_arrays
-from ntk_tt.dynamics import LinearizedProblem, Trajectory, simulate
-from ntk_tt.features.compute import jacobian_features, write_features
+from ntk_tt.dynamics import Trajectory, simulate
+from ntk_tt.features.compute import jacobian_features
+from ntk_tt.features.contrasts import stored_outputs
 from ntk_tt.features.store import FeatureStore
+from ntk_tt.features.write import write_features
 from ntk_tt.jacobian.jaxpr import warn_if_untested
 from ntk_tt.kernels.empirical import empirical_ntk, ntk_from_features
 from ntk_tt.kernels.spectrum import Spectrum, fit_power_law, ntk_spectrum
@@ -19,9 +21,12 @@ from ntk_tt.models.linen_adapter import from_linen
 from ntk_tt.models.lora import LoRA
 from ntk_tt.models.trainable import restrict
 from ntk_tt.optimizer import OptimizerConfig
-from ntk_tt.prediction.algorithm import Prediction, linearize, predict, stored_outputs
+from ntk_tt.prediction.assessment import assess
+from ntk_tt.prediction.margin import stability
+from ntk_tt.prediction.one_setting import Prediction, predict
 from ntk_tt.prediction.one_shot import OneShot, predict_after
-from ntk_tt.prediction.verdict import Verdict, assess, judge, linearization_residual, stability
+from ntk_tt.prediction.residual import linearization_residual
+from ntk_tt.prediction.verdict import Verdict, judge
 from ntk_tt.runtime.sharding import sample_mesh
 from ntk_tt.scaling import (
     extrapolate_loss,
@@ -29,7 +34,10 @@ from ntk_tt.scaling import (
     extrapolate_resolvent,
     measure_alpha,
 )
-from ntk_tt.surrogate.head import HeadProblem, linearize_head
+from ntk_tt.surrogate.head_pass import linearize_head
+from ntk_tt.surrogate.linear import LinearizedProblem
+from ntk_tt.surrogate.linear_pass import linearize
+from ntk_tt.surrogate.real_head import HeadProblem
 from ntk_tt.times.calibration import slowdown, slowed
 from ntk_tt.times.crossing import training_times
 from ntk_tt.times.online import Forecast, Predictor, loss_callback

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ntk_tt.features import store
+from ntk_tt.features.manifest import describe
 
 NUM_PROJECTIONS, BLOCK_SIZE = 200, 4
 INPUTS = np.random.default_rng(0).normal(size=(19, 6)).astype(np.float32)
@@ -39,7 +40,7 @@ def features(inputs) -> jax.Array:
 
 
 def manifest() -> dict:
-    return store.describe(
+    return describe(
         apply,
         PARAMS,
         INPUTS,

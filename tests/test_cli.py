@@ -18,8 +18,8 @@ from ntk_tt import OptimizerConfig
 from ntk_tt.cli import commands, main
 from ntk_tt.dynamics.trajectory import Trajectory
 from ntk_tt.models import save_weights
-from ntk_tt.prediction.algorithm import summarize_runs
 from ntk_tt.prediction.by_method import Predicted, Reading, as_slow_as
+from ntk_tt.prediction.one_setting import summarize_runs
 from ntk_tt.report.document import print_report
 from ntk_tt.times.calibration import slowdown
 from tests.disks import full_disk

@@ -11,8 +11,8 @@ import pytest
 
 import ntk_tt
 from ntk_tt.dynamics import replay, simulate, solve_closed_form, solve_ode, solve_sde
-from ntk_tt.dynamics.replay import batch_indices
-from ntk_tt.dynamics.sde import _integrate, noise_variance
+from ntk_tt.dynamics.batches import batch_indices, noise_variance
+from ntk_tt.dynamics.sde import _integrate
 from ntk_tt.kernels.operators import DualKernel, PrimalKernel
 from ntk_tt.optimizer import OptimizerConfig, named_schedule
 from ntk_tt.surrogate.linear import zero_state

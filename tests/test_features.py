@@ -1,24 +1,19 @@
 """The feature pass: memory planned, features on disk, bfloat16."""
 
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ntk_tt.features.compute import (
-    compute_features,
-    in_contrasts,
-    jacobian_features,
-    plan_features,
-    write_features,
-)
+from ntk_tt.features.compute import compute_features, jacobian_features
+from ntk_tt.features.contrasts import contrast_basis, in_contrasts, stored_outputs
+from ntk_tt.features.plan import plan_features
+from ntk_tt.features.write import write_features
 from ntk_tt.jacobian.bfloat16 import in_bfloat16, relative_error
-from ntk_tt.kernels.operators import contrast_basis
 from ntk_tt.models import load_model
 from ntk_tt.optimizer import OptimizerConfig
-from ntk_tt.prediction.algorithm import linearize, predict, stored_outputs
+from ntk_tt.prediction.one_setting import predict
+from ntk_tt.surrogate.linear_pass import linearize
 from tests.networks import convolutional, mlp
 
 
@@ -62,10 +57,10 @@ def test_the_block_shrinks_until_the_compiled_program_fits(monkeypatch):
     whole = plan_features(case.apply, case.params, inputs, num_projections=40)
     assert whole.block_size == 16
     monkeypatch.setattr(
-        "ntk_tt.features.compute.available_bytes",
+        "ntk_tt.features.plan.available_bytes",
         lambda: whole.feature_bytes + whole.block_bytes // 3,
     )
-    monkeypatch.setattr("ntk_tt.features.compute._block_samples", lambda *_: 16)
+    monkeypatch.setattr("ntk_tt.features.plan._block_samples", lambda *_: 16)
     shrunk = plan_features(case.apply, case.params, inputs, num_projections=40)
     assert shrunk.block_size < 16
     assert shrunk.block_bytes <= whole.block_bytes // 3
@@ -99,7 +94,7 @@ def test_what_cannot_fit_says_what_would():
 def test_a_kernel_that_cannot_fit_says_so(monkeypatch):
     case, inputs = case_and_inputs()
     # the package has a function of that name
-    monkeypatch.setattr(sys.modules["ntk_tt.prediction.algorithm"], "available_bytes", lambda: 4000)
+    monkeypatch.setattr("ntk_tt.surrogate.linear_pass.available_bytes", lambda: 4000)
     with pytest.raises(
         ValueError,
         match=r"memory: Θ of 33 rows \(4\.25 KiB\) and the features it is made of need 12\.5 KiB, "

@@ -16,6 +16,7 @@ from flax import nnx
 import ntk_tt
 from ntk_tt.models import from_nnx
 from ntk_tt.optimizer import OptimizerConfig
+from ntk_tt.prediction.residual import Residual
 from ntk_tt.training import _padded_blocks
 from tests.networks import _ConvNet, mlp
 
@@ -307,10 +308,7 @@ def test_residual_grows_with_the_step_and_vanishes_for_a_linear_model():
 
 def test_a_frozen_kernel_that_will_change_points_to_the_method_that_follows_it():
     moved, still = (
-        ntk_tt.prediction.verdict.judge(
-            10.0, 0.1, ntk_tt.prediction.verdict.Residual(0.01, expected, 1e-3)
-        )
-        for expected in (0.5, 0.05)
+        ntk_tt.judge(10.0, 0.1, Residual(0.01, expected, 1e-3)) for expected in (0.5, 0.05)
     )
     assert "`curvature`" in moved.reason
     assert moved.trust == "medium"

@@ -12,12 +12,15 @@ import pytest
 from flax import nnx
 
 import ntk_tt
+from ntk_tt.dynamics.batches import batch_indices
 from ntk_tt.dynamics.head_replay import replay_head, states_along
-from ntk_tt.dynamics.replay import batch_indices
+from ntk_tt.features.contrasts import contrast_basis
 from ntk_tt.features.directions import head_directions
-from ntk_tt.kernels.operators import contrast_basis
 from ntk_tt.optimizer import named_schedule
-from ntk_tt.surrogate.head import ANCHOR_FALL, HeadState, linearize_head, path_to, split_head
+from ntk_tt.surrogate.head_parts import split_head
+from ntk_tt.surrogate.head_pass import linearize_head
+from ntk_tt.surrogate.real_head import HeadState
+from ntk_tt.surrogate.second_point import ANCHOR_FALL, path_to
 
 SAMPLES, INPUTS, FEATURES, CLASSES = 12, 5, 6, 3
 
@@ -274,7 +277,7 @@ def test_the_second_point_is_nearer_where_the_network_has_no_finite_features(dat
 def test_the_path_to_the_second_point_takes_smaller_steps_where_it_blows_up(data, monkeypatch):
     problem = full(network(activation=jnp.square), data, curvature=False)
     usual, _ = path_to(problem, ANCHOR_FALL)
-    monkeypatch.setattr("ntk_tt.surrogate.head._FLOW_RATE", 1e4)
+    monkeypatch.setattr("ntk_tt.surrogate.second_point._FLOW_RATE", 1e4)
     found, _ = path_to(problem, ANCHOR_FALL)
     start, end = (float(problem.metrics(state)[0]) for state in (problem.zero(), found))
     assert end < ANCHOR_FALL * start

@@ -14,7 +14,8 @@ import scipy.integrate
 import ntk_tt
 from ntk_tt.dynamics import ode as ode_module
 from ntk_tt.dynamics import replay, solve_closed_form, solve_ode, solve_sde
-from ntk_tt.dynamics.sde import _integrate, noise_variance
+from ntk_tt.dynamics.batches import noise_variance
+from ntk_tt.dynamics.sde import _integrate
 from ntk_tt.kernels.operators import DualKernel, PrimalKernel
 from ntk_tt.optimizer import OptimizerConfig
 from ntk_tt.surrogate.linear import LinearizedProblem, zero_state

@@ -20,7 +20,7 @@ from jax.flatten_util import ravel_pytree
 
 import ntk_tt
 from ntk_tt.dynamics import replay, replay_head, replay_many
-from ntk_tt.dynamics.replay import batch_indices
+from ntk_tt.dynamics.batches import batch_indices
 from ntk_tt.optimizer import OptimizerConfig
 from ntk_tt.surrogate.linear import LinearizedProblem
 from tests import oracles

@@ -13,10 +13,10 @@ import numpy as np
 import psutil
 import pytest
 
-from ntk_tt.dynamics.replay import batch_indices
+from ntk_tt.dynamics.batches import batch_indices
 from ntk_tt.dynamics.sde import _deviation
 from ntk_tt.features.compute import jacobian_features
-from ntk_tt.features.projections import expected_relative_error, sketch_error
+from ntk_tt.features.dimension import expected_relative_error, sketch_error
 from ntk_tt.jacobian.network import logits_and_tangent
 from ntk_tt.kernels import operators as kernels
 from ntk_tt.kernels.empirical import (
@@ -28,10 +28,11 @@ from ntk_tt.kernels.empirical import (
 from ntk_tt.kernels.operators import DualKernel, PrimalKernel
 from ntk_tt.models import load_model
 from ntk_tt.optimizer import OptimizerConfig
-from ntk_tt.prediction.algorithm import linearize, predict
+from ntk_tt.prediction.one_setting import predict
 from ntk_tt.prediction.one_shot import predict_after
 from ntk_tt.runtime import memory
-from ntk_tt.surrogate.head import linearize_head
+from ntk_tt.surrogate.head_pass import linearize_head
+from ntk_tt.surrogate.linear_pass import linearize
 from ntk_tt.surrogate.sharpness import batch_curvature_variance, largest_curvature
 from ntk_tt.training import finetune
 from tests.networks import convolutional, mlp

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import ntk_tt
-from ntk_tt.features.compute import _writer, jacobian_features, plan_features
+from ntk_tt.features.compute import _writer, jacobian_features
+from ntk_tt.features.plan import plan_features
 from ntk_tt.jacobian.network import logits_and_tangent, ntk_vector_product
 from ntk_tt.kernels.empirical import ntk_from_features
 from tests.networks import CASES, dense_jacobian, dense_ntk, mlp

@@ -7,15 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ntk_tt.features.compute import jacobian_features, projected_jacobian
-from ntk_tt.features.projections import (
-    Identity,
+from ntk_tt.features.compute import jacobian_features
+from ntk_tt.features.dimension import (
     choose_num_projections,
     default_num_projections,
     expected_relative_error,
-    make_projection,
     projection_advice,
 )
+from ntk_tt.features.one_block import projected_jacobian
+from ntk_tt.features.projection_by_name import make_projection
+from ntk_tt.features.projections import Identity
 from tests.networks import mlp
 
 KINDS = ["fold", "achlioptas", "gaussian"]

@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 
 import ntk_tt
-from ntk_tt.dynamics import LinearizedProblem, simulate
+from ntk_tt.dynamics import simulate
 from ntk_tt.kernels.operators import DualKernel
 from ntk_tt.scaling import continue_projections
+from ntk_tt.surrogate.linear import LinearizedProblem
 
 
 def sampled(num_samples, rng, decay=1.0, dimension=400):

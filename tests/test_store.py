@@ -24,6 +24,7 @@ import pytest
 import safetensors
 
 from ntk_tt.features import store
+from ntk_tt.features.manifest import describe, identity
 from ntk_tt.features.store import FeatureStore
 from tests import store_writer
 from tests.disks import full_disk
@@ -35,7 +36,7 @@ SCALAR = np.float32(0.1)
 
 
 def manifest(case=CASE, inputs=INPUTS, **changes):
-    return store.describe(
+    return describe(
         case.apply,
         case.params,
         inputs,
@@ -364,7 +365,7 @@ def test_another_feature_set_is_refused_and_the_difference_named(filled, changes
     ):
         FeatureStore.open(filled.folder, manifest(**changes))
     assert sorted(filled.folder.iterdir()) == before
-    assert store.identity(manifest(**changes)) != filled.identity
+    assert identity(manifest(**changes)) != filled.identity
 
 
 @pytest.mark.parametrize(
@@ -707,7 +708,7 @@ def test_find_gives_a_complete_store_of_exactly_these_features(tmp_path):
 def test_default_folder_follows_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("NTK_TT_CACHE", str(tmp_path))
     assert store.default_folder() == tmp_path
-    assert store.folder_of(manifest()) == tmp_path / store.identity(manifest())
+    assert store.folder_of(manifest()) == tmp_path / identity(manifest())
     monkeypatch.delenv("NTK_TT_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for platform, folder in (

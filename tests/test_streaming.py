@@ -11,9 +11,10 @@ import pytest
 
 import ntk_tt
 from ntk_tt.dynamics import replay, replay_many
+from ntk_tt.features.contrasts import contrast_basis
 from ntk_tt.features.store import FeatureStore
 from ntk_tt.kernels import streaming
-from ntk_tt.kernels.operators import ContrastKernel, PrimalKernel, contrast_basis
+from ntk_tt.kernels.operators import ContrastKernel, PrimalKernel
 from ntk_tt.kernels.streaming import StreamedKernel
 from ntk_tt.optimizer import OptimizerConfig, named_schedule
 from ntk_tt.surrogate.linear import LinearizedProblem

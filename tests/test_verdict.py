@@ -16,8 +16,7 @@ import pytest
 import ntk_tt
 from ntk_tt.kernels.operators import DualKernel
 from ntk_tt.optimizer import OptimizerConfig, named_schedule, scaled
-from ntk_tt.prediction import stable_rate
-from ntk_tt.prediction.algorithm import summarize_runs
+from ntk_tt.prediction import safe_rate
 from ntk_tt.prediction.by_method import (
     Predicted,
     diverged_at,
@@ -25,9 +24,12 @@ from ntk_tt.prediction.by_method import (
     is_hopeless,
     without_times,
 )
+from ntk_tt.prediction.margin import margin_on_the_way
+from ntk_tt.prediction.one_setting import summarize_runs
 from ntk_tt.prediction.one_shot import check_beginning, predict_after
-from ntk_tt.prediction.stable_rate import SafeRate, margin_on_the_way, safe_learning_rate
-from ntk_tt.prediction.verdict import Residual, judge
+from ntk_tt.prediction.residual import Residual
+from ntk_tt.prediction.safe_rate import SafeRate, safe_learning_rate
+from ntk_tt.prediction.verdict import judge
 from ntk_tt.training import TrainingRun
 from tests.test_head import data, network  # noqa: F401
 from tests.test_learning_rate import make
@@ -61,8 +63,8 @@ def test_the_safe_rate_is_a_fixed_point_from_wherever_it_is_asked_for(kernel, se
         margin = margin_on_the_way(problem, there, STEPS)
         assert margin >= 1
         assert (
-            margin <= stable_rate.CLOSE_TO_ONE
-            or margin_on_the_way(problem, scaled(there, stable_rate.NARROW), STEPS) < 1
+            margin <= safe_rate.CLOSE_TO_ONE
+            or margin_on_the_way(problem, scaled(there, safe_rate.NARROW), STEPS) < 1
         )
         assert margin_on_the_way(problem, scaled(there, 0.93), STEPS) >= 1
         rates.append(safe.rate)
@@ -104,9 +106,9 @@ def test_the_shape_of_a_schedule_is_kept():
 
 def test_few_further_ways_are_followed(monkeypatch):
     _, _, problem, _ = make("ce")
-    calls, real = [], stable_rate.margin_on_the_way
+    calls, real = [], safe_rate.margin_on_the_way
     monkeypatch.setattr(
-        stable_rate,
+        safe_rate,
         "margin_on_the_way",
         lambda *given, **more: calls.append(given) or real(*given, **more),
     )
@@ -116,7 +118,7 @@ def test_few_further_ways_are_followed(monkeypatch):
         STEPS,
         margin=ntk_tt.stability(problem, OptimizerConfig(1e-3), STEPS)[0],
     )
-    assert len(calls) <= stable_rate.EVALUATIONS
+    assert len(calls) <= safe_rate.EVALUATIONS
     calls.clear()
     _, _, constant, _ = make("mse")
     safe_learning_rate(constant, OptimizerConfig(1e-3), STEPS, margin=100.0)

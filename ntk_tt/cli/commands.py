@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 from ntk_tt.cli.checks import check_prediction, check_watch, record_every
 from ntk_tt.cli.options import Features, Predict, Verify, Watch
 from ntk_tt.cli.parts import cost_part, optimizer_part, prediction_part, task_part
+from ntk_tt.features.contrasts import Outputs
 from ntk_tt.features.store import FeatureStore
 from ntk_tt.optimizer import OptimizerConfig, named_schedule
-from ntk_tt.prediction.algorithm import Outputs, Prediction, plateau_window
+from ntk_tt.prediction.assessment import assess
 from ntk_tt.prediction.by_method import (
     Predicted,
     Reading,
@@ -22,8 +23,9 @@ from ntk_tt.prediction.by_method import (
     predict_by,
     without_times,
 )
+from ntk_tt.prediction.one_setting import Prediction, plateau_window
 from ntk_tt.prediction.setup import Loaded, build_features, load
-from ntk_tt.prediction.verdict import Verdict, assess
+from ntk_tt.prediction.verdict import Verdict
 from ntk_tt.report import document as reports
 from ntk_tt.report.figure import plot_report
 from ntk_tt.runtime import terminal

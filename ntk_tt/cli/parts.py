@@ -10,7 +10,7 @@ from ntk_tt.prediction.setup import Loaded, precision_error
 from ntk_tt.prediction.verdict import Verdict
 from ntk_tt.report import document as reports
 from ntk_tt.runtime.stopwatch import Stopwatch
-from ntk_tt.surrogate.head import HeadProblem
+from ntk_tt.surrogate.real_head import HeadProblem
 from ntk_tt.training import TrainingRun
 
 

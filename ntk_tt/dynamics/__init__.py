@@ -1,29 +1,18 @@
-"""Training dynamics of the linearised network, from exact to approximate, behind one call."""
+"""Training of the surrogate: replay of the very optimiser, its ODE, its SDE, or in closed form.
 
-from typing import Literal, get_args
-
-from jaxtyping import Array, Key
+Comes in: a problem and an optimiser setting. Goes out: one `Trajectory`, the training curve.
+"""
 
 from ntk_tt.dynamics.closed_form import solve_closed_form
 from ntk_tt.dynamics.head_replay import replay_head
+from ntk_tt.dynamics.methods import Method, is_random, simulate
 from ntk_tt.dynamics.ode import solve_ode
-from ntk_tt.dynamics.replay import replay
+from ntk_tt.dynamics.optimizer_replay import replay
 from ntk_tt.dynamics.replay_streamed import replay_many
-from ntk_tt.dynamics.sde import Noise, solve_sde
+from ntk_tt.dynamics.sde import solve_sde
 from ntk_tt.dynamics.trajectory import Trajectory
-from ntk_tt.optimizer import OptimizerConfig
-from ntk_tt.surrogate.head import HeadProblem
-from ntk_tt.surrogate.linear import LinearizedProblem
-
-Method = Literal["replay", "ode", "sde", "sde-diagonal", "sde-diagonal-constant", "closed-form"]
-_NOISES: dict[str, Noise] = {
-    "sde": "full",
-    "sde-diagonal": "diagonal",
-    "sde-diagonal-constant": "diagonal-constant",
-}
 
 __all__ = [
-    "LinearizedProblem",
     "Method",
     "Trajectory",
     "is_random",
@@ -35,82 +24,3 @@ __all__ = [
     "solve_ode",
     "solve_sde",
 ]
-
-
-def simulate(
-    problem: LinearizedProblem | HeadProblem,
-    optimizer: OptimizerConfig,
-    num_steps: int,
-    *,
-    method: Method = "replay",
-    key: Key[Array, ""] | None = None,
-    record_every: int = 1,
-    save_logits: bool = False,
-) -> Trajectory:
-    """The training curve of the linearised network by any of the methods; see each one's docstring.
-
-    | method | exact for | leaves out | cost a step |
-    |---|---|---|---|
-    | `replay` | every SGD setting | nothing | products with a batch's rows |
-    | `sde` | small steps, Gaussian noise of the full covariance | large steps, momentum's lag | one
-    product with Θ |
-    | `sde-diagonal`, `sde-diagonal-constant` | (the paper's) | the same, and correlations of the
-    noise | 2·N·C·D' flops |
-    | `ode` | small steps, full batch | noise as well | adaptive |
-    | `closed-form` | the ODE with `mse` | the same | one eigen-decomposition |
-
-    With streamed features (`ntk_tt.streaming`) only `replay` works; the others run inside `jit`. A
-    `HeadProblem` (a real head on an expanded backbone) is replayed too, and has no other method.
-
-    Raises:
-        ValueError: unknown method, or what the method raises.
-    """
-    if isinstance(problem, HeadProblem):
-        if method != "replay":
-            raise ValueError(
-                f"method: a problem with a real head can only be replayed, got {method!r}; "
-                f"linearize() makes the one that {method!r} takes"
-            )
-        return replay_head(
-            problem,
-            optimizer,
-            num_steps,
-            key=key,
-            record_every=record_every,
-            save_logits=save_logits,
-        )
-    match method:
-        case "replay":
-            return replay(
-                problem,
-                optimizer,
-                num_steps,
-                key=key,
-                record_every=record_every,
-                save_logits=save_logits,
-            )
-        case "ode":
-            return solve_ode(
-                problem, optimizer, num_steps, record_every=record_every, save_logits=save_logits
-            )
-        case "closed-form":
-            return solve_closed_form(
-                problem, optimizer, num_steps, record_every=record_every, save_logits=save_logits
-            )
-        case "sde" | "sde-diagonal" | "sde-diagonal-constant":
-            noise = _NOISES[method]
-            return solve_sde(
-                problem,
-                optimizer,
-                num_steps,
-                key=key,
-                noise=noise,
-                record_every=record_every,
-                save_logits=save_logits,
-            )
-    raise ValueError(f"method: unknown {method!r}; known: {', '.join(get_args(Method))}")
-
-
-def is_random(method: Method, optimizer: OptimizerConfig, num_samples: int) -> bool:
-    """Whether another key gives another curve."""
-    return method not in ("ode", "closed-form") and not optimizer.is_full_batch(num_samples)

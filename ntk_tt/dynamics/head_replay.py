@@ -1,4 +1,4 @@
-"""Replay of the optimiser with a real head and an expanded backbone (`ntk_tt.head`)."""
+"""Replay of the optimiser with a real head and an expanded backbone."""
 
 import equinox as eqx
 import jax
@@ -6,11 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Key
 
-from ntk_tt.dynamics.replay import batch_indices, checked_batches, hyper
+from ntk_tt.dynamics.batches import batch_indices, checked_batches
+from ntk_tt.dynamics.optimizer_replay import hyper
 from ntk_tt.dynamics.trajectory import Trajectory, record_steps
 from ntk_tt.optimizer import OptimizerConfig, check_num_steps
-from ntk_tt.surrogate.head import HeadProblem, HeadState
 from ntk_tt.surrogate.linear import sgd_step
+from ntk_tt.surrogate.real_head import HeadProblem, HeadState
 
 PATH_SPANS = 6  # spans between the states that a replay keeps
 

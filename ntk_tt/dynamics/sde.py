@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from ntk_tt import losses
+from ntk_tt.dynamics.batches import noise_variance
 from ntk_tt.dynamics.trajectory import Trajectory, record_steps
 from ntk_tt.kernels.operators import PrimalKernel, sum_of_rows
 from ntk_tt.optimizer import OptimizerConfig, check_num_steps
@@ -110,17 +111,6 @@ def solve_sde(
     return Trajectory(
         steps, np.asarray(loss), np.asarray(error), np.asarray(saved) if save_logits else None
     )
-
-
-def noise_variance(num_samples: int, optimizer: OptimizerConfig) -> float:
-    """Variance of the mean over a batch, in units of the variance over samples: 1/B, times
-    (N−B)/(N−1) without replacement.
-    """
-    size = optimizer.checked_batch_size(num_samples)
-    if optimizer.is_full_batch(num_samples):
-        return 0.0
-    correction = (num_samples - size) / (num_samples - 1) if optimizer.sampling == "epoch" else 1.0
-    return correction / size
 
 
 @eqx.filter_jit

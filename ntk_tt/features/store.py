@@ -18,16 +18,12 @@ folder safe: they compute the same bits, the last rename wins, and a reader keep
 mapped. They only do the same work twice.
 """
 
-import contextlib
 import dataclasses
-import errno
 import hashlib
 import json
 import math
 import os
-import shutil
 import sys
-import time
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -37,12 +33,19 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from ntk_tt.features.manifest import DTYPES, describe, digest, identity, new_hash
+from ntk_tt.features.manifest import digest, identity, new_hash
+from ntk_tt.features.store_files import (
+    MANIFEST,
+    explained,
+    fault_of_manifest,
+    first_difference,
+    megabytes,
+    metadata_of,
+    read_manifest,
+    remove_leftovers,
+)
 from ntk_tt.runtime.files import flush_folder, open_plain, replace
 
-__all__ = ["FeatureStore", "default_folder", "describe", "find", "folder_of", "identity"]
-
-_MANIFEST = "manifest.json"
 _TENSOR = "features"
 # safetensors' names
 _CODES = {
@@ -51,9 +54,6 @@ _CODES = {
     "float16": "F16",
     "bfloat16": "BF16",
 }
-_LEFTOVER_SECONDS = 3600.0  # a partial file this old belongs to a writer that was killed
-_MAX_MANIFEST_BYTES = 64 << 20  # of a network with 500,000 parameter arrays
-_MAX_NUMBER = 2**40  # of samples, outputs or coordinates: beyond is damage
 _MAX_WARNINGS = 3  # of blocks, one each, before the rest is counted
 
 
@@ -105,7 +105,7 @@ def find(manifest: Mapping[str, Any], root: Path | None = None) -> "FeatureStore
     store = FeatureStore(folder, dict(manifest), folder.name)
     if not store.complete:
         return None
-    if fault := _fault_of_manifest(folder / _MANIFEST, manifest):
+    if fault := fault_of_manifest(folder / MANIFEST, manifest):
         warnings.warn(
             f"store: {fault}; the blocks beside it are whole and of these features, so they are "
             "used",
@@ -152,8 +152,8 @@ class FeatureStore:
         """
         folder = Path(folder)
         if manifest is not None and folder.name == identity(manifest):
-            fault = _fault_of_manifest(folder / _MANIFEST, manifest)
-            held = None if fault else _read_manifest(folder / _MANIFEST)
+            fault = fault_of_manifest(folder / MANIFEST, manifest)
+            held = None if fault else read_manifest(folder / MANIFEST)
             if fault:
                 warnings.warn(
                     f"store: {fault}; it is written anew, and each block beside it is judged by "
@@ -161,24 +161,24 @@ class FeatureStore:
                     stacklevel=2,
                 )
         else:
-            held = _read_manifest(folder / _MANIFEST)
+            held = read_manifest(folder / MANIFEST)
         if held is None and manifest is None:
             raise ValueError(
-                f"store: {folder} holds no features (it has no {_MANIFEST}); give the manifest to "
+                f"store: {folder} holds no features (it has no {MANIFEST}); give the manifest to "
                 "make a new set there"
             )
         if held is None:
             held = dict(manifest or {})
-            with _explained(f"cannot make a store in {folder}", folder):
+            with explained(f"cannot make a store in {folder}", folder):
                 folder.mkdir(parents=True, exist_ok=True)
                 flush_folder(folder.parent)
-                replace(folder / _MANIFEST, (json.dumps(held, indent=1) + "\n").encode())
-        elif manifest is not None and (difference := _first_difference(held, manifest)):
+                replace(folder / MANIFEST, (json.dumps(held, indent=1) + "\n").encode())
+        elif manifest is not None and (difference := first_difference(held, manifest)):
             raise ValueError(
                 f"store: {folder} holds other features: {difference}; give another folder, or "
                 "delete this one"
             )
-        _remove_leftovers(folder)
+        remove_leftovers(folder)
         return FeatureStore(folder, held, identity(held))
 
     @property
@@ -253,8 +253,8 @@ class FeatureStore:
             )
         data = array.reshape(-1).view(np.uint8)
         header = self._header(index, digest(data))
-        with _explained(
-            f"cannot write block {index} ({_megabytes(len(header) + len(data))})", self.folder
+        with explained(
+            f"cannot write block {index} ({megabytes(len(header) + len(data))})", self.folder
         ):
             replace(self._file(index), header, data)
 
@@ -331,7 +331,7 @@ class FeatureStore:
         try:
             with open_plain(self._file(index)) as file:
                 header, size = file.read(length), os.fstat(file.fileno()).st_size
-                record = _metadata(header)
+                record = metadata_of(header)
                 if record is None:
                     return "has a damaged header"
                 if record.get("identity") != self.identity:
@@ -354,113 +354,3 @@ class FeatureStore:
         except OSError as error:
             return f"cannot be read ({error.strerror})"
         return None
-
-
-def _read_manifest(file: Path) -> dict[str, Any] | None:
-    """The manifest, or None where there is no such file.
-
-    Raises:
-        ValueError: it is damaged: no manifest of features that can be.
-    """
-    try:
-        with open_plain(file) as opened:
-            data = opened.read(_MAX_MANIFEST_BYTES + 1)
-        if len(data) > _MAX_MANIFEST_BYTES:
-            raise ValueError(f"it is larger than {_megabytes(_MAX_MANIFEST_BYTES)}")
-        manifest = json.loads(data)
-        if not isinstance(manifest, dict):
-            raise ValueError("it is not a JSON object")
-        for name in ("num_samples", "num_outputs", "num_projections", "block_size"):
-            if type(manifest.get(name)) is not int or not 1 <= manifest[name] < _MAX_NUMBER:
-                raise ValueError(f"its {name!r} is {_shortened(manifest.get(name))}")
-        if manifest.get("dtype") not in DTYPES:
-            raise ValueError(f"its 'dtype' is {_shortened(manifest.get('dtype'))}")
-        identity(manifest)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (ValueError, OSError, RecursionError) as error:
-        reason = (
-            "its JSON is nested too deeply"
-            if isinstance(error, RecursionError)
-            else (isinstance(error, OSError) and error.strerror) or error
-        )
-        raise ValueError(
-            f"store: {file} is damaged ({reason}); delete its folder or give another"
-        ) from error
-    return manifest
-
-
-def _fault_of_manifest(file: Path, wanted: Mapping[str, Any]) -> str:
-    """Why the file is not the manifest it must be; empty where it is, or where there is none."""
-    try:
-        held = _read_manifest(file)
-    except ValueError as error:
-        return str(error).removeprefix("store: ").partition("; ")[0]
-    difference = "" if held is None else _first_difference(held, wanted)
-    return difference and f"{file} is damaged ({difference})"
-
-
-def _metadata(header: bytes) -> dict[str, Any] | None:
-    """A safetensors header's own record, or None where it is not whole."""
-    try:
-        record = json.loads(header[8 : 8 + int.from_bytes(header[:8], "little")])["__metadata__"]
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
-        return None
-    return record if isinstance(record, dict) else None
-
-
-@contextlib.contextmanager
-def _explained(what: str, folder: Path) -> Iterator[None]:
-    """Turns an OSError inside into one that says what failed, where, and what to do."""
-    try:
-        yield
-    except OSError as error:
-        remedy = "check the folder and its permissions"
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            existing = next(
-                path for path in (folder, *folder.absolute().parents) if os.path.exists(path)
-            )
-            remedy = (
-                f"the disk is full ({_megabytes(shutil.disk_usage(existing).free)} free): "
-                "make room and run again, what was written stays"
-            )
-        raise OSError(
-            error.errno, f"store: {what}: {error.strerror}; {remedy}", str(folder)
-        ) from error
-
-
-def _remove_leftovers(folder: Path) -> None:
-    """Partial files of killed writers. Only old ones: a young one may be at work."""
-    for partial in folder.glob(".*.partial"):
-        try:
-            if time.time() - partial.stat().st_mtime > _LEFTOVER_SECONDS:
-                partial.unlink()
-        except OSError:  # another process removed it, or the folder is read-only
-            continue
-
-
-def _first_difference(held: Any, wanted: Any, name: str = "") -> str:
-    """`'name' is … there and … here` for the first entry that differs; empty where none does."""
-    if not (isinstance(held, Mapping) and isinstance(wanted, Mapping)):
-        return (
-            ""
-            if held == wanted
-            else f"{name!r} is {_shortened(held)} there and {_shortened(wanted)} here"
-        )
-    for key in [*held, *(key for key in wanted if key not in held)]:
-        if difference := _first_difference(
-            held.get(key, "absent"),
-            wanted.get(key, "absent"),
-            f"{name}/{key}" if name else str(key),
-        ):
-            return difference
-    return ""
-
-
-def _shortened(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 100 else f"{text[:100]}…"
-
-
-def _megabytes(count: int) -> str:
-    return f"{count / 1e6:.1f} MB"

@@ -201,14 +201,6 @@ class ContrastKernel(AbstractKernel):
         return self.inner.sweep(states, respond_to_contrasts, indices)
 
 
-def contrast_basis(num_outputs: int, dtype=jnp.float32) -> Float[Array, "c k"]:
-    """(C, C−1) orthonormal columns that sum to zero (Helmert's)."""
-    rows = np.arange(num_outputs)[:, None]
-    columns = np.arange(1, num_outputs)[None, :]
-    helmert = np.where(rows < columns, 1.0, np.where(rows == columns, -columns, 0.0))
-    return jnp.asarray(helmert / np.sqrt(columns * (columns + 1.0)), dtype)
-
-
 def of_rows(function: Callable[[Indices], Array], indices: Indices, *like: Any) -> Array:
     """`function(indices)`, an array over the indices, for as many of them at a time as hold
     `_ROW_BYTES` of these arrays' rows.

@@ -12,24 +12,20 @@ from jaxtyping import Array, Key
 
 from ntk_tt.dynamics import Method
 from ntk_tt.dynamics.trajectory import Trajectory
+from ntk_tt.features.contrasts import Outputs
 from ntk_tt.features.store import FeatureStore
 from ntk_tt.optimizer import OptimizerConfig
-from ntk_tt.prediction.algorithm import (
-    Outputs,
-    Prediction,
-    linearize,
-    plateau_window,
-    predict,
-    summarize_runs,
-)
+from ntk_tt.prediction.one_setting import Prediction, plateau_window, predict, summarize_runs
 from ntk_tt.prediction.one_shot import check_beginning, predict_after
 from ntk_tt.prediction.setup import Loaded, Setup, find_features
 from ntk_tt.prediction.verdict import HOPELESS_MARGIN, Verdict
 from ntk_tt.runtime.progress import progress_bar
 from ntk_tt.runtime.sharding import sample_mesh
 from ntk_tt.runtime.stopwatch import Stopwatch
-from ntk_tt.surrogate.head import HeadProblem, linearize_head
+from ntk_tt.surrogate.head_pass import linearize_head
 from ntk_tt.surrogate.linear import LinearizedProblem
+from ntk_tt.surrogate.linear_pass import linearize
+from ntk_tt.surrogate.real_head import HeadProblem
 from ntk_tt.times.calibration import Interval, has_interval, interval, slowdown, slowed
 from ntk_tt.times.crossing import continued_time, smooth
 from ntk_tt.times.online import Predictor
@@ -191,7 +187,7 @@ def as_slow_as(
     num_samples: int,
 ) -> Predicted:
     """The prediction with its time, after the real steps it begins with, as much slower as runs of
-    this stability margin were (`ntk_tt.calibration`).
+    this stability margin were (`ntk_tt.times.calibration`).
     """
     factor = slowdown(method, margin)
     if factor == 1:

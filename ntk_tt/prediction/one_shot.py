@@ -10,15 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
+from ntk_tt.dynamics.batches import batch_indices
 from ntk_tt.dynamics.head_replay import replay_head
-from ntk_tt.dynamics.replay import batch_indices
 from ntk_tt.dynamics.trajectory import Trajectory, record_steps
-from ntk_tt.features.compute import Precision
+from ntk_tt.features.options import Precision
 from ntk_tt.losses import LossName
 from ntk_tt.models.model import Model
 from ntk_tt.optimizer import OptimizerConfig, check_num_seeds, check_num_steps
 from ntk_tt.runtime.progress import Progress, silent
-from ntk_tt.surrogate.head import HeadProblem, linearize_head, velocity_of
+from ntk_tt.surrogate.head_parts import velocity_of
+from ntk_tt.surrogate.head_pass import linearize_head
+from ntk_tt.surrogate.real_head import HeadProblem
 from ntk_tt.targets import chance_loss, encode_targets
 from ntk_tt.training import TrainingRun, finetune
 

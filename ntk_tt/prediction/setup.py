@@ -11,21 +11,17 @@ import jax
 
 from ntk_tt.data import Task, UpTo, load_task
 from ntk_tt.features import store as stores
-from ntk_tt.features.compute import (
-    Precision,
-    feature_manifest,
-    jacobian_features,
-    plan_features,
-    write_features,
-)
-from ntk_tt.features.projections import ProjectionName
+from ntk_tt.features.compute import jacobian_features
+from ntk_tt.features.contrasts import Outputs, stored_outputs
+from ntk_tt.features.options import Precision, ProjectionName
+from ntk_tt.features.plan import plan_features
 from ntk_tt.features.store import FeatureStore
+from ntk_tt.features.write import feature_manifest, write_features
 from ntk_tt.jacobian.bfloat16 import relative_error
 from ntk_tt.losses import LossName
 from ntk_tt.models import MODELS, Model, fit_linear_head, load_model, with_new_head
 from ntk_tt.models.factory import load_factory
 from ntk_tt.models.trainable import restrict
-from ntk_tt.prediction.algorithm import Outputs, stored_outputs
 from ntk_tt.runtime.limits import (
     MAX_CLASSES,
     MAX_IMAGE_SIZE,

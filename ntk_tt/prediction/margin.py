@@ -1,10 +1,7 @@
-"""Up to which learning rate a run is stable: the margin along its predicted path, and the rate at
-which that margin is 1.
-"""
+"""The stability margin of a setting along its own predicted way."""
 
-import math
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -13,13 +10,13 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from ntk_tt.dynamics import simulate
+from ntk_tt.dynamics.batches import batch_indices, noise_variance
 from ntk_tt.dynamics.head_replay import PATH_SPANS, states_along
-from ntk_tt.dynamics.replay import batch_indices, gradient, hyper
-from ntk_tt.dynamics.sde import noise_variance
+from ntk_tt.dynamics.optimizer_replay import gradient, hyper
 from ntk_tt.losses import mean_loss
-from ntk_tt.optimizer import OptimizerConfig, check_num_steps, scaled
-from ntk_tt.surrogate.head import HeadProblem, HeadState
+from ntk_tt.optimizer import OptimizerConfig, check_num_steps
 from ntk_tt.surrogate.linear import LinearizedProblem, logits, sgd_step, zero_state
+from ntk_tt.surrogate.real_head import HeadProblem, HeadState
 from ntk_tt.surrogate.sharpness import (
     batch_curvature_variance,
     largest_curvature,
@@ -29,17 +26,6 @@ from ntk_tt.surrogate.sharpness import (
 from ntk_tt.targets import chance_loss
 
 PredictedPath = Sequence[HeadState] | Float[np.ndarray, "s n c"]
-
-CLOSE_TO_ONE = (
-    1.08  # a margin from 1 to this is that of the largest safe rate; half of it is aimed at
-)
-NARROW = 1.15  # between a rate that is stable and one that is not, where the margin jumps
-# most ways that the search for that rate follows, but for those that it takes to find a stable one
-EVALUATIONS = 6
-_STEP = 0.6  # from a rate that is not stable to the next
-# of the rate that is found, which must be stable too: margins are no smooth function of the rate
-_UNDER = 0.93
-STREAMED_EVALUATIONS = 1  # each is as many passes over the disk as the prediction
 _CHUNKS = (4, 64, 1024)  # steps that are compiled together: the shortest at first
 # of the steps at which the way is looked at: near the bound curvature rises and falls early,
 # whatever T is
@@ -52,20 +38,6 @@ _RISEN = 3.0
 # of the largest curvature that the loss can have: less, at a loss well above chance, says nothing
 # of stability
 _SATURATED = 0.01
-
-
-class SafeRate(NamedTuple):
-    """Of `safe_learning_rate`.
-
-    Attributes:
-        rate: the highest rate of the schedule, with which the predicted way is stable; 0 where none
-            was found.
-        is_largest: whether the margin on that way is close to 1, or a rate 15 % larger is not
-            stable; False where larger ones were not looked at.
-    """
-
-    rate: float
-    is_largest: bool
 
 
 def predicted_path(
@@ -272,115 +244,3 @@ def _advance(problem, nesterov: bool, settings, carry, rates, indices):
         return sgd_step(state, velocity, slope, rate, momentum, nesterov), None
 
     return jax.lax.scan(step, carry, (rates, indices))[0]
-
-
-def safe_learning_rate(
-    problem: LinearizedProblem | HeadProblem,
-    optimizer: OptimizerConfig,
-    num_steps: int,
-    *,
-    margin: float | None = None,
-    key: Key[Array, ""] | None = None,
-    evaluations: int | None = None,
-) -> SafeRate:
-    """The largest rate of this schedule that is stable on its own way: where `margin_on_the_way` at
-    that very rate is 1 to `CLOSE_TO_ONE`.
-
-    Found by a bracket in log η: the margin falls with the rate, faster than 1/η where the kernel or
-    the curvature of the softmax grows on the way.
-
-    Args:
-        margin: of the setting itself, where it is known; else it is looked at first.
-        key: of the order of the data.
-        evaluations: most further ways; None takes 6, or 1 where the features are streamed from
-            disk.
-
-    Raises:
-        ValueError: an argument out of range.
-
-    Cost: a replay until the loss is learnt, or the bound is passed, for each of the ways, two or
-    three as a rule.
-    """
-    highest = float(optimizer.learning_rates(num_steps).max())
-    first = margin_on_the_way(problem, optimizer, num_steps, key=key) if margin is None else margin
-    if highest == 0 or not np.isfinite(first):
-        return SafeRate(highest, False)
-    if isinstance(problem, LinearizedProblem) and problem.loss == "mse":
-        return SafeRate(first * highest, True)  # the same on every way
-    if evaluations is None:
-        evaluations = (
-            STREAMED_EVALUATIONS
-            if isinstance(problem, LinearizedProblem) and problem.kernel.streamed
-            else EVALUATIONS
-        )
-    if first == 0:  # which says nothing of how far: the start does
-        first = min(
-            0.99,
-            stability(
-                problem,
-                optimizer,
-                num_steps,
-                [problem.zero()]
-                if isinstance(problem, HeadProblem)
-                else np.asarray(problem.initial_logits)[None],
-            )[0],
-        )
-    seen = {1.0: first}  # margins by factor
-    for count in range(2 * evaluations):
-        low, high = _ends(seen)
-        if low is not None and count >= evaluations:
-            break
-        factor = (
-            _next(low, high, seen)
-            if not _is_closed(low, high, seen)
-            else _UNDER * low
-            if low is not None
-            else 0.0
-        )
-        if any(0.97 * factor <= each <= factor / 0.97 for each in seen):
-            break
-        found = margin_on_the_way(problem, scaled(optimizer, factor), num_steps, key=key)
-        if not np.isfinite(found):
-            break
-        seen[factor] = found
-    low, high = _ends(seen)
-    return (
-        SafeRate(0.0, False)
-        if low is None
-        else SafeRate(low * highest, _is_closed(low, high, seen))
-    )
-
-
-def _ends(seen: dict[float, float]) -> tuple[float | None, float | None]:
-    """The least factor that is not stable, and below it the largest that is; None where there is
-    none.
-    """
-    high = min((factor for factor, margin in seen.items() if not margin >= 1), default=None)
-    return max(
-        (
-            factor
-            for factor, margin in seen.items()
-            if margin >= 1 and (high is None or factor < high)
-        ),
-        default=None,
-    ), high
-
-
-def _is_closed(low: float | None, high: float | None, seen: dict[float, float]) -> bool:
-    return low is not None and (
-        seen[low] <= CLOSE_TO_ONE or (high is not None and high <= NARROW * low)
-    )
-
-
-def _next(low: float | None, high: float | None, seen: dict[float, float]) -> float:
-    """The next factor of the rate: where the margin would be half of what counts as close to 1 if
-    the bound were as it was, then between the ends.
-    """
-    aim = math.sqrt(CLOSE_TO_ONE)
-    if high is None:
-        assert low is not None
-        return low * seen[low] / aim
-    if low is not None and high <= 2 * low:
-        return math.sqrt(low * high)
-    # A way is left where it first passes the bound: just below 1 may be far below it further on.
-    return high * (seen[high] / aim if low is None and 0 < seen[high] < _STEP else _STEP)

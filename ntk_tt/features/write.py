@@ -1,0 +1,101 @@
+"""Features on their way to disk, block by block; an interrupted pass goes on where it was."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key, PyTree
+
+from ntk_tt.features.manifest import describe
+from ntk_tt.features.options import JacobianPath, Precision, ProjectionName
+from ntk_tt.features.plan import FeaturePlan, plan_features, run_block
+from ntk_tt.features.store import FeatureStore, folder_of
+from ntk_tt.jacobian.bfloat16 import in_bfloat16
+from ntk_tt.jacobian.network import Apply, check_features
+from ntk_tt.jacobian.self_check import check_pass
+from ntk_tt.runtime.progress import Progress, silent
+
+
+def write_features(
+    apply: Apply,
+    params: PyTree,
+    inputs: Float[Array | np.ndarray, "n ..."],
+    store: str | Path | None = None,
+    *,
+    num_projections: int | str = "auto",
+    projection: ProjectionName = "fold",
+    key: Key[Array, ""] | None = None,
+    path: JacobianPath = "structured",
+    precision: Precision = "float32",
+    block_size: int | None = None,
+    memory: int | None = None,
+    progress: Progress = silent,
+) -> FeatureStore:
+    """Φ block by block to disk, never more than one block in memory; goes on where an earlier call
+    was stopped.
+
+    Args: as `jacobian_features`, and
+        store: folder in which the feature set gets a folder of its own, named by what it depends on
+            (see `ntk_tt.features.store`); None takes `ntk_tt.features.store.default_folder()`.
+
+    Raises:
+        ValueError: as `jacobian_features`.
+        OSError: the disk is full or not writable; what was written stays.
+    """
+    plan = plan_features(
+        apply,
+        params,
+        inputs,
+        num_projections=num_projections,
+        projection=projection,
+        key=key,
+        path=path,
+        precision=precision,
+        block_size=block_size,
+        memory=memory,
+        stored=True,
+    )
+    manifest = feature_manifest(plan, apply, params, inputs, projection=projection, key=key)
+    opened = FeatureStore.open(
+        folder_of(manifest, None if store is None else Path(store)), manifest
+    )
+    missing = opened.missing()
+    if missing:
+        check_pass(
+            in_bfloat16(apply) if precision == "bfloat16" else apply, params, inputs, path=path
+        )
+    total = -(-plan.num_samples // plan.block_size)
+    for done, index in enumerate(missing, total - len(missing) + 1):
+        rows = opened.samples(index)
+        # the last block is moved back to full size
+        start = min(rows.start, plan.num_samples - plan.block_size)
+        block = run_block(plan, params, jnp.asarray(inputs[start : start + plan.block_size]))
+        check_features(block, first=start)
+        opened.write(index, np.asarray(block[rows.start - start :]))
+        progress(done, total)
+    return opened
+
+
+def feature_manifest(
+    plan: FeaturePlan,
+    apply: Apply,
+    params: PyTree,
+    inputs: Float[Array | np.ndarray, "n ..."],
+    *,
+    projection: ProjectionName,
+    key: Key[Array, ""] | None,
+) -> dict[str, Any]:
+    """All that the features of a plan depend on, as `ntk_tt.features.store.describe` gives it."""
+    return describe(
+        apply,
+        params,
+        inputs,
+        num_projections=plan.num_projections,
+        projection=projection,
+        key=jax.random.key(0) if key is None else key,
+        block_size=plan.block_size,
+        dtype=plan.dtype,
+        settings=plan.settings,
+    )

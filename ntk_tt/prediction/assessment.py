@@ -1,0 +1,131 @@
+"""The verdict on predictions of one setting, from a few looks and a few real steps."""
+
+import math
+
+import numpy as np
+from jaxtyping import Array, Float, Int, Key, PyTree
+
+from ntk_tt.dynamics.head_replay import PATH_SPANS
+from ntk_tt.features.projections import Identity
+from ntk_tt.jacobian.network import Apply
+from ntk_tt.optimizer import OptimizerConfig
+from ntk_tt.prediction.margin import PredictedPath, margin_on_the_way, predicted_path, stability
+from ntk_tt.prediction.residual import linearization_residual
+from ntk_tt.prediction.safe_rate import safe_learning_rate
+from ntk_tt.prediction.verdict import Trust, Verdict, judge
+from ntk_tt.surrogate.linear import LinearizedProblem
+from ntk_tt.surrogate.real_head import HeadProblem
+from ntk_tt.targets import chance_loss
+
+LOOK_CLOSER = 4.0  # below, the margin is looked at between the points of the path too
+# D' over the rank of what it stands for, below which trust is at most medium and low. The second is
+# the default's half of 2·N·(C−1), less what rounding leaves: its projection is of the backbone
+# alone, and the predictions that trust was fitted to have it.
+SKETCH_LIMITS = {"frozen": (4.0, 1.0), "head": (1.6, 0.5)}
+_RISEN = 3.0  # times the initial loss, or that of chance, which no stable run's prediction passes
+
+
+def assess(
+    problem: LinearizedProblem | HeadProblem,
+    apply: Apply,
+    params: PyTree,
+    inputs: Float[Array | np.ndarray, "n ..."],
+    labels: Int[Array | np.ndarray, " n"] | Float[Array | np.ndarray, "n c"],
+    optimizer: OptimizerConfig,
+    num_steps: int,
+    *,
+    path: PredictedPath | None = None,
+    curve: Float[np.ndarray, " s"] | None = None,
+    key: Key[Array, ""] | None = None,
+    seed: int = 0,
+) -> Verdict:
+    """The verdict on predictions of this setting; takes a few real steps on a sample of the data.
+
+    Args:
+        problem: from `linearize`, of the same network and data.
+        apply, params, inputs, labels: that network and data.
+        optimizer: the setting.
+        num_steps: T.
+        path: `Trajectory.states` of this setting's prediction with a real head; without one, or
+            with fewer than six points, it is predicted here.
+        curve: the predicted loss, where it came from other dynamics than a replay: one that is not
+            finite, or rises, is not trusted.
+        key: of the order of the data, as the prediction has it; key 0 where none is given.
+        seed: of the sample.
+
+    Raises:
+        ValueError: an argument out of range.
+
+    Cost: one replay where there is no `path`, two or three short ones for the largest safe rate, a
+    few hundred products with Θ, and about 10 steps' worth of 64 samples.
+    """
+    if path is None or len(path) < PATH_SPANS:
+        path = predicted_path(problem, optimizer, num_steps, key=key)
+    margin, _ = stability(problem, optimizer, num_steps, path)
+    if margin < LOOK_CLOSER:
+        margin = min(margin, margin_on_the_way(problem, optimizer, num_steps, key=key))
+    final = problem.logits(path[-1]) if isinstance(problem, HeadProblem) else np.asarray(path[-1])
+    residual = linearization_residual(
+        apply, params, inputs, labels, optimizer, final_logits=final, loss=problem.loss, seed=seed
+    )
+    doubts = _doubts(problem, curve)
+    is_broken = not math.isfinite(residual.value) or any(most == "none" for most, _ in doubts)
+    safe = safe_learning_rate(
+        problem, optimizer, num_steps, margin=0.0 if is_broken else margin, key=key
+    )
+    follows_kernel = isinstance(problem, HeadProblem)
+    return judge(margin, safe, residual, follows_kernel=follows_kernel, doubts=doubts)
+
+
+def _doubts(
+    problem: LinearizedProblem | HeadProblem, curve: Float[np.ndarray, " s"] | None
+) -> tuple[tuple[Trust, str], ...]:
+    """What else speaks against a prediction: the most trust that it leaves, and why."""
+    found: list[tuple[Trust, str]] = []
+    if curve is not None:
+        highest = _RISEN * max(
+            float(curve[0]), chance_loss(np.asarray(problem.targets), problem.loss)
+        )
+        if not np.isfinite(curve).all():
+            found.append(
+                (
+                    "none",
+                    "unstable: the predicted loss is not finite, "
+                    "so the run is predicted to diverge",
+                )
+            )
+        elif curve.max() > highest:
+            found.append(
+                (
+                    "none",
+                    f"unstable: the predicted loss rises from {curve[0]:.3g} to {curve.max():.3g}",
+                )
+            )
+    if isinstance(problem, HeadProblem):
+        projected = problem.projection is not None and not isinstance(problem.projection, Identity)
+        rank, dimension = (
+            problem.num_samples * (problem.targets.shape[1] - (problem.loss == "ce")),
+            problem.jacobian.shape[-1],
+        )
+        medium, low = SKETCH_LIMITS["head"]
+    else:
+        projected, rank, dimension = (
+            problem.num_projections is not None,
+            problem.rank,
+            problem.num_projections or 0,
+        )
+        medium, low = SKETCH_LIMITS["frozen"]
+    if projected and dimension < medium * rank:
+        effect = (
+            "only some of the eigenvalues of Θ are seen, so times are wrong"
+            if dimension < low * rank
+            else "the small eigenvalues of Θ come out too small, so late times come too late"
+        )
+        found.append(
+            (
+                "low" if dimension < low * rank else "medium",
+                f"D' = {dimension} projections are few for a kernel of rank {rank}: {effect}; take "
+                f"at least {math.ceil(medium * rank)}",
+            )
+        )
+    return tuple(found)
