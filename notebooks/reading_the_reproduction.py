@@ -20,14 +20,14 @@ here = Path(__file__).resolve().parent if "__file__" in globals() else Path.cwd(
 root = here if (here / "experiments").exists() else here.parent
 sys.path.insert(0, str(root))
 
-from experiments import run  # noqa: E402
+from experiments.registry import EXPERIMENTS  # noqa: E402
 
 documents = {}
-for name in run.names():
-    path = run.result_path(name, "cpu", root / "experiments" / "results")
+for name, experiment in EXPERIMENTS.items():
+    path = experiment.result_path("cpu")
     if path.exists():
         documents[name] = json.loads(path.read_text())
-        outcome, verdict = run.load(name).summarize(documents[name]["results"])
+        outcome, verdict = experiment.summarize(documents[name]["results"])
         print(
             f"{name} ({documents[name]['environment']['date']}, "
             f"{len(documents[name]['results']['runs'])} runs)\n  {verdict}"
@@ -39,7 +39,7 @@ for name in run.names():
 # cannot get right.
 
 # %%
-from experiments.statistics import describe, pairs  # noqa: E402
+from experiments.common.statistics import describe, pairs  # noqa: E402
 
 if "fig1" in documents:
     records = documents["fig1"]["results"]["runs"]
@@ -56,6 +56,6 @@ if "fig1" in documents:
 
 # %%
 for name, document in documents.items():
-    outcome, verdict = run.load(name).summarize(document["results"])
+    outcome, verdict = EXPERIMENTS[name].summarize(document["results"])
     if not verdict.startswith("reproduced"):
         print(f"{name}: {verdict}\n  {outcome[:300]}")

@@ -1,7 +1,7 @@
 """Weights and images by formula, the same for PyTorch and for us, so that only outputs need to be
 stored.
 
-Used by `experiments/parity.py`, which runs in an environment with PyTorch, and by
+Used by `tools/parity.py`, which runs in an environment with PyTorch, and by
 `tests/test_models_parity.py`: numpy only.
 """
 

@@ -5,12 +5,18 @@ results say.
 import itertools
 import json
 import math
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from experiments import comparison, fig1, readme, run, statistics
-from experiments.extrapolation import power_law, stretched_exponential
+from experiments import registry
+from experiments.common import comparison, statistics
+from experiments.common.extrapolation import power_law, stretched_exponential
+from experiments.paper import fig1
+from experiments.registry import EXPERIMENTS, find
+from tools import readme
 
 # The first experiment of a session compiles what the others share, so which ones take over ten
 # seconds depends on the order.
@@ -25,19 +31,15 @@ SLOW = {
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in run.names()],
+    [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in EXPERIMENTS],
 )
 def test_experiment_runs_at_its_smallest_size(name, tmp_path, monkeypatch):
     monkeypatch.setenv("NTK_TT_RUNS", str(tmp_path / "runs"))
     monkeypatch.setenv("NTK_TT_DATA", str(tmp_path / "no data"))
     monkeypatch.setenv("NTK_TT_WEIGHTS", str(tmp_path / "no weights"))
-    experiment = run.load(name)
-    assert set(experiment.SCALES) == {"tiny", "cpu", "gpu"}
-    assert experiment.CLAIM
-    assert experiment.PAPER
-    assert f"python -m experiments.run {name}" in experiment.__doc__
-    run.run(name, "tiny", tmp_path)
-    path = run.result_path(name, "tiny", tmp_path)
+    experiment = find(name)
+    experiment.run("tiny", tmp_path)
+    path = experiment.result_path("tiny", tmp_path)
     document = json.loads(
         path.read_text(), parse_constant=lambda constant: pytest.fail(f"{constant} in the JSON")
     )
@@ -48,18 +50,38 @@ def test_experiment_runs_at_its_smallest_size(name, tmp_path, monkeypatch):
     outcome, verdict = experiment.summarize(document["results"])
     assert outcome
     assert verdict.split(":")[0] in ("reproduced", "partly", "not reproduced")
-    if hasattr(experiment, "draw"):
+    if experiment.draw is not None:
         assert path.with_suffix(".png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_experiment_says_how_to_run_it_and_what_to_expect(name):
+    experiment = find(name)
+    module = sys.modules[experiment.compute.__module__]
+    assert module.__name__.endswith(f".{name}")
+    assert set(experiment.scales) == {"tiny", "cpu", "gpu"}
+    assert experiment.claim
+    assert experiment.paper_result
+    opening = (module.__doc__ or "").split("\n\n")
+    assert opening[1].strip().startswith(f"python -m experiments.run {name} --scale cpu")
+    assert opening[2].startswith("Takes ")
+    assert "Expected" in opening[2]
+
+
+def test_every_experiment_is_registered():
+    folder = Path(registry.__file__).parent
+    files = [*(folder / "paper").glob("*.py"), *(folder / "studies").glob("*.py")]
+    assert {path.stem for path in files if "Experiment(" in path.read_text()} == set(EXPERIMENTS)
 
 
 @pytest.mark.parametrize("path", readme.DOCUMENTS, ids=lambda path: path.parent.name)
 def test_readme_is_what_the_results_say(path):
-    assert path.read_text() == readme.text(path), "run python -m experiments.readme"
+    assert path.read_text() == readme.text(path), "run python -m tools.readme"
 
 
 def test_unknown_experiment_names_the_known_ones():
     with pytest.raises(ValueError, match="fig1"):
-        run.load("fig0")
+        find("fig0")
 
 
 def test_settings_are_the_same_each_time_and_share_tasks():
@@ -137,7 +159,7 @@ def test_confidence_interval_covers_the_mean():
 
 
 def test_best_constant_minimises_the_error():
-    from experiments.baselines import best_constant
+    from experiments.studies.baselines import best_constant
 
     times = [40, 50, 60, 150, None]
     chosen = best_constant(times, 150)

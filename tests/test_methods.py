@@ -1,10 +1,10 @@
-"""How `experiments.accuracy` reads its runs, on curves of which the times are known."""
+"""How `experiments.studies.accuracy` reads its runs, on curves of which the times are known."""
 
 import numpy as np
 import pytest
 
-from experiments import methods
-from experiments.calibrate import later_times, ratios
+from experiments.common import methods
+from tools.calibrate import later_times, ratios
 
 STEPS = np.arange(0, 301, 3)
 

@@ -1,5 +1,5 @@
 """Every family against torchvision, on weights given by formula (`tests/parity.py`) and stored
-outputs (`experiments/parity.py`).
+outputs (`tools/parity.py`).
 """
 
 import dataclasses

@@ -1,5 +1,5 @@
 """Files of torch.save: read without PyTorch, and nothing in them is run. The good ones were written
-by `experiments/parity.py`.
+by `tools/parity.py`.
 """
 
 import io

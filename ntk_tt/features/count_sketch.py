@@ -58,7 +58,7 @@ class CountSketch(AbstractSketch):
     written. Kernels of dense layers, whose gradients may have rank one, have as many factors as
     periods: the error is then that of a projection with independent entries. Kernels of
     convolutions (more than two axes) have as many as 512 rows need, which is as good for their sums
-    over many positions (experiments/sketch_error.py) and takes K/(q·M) times fewer flops.
+    over many positions (experiments/studies/sketch_error.py) and takes K/(q·M) times fewer flops.
 
     Attributes:
         kernel_rows: of a convolution, the least q·⌊D'/O⌋; more than its K keep all periods apart.

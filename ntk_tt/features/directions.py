@@ -11,7 +11,7 @@ from ntk_tt import losses
 from ntk_tt.losses import LossName
 
 # of the head's path, the share of its norm that `auto` directions may leave out; 0.1 is dearer, and
-# better for slow runs (experiments/curvature.py)
+# better for slow runs (experiments/studies/curvature.py)
 DROPPED = 0.3
 
 

@@ -7,14 +7,14 @@ from ntk_tt.prediction.residual import Residual
 from ntk_tt.prediction.safe_rate import SafeRate
 
 Trust = Literal["high", "medium", "low", "none"]
-# The second limit was chosen on cifar100 and dtd with the bundled network (experiments/trust.py).
-# The first was 0.5 from the same data and was tightened after the reporting data showed a median
-# error of 28 % below it: it is not held out.
+# The second limit was chosen on cifar100 and dtd with the bundled network
+# (experiments/studies/trust.py). The first was 0.5 from the same data and was tightened after the
+# reporting data showed a median error of 28 % below it: it is not held out.
 EXPECTED_RESIDUAL_LIMITS = (0.1, 1.2)
 CLOSE_MARGIN = 1.5
 # With a real head and a kernel that is followed on its way, the margin along that way is what tells
 # good predictions from bad: rank correlation with the error −0.7 on the tuning data, more than
-# residual or growth (python -m experiments.calibrate).
+# residual or growth (python -m tools.calibrate).
 WIDE_MARGIN = 2.5
 HOPELESS_MARGIN = 0.1  # past the bound so far, no time of a prediction means anything
 

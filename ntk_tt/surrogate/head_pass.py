@@ -34,7 +34,7 @@ from ntk_tt.surrogate.real_head import HeadProblem
 from ntk_tt.surrogate.second_point import ANCHOR_FALL, with_curvature
 
 # D' of `auto` over N·(C−1): the dynamics pass over the features at each full-batch step, and more
-# tells times little better (experiments/curvature.py)
+# tells times little better (experiments/studies/curvature.py)
 ROWS_PER_PROJECTION = 2
 _MIN_PROJECTIONS = (
     4096  # fewer cost more: the sketch of a narrow convolution then keeps more of its columns apart

@@ -3,7 +3,7 @@
 For each method and observed share of the run `calibration.json` holds the distribution of
 log(real/predicted) over threshold times, with times that were not reached as censored
 (Kaplan–Meier), and the |log(real/predicted)| that 90 % of them keep within, the half-width of the
-interval; `python -m experiments.calibrate` makes it. Near the bound of stability real training is
+interval; `python -m tools.calibrate` makes it. Near the bound of stability real training is
 slower than predicted, as its kernel soon is larger than that of any of our models and what goes
 past the bound oscillates: how much slower, by the stability margin on the way, is fitted there too
 (`Slowdown`).

@@ -18,7 +18,7 @@ from ntk_tt.times.crossing import continued_time, late_slope, smooth
 from ntk_tt.times.loss_law import MIN_POINTS, fit_loss_law
 from ntk_tt.times.observations import MAX_STEP, Observations
 
-# Set beforehand, but for DISTRUST (first 0.1), which `python -m experiments.calibrate --tune` chose
+# Set beforehand, but for DISTRUST (first 0.1), which `python -m tools.calibrate --tune` chose
 # among others on the tuning data.
 TIME_SPREAD, LEVEL_SPREAD = 0.3, 0.1  # of α and β, before anything was seen
 RECENT = 0.5  # of what was observed, the time over which older records lose weight by e

@@ -1,0 +1,196 @@
+"""Figure 9: how well the linear model predicts weights, and how well outputs.
+
+    python -m experiments.run fig9 --scale cpu
+
+Takes about 2 minutes on one core. Expected: outputs better than weights at a small learning rate in
+both readings; at a larger one as well, by less.
+
+GD on the network and on its linearisation in weight space (one JVP and one VJP a step), from the
+same weights. Errors are relative to how far the real ones have moved, ‖w − w_lin‖/‖w − w₀‖ and ‖f −
+f_lin‖/‖f − f₀‖, and to their norms.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import ntk_tt
+from experiments.common.experiment import Experiment, Scale
+from experiments.common.rates import largest_stable_rate, two_digits
+from experiments.common.tasks import TaskConfig, load
+
+CLAIM = (
+    "the relative error in predicting outputs is much smaller than that in predicting "
+    "weights, at all times"
+)
+PAPER = "curves only"
+MUCH = 0.5
+"""Of the weights' error: below it the outputs' is much smaller."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    task: TaskConfig
+    data: tuple[str, ...]
+    rates: tuple[float, ...] = (0.05, 0.3)
+    """η over the largest stable one."""
+    num_steps: int = 100
+    record_every: int = 5
+
+
+SCALES: dict[Scale, Config] = {
+    "tiny": Config(
+        TaskConfig(classes=3, per_class=4), ("digits",), rates=(0.1,), num_steps=4, record_every=2
+    ),
+    "cpu": Config(TaskConfig(per_class=12), ("cifar10", "scene15"), num_steps=100),
+    "gpu": Config(
+        TaskConfig("resnet18", per_class=150, image_size=224), ("cifar10", "scene15"), num_steps=150
+    ),
+}
+
+
+def compute(config: Config) -> dict[str, Any]:
+    return {
+        "runs": [
+            record
+            for data in config.data
+            for record in compare(config, dataclasses.replace(config.task, data=data))
+        ]
+    }
+
+
+def compare(config: Config, task: TaskConfig) -> list[dict[str, Any]]:
+    """Errors along training at each rate."""
+    model, images, labels = load(task)
+    apply, initial = model.apply, model.params
+    targets = jax.nn.one_hot(labels, task.classes)
+    problem = ntk_tt.linearize(apply, initial, images, labels)
+    largest = largest_stable_rate(problem)
+
+    def loss(logits):
+        return optax.softmax_cross_entropy(logits, targets).mean()
+
+    @jax.jit
+    def step(params, displacement, rate):
+        logits, pullback = jax.vjp(lambda w: apply(w, images), params)
+        start, change = jax.jvp(lambda w: apply(w, images), (initial,), (displacement,))
+        linear = start + change
+        _, pullback_at_start = jax.vjp(lambda w: apply(w, images), initial)
+        descend = lambda w, g: w - rate * g  # noqa: E731
+        after = jax.tree.map(descend, params, pullback(jax.grad(loss)(logits))[0])
+        moved = jax.tree.map(descend, displacement, pullback_at_start(jax.grad(loss)(linear))[0])
+        return after, moved, logits, linear, start
+
+    @jax.jit
+    def errors(params, displacement, logits, linear, start):
+        moved = jax.tree.map(jnp.subtract, params, initial)
+        off, travelled = (
+            optax.tree_utils.tree_norm(jax.tree.map(jnp.subtract, moved, displacement)),
+            optax.tree_utils.tree_norm(moved),
+        )
+        return {
+            "weights": off / travelled,
+            "outputs": jnp.linalg.norm(logits - linear) / jnp.linalg.norm(logits - start),
+            "weights_of_norm": off / optax.tree_utils.tree_norm(params),
+            "outputs_of_norm": jnp.linalg.norm(logits - linear) / jnp.linalg.norm(logits),
+            "loss": loss(logits),
+            "loss_linear": loss(linear),
+        }
+
+    records = []
+    for relative in config.rates:
+        rate = two_digits(relative * largest)
+        params, displacement = initial, jax.tree.map(jnp.zeros_like, initial)
+        steps, curves = [], []
+        for index in range(config.num_steps + 1):
+            after, moved, logits, linear, start = step(params, displacement, rate)
+            if index and (index % config.record_every == 0 or index == config.num_steps):
+                steps.append(index)
+                curves.append(
+                    {
+                        name: float(value)
+                        for name, value in errors(
+                            params, displacement, logits, linear, start
+                        ).items()
+                    }
+                )
+            params, displacement = after, moved
+        records.append(
+            {
+                "task": dataclasses.asdict(task),
+                "seed": task.seed,
+                "learning_rate": rate,
+                "relative_rate": relative,
+                "momentum": 0.0,
+                "batch_size": None,
+                "num_samples": len(images),
+                "steps": steps,
+                **{name: [each[name] for each in curves] for name in curves[0]},
+            }
+        )
+        print(
+            f"fig9: {task.data} η={rate:g}: weights {records[-1]['weights'][-1]:.2f}, outputs "
+            f"{records[-1]['outputs'][-1]:.2f}",
+            flush=True,
+        )
+    return records
+
+
+def summarize(results: dict[str, Any]) -> tuple[str, str]:
+    """By displacement. Reproduced: the outputs' error is below MUCH times the weights' at every
+    record of every run; partly: it is smaller at most records; else not.
+    """
+    ratios = [np.asarray(run["outputs"]) / np.asarray(run["weights"]) for run in results["runs"]]
+    smaller = float(np.mean([(ratio < 1).mean() for ratio in ratios]))
+    much = float(np.mean([(ratio < MUCH).mean() for ratio in ratios]))
+    word = "reproduced" if much == 1 else "partly" if smaller > 0.5 else "not reproduced"
+    outcome = (
+        "at the last step, weights / outputs relative to how far they moved (to their norm): "
+        + "; ".join(
+            f"{run['task']['data']}, η = {run['learning_rate']:g}: {100 * run['weights'][-1]:.0f} "
+            f"% / {100 * run['outputs'][-1]:.0f} % ({100 * run['weights_of_norm'][-1]:.1f} % / "
+            f"{100 * run['outputs_of_norm'][-1]:.0f} %)"
+            for run in results["runs"]
+        )
+    )
+    return (
+        outcome,
+        f"{word}: relative to the distance moved, outputs are better than weights at "
+        f"{100 * smaller:.0f} % of the records, by a factor of {1 / MUCH:g} at {100 * much:.0f} %",
+    )
+
+
+def draw(results: dict[str, Any], path: Any) -> None:
+    from experiments.common.figures import PREDICTED, REAL, subplots
+
+    runs = results["runs"]
+    figure, axes = subplots(1, len(runs))
+    for axis, run in zip(axes[0], runs, strict=True):
+        for name, colour in (("weights", REAL), ("outputs", PREDICTED)):
+            axis.plot(run["steps"], run[name], color=colour, label=f"{name}, of the distance moved")
+            axis.plot(
+                run["steps"],
+                run[f"{name}_of_norm"],
+                ":",
+                color=colour,
+                label=f"{name}, of the norm",
+            )
+        axis.set(xlabel="step", ylabel="relative error", ylim=(0, None))
+        axis.set_title(f"{run['task']['data']}, η = {run['learning_rate']:g}", fontsize=9)
+    axes[0, 0].legend(frameon=False, fontsize=7)
+    figure.savefig(path, dpi=120)
+
+
+EXPERIMENT = Experiment(
+    name="fig9",
+    claim=CLAIM,
+    paper_result=PAPER,
+    scales=SCALES,
+    compute=compute,
+    summarize=summarize,
+    draw=draw,
+)

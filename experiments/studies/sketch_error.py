@@ -1,0 +1,140 @@
+"""How far is the kernel of projected gradients from the exact one, on trained networks?
+
+    python -m experiments.studies.sketch_error
+    python -m experiments.studies.sketch_error --tuning      # where the fold's 512 rows come from
+
+Takes about ten minutes on two cores; needs $NTK_TT_DATA and $NTK_TT_WEIGHTS. Expected: errors as
+the formula says, to a few per cent.
+
+Exact Θ against ΦΦᵀ for several keys: relative Frobenius error, root mean square over the keys, over
+√((tr²Θ + ‖Θ‖²_F)/D')/‖Θ‖_F, that of a projection with independent entries. `periods everywhere`
+draws column signs for every period of a convolution's kernel too. Θ is dominated by a few
+eigenvectors, so the error of one key varies much and many keys are taken.
+"""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+import ntk_tt
+from experiments.common.experiment import RESULTS as ALL_RESULTS
+from experiments.common.tasks import data_folder, weights_folder
+from ntk_tt.features.count_sketch import CountSketch
+from ntk_tt.features.dimension import expected_relative_error
+from ntk_tt.features.one_block import projected_jacobian
+from ntk_tt.report.document import environment
+
+RESULTS = ALL_RESULTS / "sketch_error"
+# Weights, side, the data that is reported on, and the data that the fold's 512 rows were chosen on.
+NETWORKS = {
+    "resnet20": ("resnet20_cifar10.safetensors", 32, "cifar10", "cifar100"),
+    "resnet18": ("resnet18_tinyimagenet.safetensors", 64, "cub200", "dtd"),
+}
+REPORTED = {"fold": 512, "periods everywhere": 1 << 30}
+TUNED = {f"{rows} rows": rows for rows in (128, 256, 512)} | {"periods everywhere": 1 << 30}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    networks: tuple[str, ...] = ("resnet20", "resnet18")
+    classes: int = 5
+    per_class: int = 3
+    dimensions: tuple[int, ...] = (4096, 16384)
+    keys: int = 24
+    tuning: bool = False
+    """Compare numbers of rows that a convolution's fold keeps apart, on other data; writes
+    tuning.json.
+    """
+    seed: int = 0
+
+
+def main(config: Config) -> None:
+    rows = []
+    for name in config.networks:
+        weights, size, reported, tuned = NETWORKS[name]
+        data = tuned if config.tuning else reported
+        task = ntk_tt.load_task(
+            f"folder:{data_folder() / data}",
+            num_classes=config.classes,
+            per_class=config.per_class,
+            image_size=size,
+            seed=config.seed,
+        )
+        model = ntk_tt.load_model(
+            name,
+            weights=str(weights_folder() / weights),
+            num_classes=config.classes,
+            image_size=size,
+            key=jax.random.key(config.seed),
+        )
+        images = model.preprocess(task.images)
+        exact = ntk_tt.empirical_ntk(model.apply, model.params, images).reshape(
+            len(images) * config.classes, -1
+        )
+        for dimension in config.dimensions:
+            expected = float(expected_relative_error(exact, dimension))
+            for label, kernel_rows in (TUNED if config.tuning else REPORTED).items():
+                compute = jax.jit(
+                    lambda key, block, kernel_rows=kernel_rows, dimension=dimension, model=model: (
+                        projected_jacobian(
+                            model.apply,
+                            "structured",
+                            CountSketch(
+                                key=key, num_projections=dimension, kernel_rows=kernel_rows
+                            ),
+                            model.params,
+                            block,
+                        )
+                    )
+                )
+                errors = []
+                for key in jax.random.split(jax.random.key(config.seed + 1), config.keys):
+                    features = jnp.concatenate(
+                        [
+                            compute(key, images[start : start + 5])
+                            for start in range(0, len(images), 5)
+                        ]
+                    ).reshape(len(exact), -1)
+                    errors.append(
+                        float(
+                            jnp.linalg.norm(features @ features.T - exact) / jnp.linalg.norm(exact)
+                        )
+                    )
+                measured = float(np.sqrt(np.mean(np.square(errors))))
+                rows.append(
+                    {
+                        "network": name,
+                        "data": data,
+                        "projection": label,
+                        "dimension": dimension,
+                        "errors": errors,
+                        "measured": measured,
+                        "expected": expected,
+                        "ratio": measured / expected,
+                    }
+                )
+                print(
+                    f"{name:10} D' = {dimension:6} {label:22} measured {measured:.4f}, expected "
+                    f"{expected:.4f}, ratio {measured / expected:.2f}",
+                    flush=True,
+                )
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / ("tuning.json" if config.tuning else "sketch_error.json")).write_text(
+        json.dumps(
+            {
+                "config": dataclasses.asdict(config),
+                "rows": rows,
+                "environment": environment(config.seed),
+            },
+            indent=1,
+        )
+        + "\n"
+    )
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, description=__doc__))
