@@ -18,7 +18,7 @@ from ntk_tt import OptimizerConfig
 from ntk_tt.cli import commands, main
 from ntk_tt.dynamics.trajectory import Trajectory
 from ntk_tt.models import save_weights
-from ntk_tt.prediction.by_method import Predicted, Reading, as_slow_as
+from ntk_tt.prediction.by_method import Predicted, Recording, as_slow_as
 from ntk_tt.prediction.one_setting import summarize_runs
 from ntk_tt.report.document import print_report
 from ntk_tt.times.calibration import slowdown
@@ -771,11 +771,11 @@ def test_a_real_head_curvature_and_observed_steps(tiny_run, plain, capsys):
 def test_near_the_bound_the_times_are_longer_but_for_the_real_steps(unchecked):
     steps = np.arange(41)
     run = Trajectory(steps, np.exp(-steps / 10), np.linspace(1, 0, 41))
-    reading = Reading(40, 1, (0.5,), (0.5,), 1)
+    recording = Recording(40, 1, (0.5,), (0.5,), 1)
     optimizer = OptimizerConfig(0.1)
-    before = Predicted(None, summarize_runs([run], 10, **reading.of_times), None, 4, {})  # pyright: ignore[reportArgumentType]
-    assert as_slow_as(before, "curvature", 100.0, reading, optimizer, 8) is before
-    after = as_slow_as(before, "curvature", 0.5, reading, optimizer, 8)
+    before = Predicted(None, summarize_runs([run], 10, **recording.of_times), None, 4, {})  # pyright: ignore[reportArgumentType]
+    assert as_slow_as(before, "curvature", 100.0, recording, optimizer, 8) is before
+    after = as_slow_as(before, "curvature", 0.5, recording, optimizer, 8)
     assert after.slowdown == slowdown("curvature", 0.5) > 1
     np.testing.assert_array_equal(after.prediction.loss[:5], before.prediction.loss[:5])
     early, late = (each.prediction.times["loss_below"]["0.5"] for each in (before, after))

@@ -14,7 +14,7 @@ from ntk_tt.optimizer import OptimizerConfig, named_schedule
 from ntk_tt.prediction.assessment import assess
 from ntk_tt.prediction.by_method import (
     Predicted,
-    Reading,
+    Recording,
     as_slow_as,
     first_order,
     first_real_steps,
@@ -97,7 +97,7 @@ def run(options: Predict) -> dict[str, Any]:
     report = {
         "task": task_part(options, loaded, predicted),
         "optimizer": optimizer_part(options),
-        "prediction": prediction_part(options, predicted, setting.reading.smoothing, verdict),
+        "prediction": prediction_part(options, predicted, setting.recording.smoothing, verdict),
         "truth": None,
         "cost": cost_part(options, watches, _estimate(options, verdict, setting), None),
         "verdict": verdict._asdict(),
@@ -116,7 +116,7 @@ class Setting(NamedTuple):
     """What is predicted and trained alike: the optimiser, and how times are read off curves."""
 
     optimizer: OptimizerConfig
-    reading: Reading
+    recording: Recording
     num_samples: int
 
     @classmethod
@@ -132,27 +132,27 @@ class Setting(NamedTuple):
         )
         optimizer.checked_batch_size(num_samples)
         full = optimizer.is_full_batch(num_samples)
-        reading = Reading(
+        recording = Recording(
             options.steps,
             record_every(options, full),
             options.thresholds,
             options.loss_thresholds,
             options.smoothing or (1 if full else 3),
         )
-        return cls(optimizer, reading, num_samples)
+        return cls(optimizer, recording, num_samples)
 
 
 def _predict(
     options: Predict, loaded: Loaded, setting: Setting
 ) -> tuple[Predicted, Verdict, dict[str, Stopwatch]]:
     """The prediction as the verdict, or the first real steps, leave it; what each part took."""
-    optimizer, reading, num_samples = setting
+    optimizer, recording, num_samples = setting
     predicted = predict_by(
         options.method,
         options,
         loaded,
         optimizer,
-        reading,
+        recording,
         num_seeds=options.seeds,
         first_steps=options.first_steps,
     )
@@ -173,12 +173,12 @@ def _predict(
             seed=options.seed,
         )
     method, margin = options.method, verdict.stability_margin
-    predicted = as_slow_as(predicted, method, margin, reading, optimizer, num_samples)
+    predicted = as_slow_as(predicted, method, margin, recording, optimizer, num_samples)
     if options.observe is not None:
-        every = min(reading.record_every, max(1, options.observe // 8))
+        every = min(recording.record_every, max(1, options.observe // 8))
         with Stopwatch() as watches["observed"]:
             seen = first_real_steps(options, loaded, optimizer, options.observe, every)
-            predicted = observed(predicted, method, seen, reading, optimizer, num_samples)
+            predicted = observed(predicted, method, seen, recording, optimizer, num_samples)
     elif is_hopeless(verdict):
         predicted = without_times(predicted)
     return predicted, verdict, watches
@@ -211,7 +211,7 @@ def _train(
                 options.steps,
                 loss=options.loss,
                 seed=options.seed + 2,
-                record_every=setting.reading.record_every,
+                record_every=setting.recording.record_every,
                 statistics=model.batch_statistics if options.batch_norm == "train" else None,
                 progress=progress,
             )
@@ -227,9 +227,9 @@ def _truth_part(truth: TrainingRun, setting: Setting) -> dict[str, Any]:
         truth.steps,
         truth.loss,
         truth.error,
-        thresholds=setting.reading.thresholds,
-        loss_thresholds=setting.reading.loss_thresholds,
-        smoothing=setting.reading.smoothing,
+        thresholds=setting.recording.thresholds,
+        loss_thresholds=setting.recording.loss_thresholds,
+        smoothing=setting.recording.smoothing,
         plateau_window=plateau_window(setting.optimizer, setting.num_samples),
     )
     return reports.curve(

@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Key, PyTree
 
-from ntk_tt.features.options import JacobianPath, Precision, ProjectionName
+from ntk_tt.features.feature_options import JacobianPath, Precision, ProjectionName
 from ntk_tt.features.plan import FeaturePlan, plan_features, run_block
 from ntk_tt.jacobian.bfloat16 import in_bfloat16
 from ntk_tt.jacobian.network import Apply, blocks, check_features

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from ntk_tt.features.count_sketch import CountSketch
-from ntk_tt.features.options import JacobianPath
+from ntk_tt.features.feature_options import JacobianPath
 from ntk_tt.features.projections import AbstractProjection, AbstractSketch
 from ntk_tt.jacobian.layers import Layer, Product
 from ntk_tt.jacobian.network import Apply, jacobian_block

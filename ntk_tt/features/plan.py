@@ -15,8 +15,8 @@ from jaxtyping import Array, Float, Key, PyTree
 
 from ntk_tt.features.count_sketch import CountSketch
 from ntk_tt.features.dimension import default_num_projections
+from ntk_tt.features.feature_options import JacobianPath, Precision, ProjectionName, check_path
 from ntk_tt.features.one_block import projected_jacobian
-from ntk_tt.features.options import JacobianPath, Precision, ProjectionName, check_path
 from ntk_tt.features.projection_by_name import make_projection
 from ntk_tt.features.projections import AbstractProjection
 from ntk_tt.jacobian.bfloat16 import in_bfloat16

@@ -3,7 +3,7 @@
 from jaxtyping import Array, Key
 
 from ntk_tt.features.count_sketch import CountSketch
-from ntk_tt.features.options import ProjectionName
+from ntk_tt.features.feature_options import ProjectionName
 from ntk_tt.features.projections import AbstractProjection, Achlioptas, Gaussian, Identity
 
 _PROJECTIONS = {"fold": CountSketch, "gaussian": Gaussian, "achlioptas": Achlioptas}

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, PyTree
 
+from ntk_tt.features.feature_options import JacobianPath, Precision, ProjectionName
 from ntk_tt.features.manifest import describe
-from ntk_tt.features.options import JacobianPath, Precision, ProjectionName
 from ntk_tt.features.plan import FeaturePlan, plan_features, run_block
 from ntk_tt.features.store import FeatureStore, folder_of
 from ntk_tt.jacobian.bfloat16 import in_bfloat16

@@ -12,7 +12,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, PyTree
 
-from ntk_tt.features.options import JacobianPath, check_path
+from ntk_tt.features.feature_options import JacobianPath, check_path
 from ntk_tt.jacobian.layers import Product
 from ntk_tt.jacobian.network import (
     Apply,

@@ -34,7 +34,8 @@ _AVERAGED = re.compile(
 )
 # What training adds beside a network, by the first part of its name.
 _BESIDE = re.compile(
-    r"(?:^|_)(?:criterion|loss|loss_fn|losses|metrics?|accuracy|acc|acc1|acc5|auroc|f1|confmat|ema|swa)(?:_|$)|_ema$",
+    r"(?:^|_)(?:criterion|loss|loss_fn|losses|metrics?|accuracy|acc|acc1|acc5|auroc|f1|confmat|ema"
+    r"|swa)(?:_|$)|_ema$",
     re.IGNORECASE,
 )
 

@@ -37,7 +37,7 @@ CommandLineMethod = Literal[
 
 
 @dataclasses.dataclass(frozen=True)
-class Reading:
+class Recording:
     """How curves are recorded and read, of prediction and truth alike."""
 
     num_steps: int
@@ -81,7 +81,7 @@ def predict_by(
     setup: Setup,
     loaded: Loaded,
     optimizer: OptimizerConfig,
-    reading: Reading,
+    recording: Recording,
     *,
     num_seeds: int = 5,
     first_steps: int | None = None,
@@ -100,21 +100,21 @@ def predict_by(
                 images,
                 labels,
                 optimizer,
-                reading.num_steps,
+                recording.num_steps,
                 first_steps=first_steps,
                 loss=setup.loss,
                 num_projections=setup.projections,
                 precision=setup.precision,
                 memory=setup.memory_bytes,
                 num_seeds=num_seeds,
-                record_every=reading.record_every,
+                record_every=recording.record_every,
                 seed=setup.seed + 3,
                 key=key,
                 progress=progress,
             )
         with dynamics:
             prediction = summarize_runs(
-                shot.trajectories, plateau_window(optimizer, len(labels)), **reading.of_times
+                shot.trajectories, plateau_window(optimizer, len(labels)), **recording.of_times
             )
         return Predicted(
             shot.problem,
@@ -167,13 +167,13 @@ def predict_by(
         prediction = predict(
             problem,
             optimizer,
-            reading.num_steps,
+            recording.num_steps,
             method=dynamics_method,
             num_seeds=num_seeds,
             key=orders,
-            record_every=reading.record_every,
+            record_every=recording.record_every,
             progress=progress,
-            **reading.of_times,
+            **recording.of_times,
         )
     return Predicted(problem, prediction, stored, 0, {"features": features, "dynamics": dynamics})
 
@@ -182,7 +182,7 @@ def as_slow_as(
     predicted: Predicted,
     method: CommandLineMethod,
     margin: float,
-    reading: Reading,
+    recording: Recording,
     optimizer: OptimizerConfig,
     num_samples: int,
 ) -> Predicted:
@@ -201,7 +201,9 @@ def as_slow_as(
         runs.append(Trajectory(run.steps, losses, errors))
     return dataclasses.replace(
         predicted,
-        prediction=summarize_runs(runs, plateau_window(optimizer, num_samples), **reading.of_times),
+        prediction=summarize_runs(
+            runs, plateau_window(optimizer, num_samples), **recording.of_times
+        ),
         slowdown=factor,
     )
 
@@ -210,7 +212,7 @@ def observed(
     predicted: Predicted,
     method: CommandLineMethod,
     run: TrainingRun,
-    reading: Reading,
+    recording: Recording,
     optimizer: OptimizerConfig,
     num_samples: int,
 ) -> Predicted:
@@ -234,7 +236,7 @@ def observed(
     prediction = summarize_runs(
         [Trajectory(before.steps, forecast.loss, error)],
         plateau_window(optimizer, num_samples),
-        **reading.of_times,
+        **recording.of_times,
     )
     return dataclasses.replace(predicted, prediction=prediction, real_steps=seen)
 

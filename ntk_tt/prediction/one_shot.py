@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int, Key
 from ntk_tt.dynamics.batches import batch_indices
 from ntk_tt.dynamics.head_replay import replay_head
 from ntk_tt.dynamics.trajectory import Trajectory, record_steps
-from ntk_tt.features.options import Precision
+from ntk_tt.features.feature_options import Precision
 from ntk_tt.losses import LossName
 from ntk_tt.models.model import Model
 from ntk_tt.optimizer import OptimizerConfig, check_num_seeds, check_num_steps

@@ -13,7 +13,7 @@ from ntk_tt.data import Task, UpTo, load_task
 from ntk_tt.features import store as stores
 from ntk_tt.features.compute import jacobian_features
 from ntk_tt.features.contrasts import Outputs, stored_outputs
-from ntk_tt.features.options import Precision, ProjectionName
+from ntk_tt.features.feature_options import Precision, ProjectionName
 from ntk_tt.features.plan import plan_features
 from ntk_tt.features.store import FeatureStore
 from ntk_tt.features.write import feature_manifest, write_features

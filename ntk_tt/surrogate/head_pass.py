@@ -13,7 +13,7 @@ from ntk_tt.features.compute import compute_features
 from ntk_tt.features.contrasts import contrast_basis
 from ntk_tt.features.dimension import default_num_projections, sketch_note
 from ntk_tt.features.directions import head_directions
-from ntk_tt.features.options import Precision
+from ntk_tt.features.feature_options import Precision
 from ntk_tt.features.plan import MAX_FEATURE_BYTES, plan_features
 from ntk_tt.jacobian.bfloat16 import in_bfloat16
 from ntk_tt.jacobian.network import (

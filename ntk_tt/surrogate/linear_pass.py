@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 from ntk_tt.features.compute import compute_features
 from ntk_tt.features.contrasts import Outputs, contrast_basis, in_contrasts
 from ntk_tt.features.dimension import sketch_note
-from ntk_tt.features.options import Precision, ProjectionName
+from ntk_tt.features.feature_options import Precision, ProjectionName
 from ntk_tt.features.plan import plan_features
 from ntk_tt.features.store import FeatureStore
 from ntk_tt.jacobian.bfloat16 import in_bfloat16
