@@ -103,6 +103,20 @@ def test_a_single_record_is_not_continued():
     assert continued_time(np.array([]), np.array([]), 0.5) is None
     assert late_slope(np.array([3, 3]), np.array([1.0, 0.5])) == 0.0
     assert continued_time(np.array([0, 10]), np.array([1.0, 0.5]), 0.25) == pytest.approx(20)
+
+
+def test_errors_that_rest_on_a_stair_are_continued_by_what_came_before():
+    steps = np.arange(0, 101)
+    half_of_it = np.where(steps < 60, 0.4, 0.2)  # halved within the last half, then flat
+    assert continued_time(steps, half_of_it, 0.1) is None
+    assert continued_time(steps, half_of_it, 0.1, in_stairs=True) == pytest.approx(150)
+    early = np.where(steps < 20, 0.4, 0.2)
+    assert continued_time(steps, early, 0.1, in_stairs=True) is None
+    falling = 0.4 * 2.0 ** (-steps / 50)
+    assert continued_time(steps, falling, 0.05, in_stairs=True) == continued_time(
+        steps, falling, 0.05
+    )
+    assert continued_time(steps, np.full(101, 0.5), 0.1, in_stairs=True) is None
     assert smooth(np.array([]), 3).shape == (0,)
 
 

@@ -325,15 +325,15 @@ def intervals(
 
     prediction = predicted.prediction
 
-    def of(curve: np.ndarray, level: float, step: float | int | None) -> dict[str, Any]:
+    def of(family: str, curve: np.ndarray, level: float, step: Any) -> dict[str, Any]:
         time = step
-        if (
-            step is None
-            and (continued := continued_time(prediction.steps, smooth(curve, smoothing), level))
-            is not None
-        ):
+        if step is None:
+            smoothed, in_stairs = smooth(curve, smoothing), family == "error_below"
+            continued = continued_time(prediction.steps, smoothed, level, in_stairs=in_stairs)
             # the mean curve may get there although the median run does not
-            time = max(continued, math.nextafter(num_steps, math.inf))
+            time = (
+                None if continued is None else max(continued, math.nextafter(num_steps, math.inf))
+            )
         if time is None:
             return {"low": None, "high": None, "probability": 0.0}
         if time <= predicted.real_steps:
@@ -349,7 +349,8 @@ def intervals(
 
     return {
         family: {
-            name: of(curve, float(name), step) for name, step in prediction.times[family].items()
+            name: of(family, curve, float(name), step)
+            for name, step in prediction.times[family].items()
         }
         for family, curve in (("loss_below", prediction.loss), ("error_below", prediction.error))
     }

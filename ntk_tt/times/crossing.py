@@ -91,29 +91,34 @@ def crossing_time(steps: Steps | Curve, curve: Curve, threshold: float) -> float
     )
 
 
-def late_slope(steps: Steps | Curve, curve: Curve) -> float:
-    """d log(curve)/dt over its last quarter, at most 0 [1/step]: how a curve goes on after its end;
-    0 where one record cannot say.
+def late_slope(steps: Steps | Curve, curve: Curve, *, share: float = 0.25) -> float:
+    """d log(curve)/dt over its last quarter, or another share, at most 0 [1/step]: how a curve goes
+    on after its end; 0 where one record cannot say.
     """
     if len(steps) < 2:
         return 0.0
-    quarter = max(1, len(steps) // 4)
-    if not steps[-1] > steps[-1 - quarter]:
+    back = min(max(1, int(share * len(steps))), len(steps) - 1)
+    if not steps[-1] > steps[-1 - back]:
         return 0.0
-    last, before = (
-        math.log(max(float(value), 1e-12)) for value in (curve[-1], curve[-1 - quarter])
-    )
-    return min(0.0, (last - before) / float(steps[-1] - steps[-1 - quarter]))
+    last, before = (math.log(max(float(value), 1e-12)) for value in (curve[-1], curve[-1 - back]))
+    return min(0.0, (last - before) / float(steps[-1] - steps[-1 - back]))
 
 
-def continued_time(steps: Steps | Curve, curve: Curve, threshold: float) -> float | None:
+def continued_time(
+    steps: Steps | Curve, curve: Curve, threshold: float, *, in_stairs: bool = False
+) -> float | None:
     """`crossing_time`, and past the curve's end that of an exponential with its late slope; None
     where that does not fall.
+
+    Args:
+        in_stairs: the curve counts samples, as errors do, and may rest for long between two of its
+            stairs. Where it does not fall over its last quarter, the last half tells.
     """
     time = crossing_time(steps, curve, threshold)
     if time is not None or len(curve) == 0 or not np.isfinite(curve).all():
         return time
-    slope = late_slope(steps, curve)
+    shares = (0.25, 0.5) if in_stairs else (0.25,)
+    slope = next((slope for s in shares if (slope := late_slope(steps, curve, share=s)) < 0), 0.0)
     return None if slope == 0 else float(steps[-1] + math.log(threshold / float(curve[-1])) / slope)
 
 
