@@ -1,4 +1,4 @@
-# make demo | test | lint: each makes the virtual environment it needs, with uv where there is one, else venv and pip.
+# make demo | test | lint | docs: each makes the virtual environment it needs, with uv where there is one, else venv and pip.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -7,7 +7,7 @@ THREADS := OMP_NUM_THREADS=2 OPENBLAS_NUM_THREADS=2
 
 JAX ?= 0.9
 
-.PHONY: demo quick-demo wheel-demo test test-all test-slow test-oldest test-newest test-jax lint clean
+.PHONY: demo quick-demo wheel-demo test test-all test-slow test-oldest test-newest test-jax lint docs clean
 
 demo: $(VENV)/.installed
 	$(THREADS) $(BIN)/ntk-tt verify --method curvature --plot out/demo.png --json out/demo.json
@@ -37,6 +37,10 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
+# The pages of docs/ as a site, in out/site. A link that leads nowhere is an error.
+docs: $(VENV)/.installed-docs
+	$(BIN)/python -m mkdocs build --quiet --strict
+
 # The lower bounds of pyproject.toml, in an environment of their own.
 test-oldest:
 	$(MAKE) VENV=.venv-oldest CONSTRAINTS="--constraint tests/oldest.txt" test
@@ -63,6 +67,11 @@ $(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
 $(VENV)/.installed-dev: pyproject.toml $(VENV)/.installed
 	@if command -v uv >/dev/null; then uv pip install --quiet --python $(BIN)/python $(CONSTRAINTS) -e '.[dev]'; \
 	  else $(BIN)/python -m pip install --quiet $(CONSTRAINTS) -e '.[dev]'; fi
+	@touch $@
+
+$(VENV)/.installed-docs: pyproject.toml $(VENV)/.installed
+	@if command -v uv >/dev/null; then uv pip install --quiet --python $(BIN)/python $(CONSTRAINTS) -e '.[docs]'; \
+	  else $(BIN)/python -m pip install --quiet $(CONSTRAINTS) -e '.[docs]'; fi
 	@touch $@
 
 clean:
