@@ -37,6 +37,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
         if not target.exists():
             raise ValueError(f"{page.file.src_uri}: there is no {match[1]}")
         kind = "tree" if target.is_dir() else "blob"
-        return f"]({config['repo_url']}/{kind}/main/{target.relative_to(ROOT).as_posix()}{match[2] or ''})"
+        inside = target.relative_to(ROOT).as_posix()
+        return f"]({config['repo_url']}/{kind}/main/{inside}{match[2] or ''})"
 
     return LINK.sub(lead, markdown)

@@ -1,12 +1,16 @@
-"""Writes the tables of experiments/README.md and of the README from the committed results.
+"""Writes the tables of the documents, and a page for each experiment, from the committed results.
 
 python -m tools.readme             # seconds
-python -m tools.readme --check     # fails where a table is not what the results say
+python -m tools.readme --check     # fails where a document is not what the results say
 """
 
 import dataclasses
 import json
+import re
 import sys
+import textwrap
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,67 +18,127 @@ import numpy as np
 import tyro
 
 from experiments.common import methods
-from experiments.common.experiment import result_path
+from experiments.common.experiment import Experiment, result_path
 from experiments.registry import EXPERIMENTS
 from ntk_tt.prediction import verdict
 
 ROOT = Path(__file__).parents[1]
+PAGES = ROOT / "docs" / "experiments"
 START, END = "<!-- {}: written by python -m tools.readme -->\n", "<!-- end -->\n"
+WIDTH, TITLE_WIDTH = 100, 72
 
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
     check: bool = False
-    """Change nothing; exit with 1 where the README differs."""
+    """Change nothing; exit with 1 where a document differs."""
 
 
-def table() -> str:
-    """Markdown, a row an experiment: claim, command, the paper's result, ours, verdict."""
-    lines = [
-        "| | the paper's claim | the paper's result | ours (`cpu`) | verdict |",
-        "|---|---|---|---|---|",
-    ]
+def overview(folder: str) -> str:
+    """Markdown, a row an experiment with its verdict in a word; `folder` leads to the pages."""
+    rows, links = [], []
     for name, experiment in EXPERIMENTS.items():
-        path = experiment.result_path("cpu")
-        if path.exists():
-            document = json.loads(path.read_text())
-            outcome, judgement = experiment.summarize(document["results"])
-            files = f"[JSON](results/{name}/cpu.json)"
-            if path.with_suffix(".png").exists():
-                files += f", [figure](results/{name}/cpu.png)"
-            word, _, reason = judgement.partition(":")
-            outcome, judgement = (
-                f"{outcome} ({files}; {document['environment']['date']})",
-                f"**{word}**{':' if reason else ''}{reason}",
-            )
-        else:
-            outcome, judgement = "not run", "–"
-        cells = (experiment.claim, experiment.paper_result, outcome, judgement)
-        lines.append(f"| `{name}` | {' | '.join(_cell(text) for text in cells)} |")
-    return "\n".join(lines) + "\n"
+        word = "not run"
+        if experiment.result_path("cpu").exists():
+            word = _outcome(experiment)[1].partition(":")[0]
+        rows.append([f"[{name}]", _shortened(_title(experiment)), word])
+        links.append(f"[{name}]: {folder}/{name}.md")
+    return _table(["", "question", "verdict"], rows) + "\n" + "\n".join(links) + "\n"
 
 
-def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
+def page(experiment: Experiment[Any]) -> str:
+    """Markdown: the paper's claim and result, ours, the verdict, and how ours came about."""
+    name, path = experiment.name, experiment.result_path("cpu")
+    heading, _, title = _docstring(experiment).rpartition(": ")
+    outcome, judgement = _outcome(experiment)
+    word, _, reason = judgement.partition(":")
+    document = json.loads(path.read_text())
+    where = document["environment"]
+    results = f"../../experiments/results/{name}"
+    shown = f"![{name}]({results}/cpu.png)\n" if path.with_suffix(".png").exists() else ""
+    paper = "" if experiment.paper_result.strip() in ("", "–") else experiment.paper_result
+    cores = f"{where['cores']} cores, " if "cores" in where else ""
+    parts = [
+        f"<!-- written by python -m tools.readme -->\n\n# {heading or name}\n",
+        _wrapped(f"{title[0].upper()}{title[1:]}"),
+        _wrapped(f"**{word.capitalize()}**{': ' if reason else '.'}{reason.strip()}"),
+        "## Claim\n",
+        _wrapped(experiment.claim),
+        _wrapped(f"The paper's result: {' '.join(paper.split())}") if paper else "",
+        "## Ours\n",
+        _listed(outcome),
+        shown,
+        "## How it was measured\n",
+        f"```\npython -m experiments.run {name} --scale cpu\n```\n",
+        _wrapped(
+            f"{where['device'].upper()}, {cores}{where['system']}, Python {where['python']}, "
+            f"JAX {where['jax']}, Flax {where['flax']}, optax {where['optax']}, seed "
+            f"{where['seed']}, {where['date']}. Every run is in [cpu.json]({results}/cpu.json)."
+        ),
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+def summary() -> str:
+    """Markdown: four rows of the accuracy, and what high trust means."""
+    found = _accuracy("cpu.json")["results"]["tables"]["reporting"]
+    names = {
+        "another run": "another real run",
+        "curvature": "ntk-tt, `curvature`",
+        "replay": "frozen kernel, as in the paper",
+        "constant": "the best constant",
+    }
+    rows = [
+        [shown, *(f"{found[name][of]:.0%}" for of in ("median", "within_20", "within_2x"))]
+        for name, shown in names.items()
+    ]
+    high = _accuracy("calibration.json")["by trust"]["reporting"]["curvature"]["high"]
+    trusted = (
+        f'Where `curvature` says "trust: high" ({high["runs"]} of the runs), '
+        f"{high['curvature']['within_20']:.0%} of the times are within 20 %, and "
+        f"{high['curvature']['within_2x']:.0%} within a factor of two."
+    )
+    header = ["", "median error", "within 20 %", "within 2×"]
+    return f"{_table(header, rows)}\n{_wrapped(trusted)}"
 
 
 def accuracy() -> str:
     """Markdown: errors by method on the reporting data, every number from
     `experiments.studies.accuracy`.
     """
+    measures = ("median", "p95", "within_20", "within_2x", "runs_within_20", "runs_within_2x")
+    rows = [
+        [method, *(f"{row[name]:.0%}" for name in measures), *_skills(row)]
+        for method, row in _reported().items()
+    ]
+    header = ["method", "median error", "95th %ile", "≤ 20 %", "≤ 2×", "runs ≤ 20 %", "runs ≤ 2×"]
+    return _table([*header, "skill ¹", "skill ²"], rows) + (
+        "\n≤ 20 %, ≤ 2×: share of times within that error. ¹ Over a constant. ² Over an\n"
+        "extrapolation of equal cost.\n"
+    )
+
+
+def costs() -> str:
+    """Markdown: what 150 full-batch steps cost over the predictions of the accuracy benchmark."""
     results = _accuracy("cpu.json")["results"]
-    costs = []
+    rows = [
+        [method, *(f"{row[of]:.0f}×" if row[of] else "" for of in ("gd_ratio", "further_gd_ratio"))]
+        for method, row in _reported().items()
+        if row["gd_ratio"]
+    ]
+    named = ("head", "curvature", "one-shot")
+    networks = []
     for network in dict.fromkeys(each["network"] for each in results["runs"]):
         runs = [each for each in results["runs"] if each["network"] == network]
         ratios = (
-            f"{np.median([each['gd_seconds'] / each['seconds'][method] for each in runs]):.0f}× "
-            f"({method})"
-            for method in ("head", "curvature", "one-shot")
+            np.median([each["gd_seconds"] / each["seconds"][method] for each in runs])
+            for method in named
         )
-        costs.append(f"{network} {', '.join(ratios)}")
+        networks.append([network, *(f"{ratio:.0f}×" for ratio in ratios)])
     return (
-        methods.markdown(results["tables"], "reporting")
-        + f"\nCost by network, of all runs: 150 GD steps are {'; '.join(costs)}.\n"
+        _table(["median run, reporting data", "one setting", "a further setting"], rows)
+        + "\n"
+        + _table(["one setting, all runs", *named], networks)
     )
 
 
@@ -89,44 +153,135 @@ def trust() -> str:
         "low": f"low: 1 to {verdict.CLOSE_MARGIN:g}",
         "none": "none: below 1, refused",
     }
-    lines = [
-        "| method | trust: margin | runs | median error | within 20 % | within 2× | another real "
-        "run: median | within 20 % | within 2× |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+    rows = []
     for method, grades in found["by trust"]["reporting"].items():
         for grade, row in grades.items():
-            cells = [
+            cells = (
                 f"{row[of][measure]:.0%}"
                 for of in (method, "another run")
                 for measure in ("median", "within_20", "within_2x")
-            ]
-            lines.append(f"| {' | '.join([method, limits[grade], str(row['runs']), *cells])} |")
+            )
+            rows.append([method, limits[grade], str(row["runs"]), *cells])
     held = {name: row["covered"] for name, row in found["coverage"]["reporting"].items()}
-    return "\n".join(lines) + (
-        "\n\nOf the real times of the reporting runs the 90 % intervals hold "
-        f"{held['curvature, 0% seen']:.0%} (`curvature`), {held['one-shot, 0% seen']:.0%} "
-        "(`one-shot`), and with a tenth and a quarter "
-        f"of the run seen {held['curvature, 10% seen']:.0%} and "
-        f"{held['curvature, 25% seen']:.0%}.\n"
+    coverage = (
+        "The last three columns are those of another real run. Of the real times of the reporting "
+        f"runs the 90 % intervals hold {held['curvature, 0% seen']:.0%} (`curvature`), "
+        f"{held['one-shot, 0% seen']:.0%} (`one-shot`), and with a tenth and a quarter of the run "
+        f"seen {held['curvature, 10% seen']:.0%} and {held['curvature, 25% seen']:.0%}."
     )
+    header = ["method", "trust: margin", "runs", *("median error", "≤ 20 %", "≤ 2×") * 2]
+    return f"{_table(header, rows)}\n{_wrapped(coverage)}"
+
+
+def _reported() -> dict[str, dict[str, Any]]:
+    """The rows of the accuracy on the reporting data, without those in which nothing was slowed."""
+    found = _accuracy("cpu.json")["results"]["tables"]["reporting"]
+
+    def is_repeated(method: str) -> bool:
+        slowed = found[method.removesuffix(methods.UNSLOWED)]
+        return slowed is not found[method] and slowed["p95"] == found[method]["p95"]
+
+    return {method: row for method, row in found.items() if not is_repeated(method)}
+
+
+def _skills(row: dict[str, Any]) -> list[str]:
+    skills = (row[f"skill over {of}"] for of in ("constant", "extrapolation, equal cost"))
+    return ["" if skill is None else f"{skill:.2f}" for skill in skills]
 
 
 def _accuracy(name: str) -> dict[str, Any]:
     return json.loads(result_path("accuracy", "cpu").with_name(name).read_text())
 
 
-# Which document has which sections, each between its marks.
-DOCUMENTS = {
-    ROOT / "experiments" / "README.md": {"reproduction": table},
-    ROOT / "README.md": {"accuracy": accuracy, "trust": trust},
+def _outcome(experiment: Experiment[Any]) -> tuple[str, str]:
+    return experiment.summarize(json.loads(experiment.result_path("cpu").read_text())["results"])
+
+
+def _docstring(experiment: Experiment[Any]) -> str:
+    """The first sentence of an experiment's module, such as "Figure 5: seconds to …"."""
+    found = sys.modules[experiment.compute.__module__].__doc__ or experiment.name
+    return " ".join(found.strip().partition("\n\n")[0].split())
+
+
+def _title(experiment: Experiment[Any]) -> str:
+    """That sentence without the number of the figure."""
+    title = _docstring(experiment).rpartition(": ")[2].removesuffix(".")
+    return title[0].upper() + title[1:]
+
+
+def _shortened(title: str) -> str:
+    """At most TITLE_WIDTH characters, cut after a clause where there is one."""
+    if len(title) <= TITLE_WIDTH:
+        return title
+    clause = re.match(rf".{{30,{TITLE_WIDTH - 3}}}(?=[,;?] )", title)
+    if clause is None:
+        return textwrap.shorten(title, TITLE_WIDTH, placeholder=" …")
+    return clause[0] + ("?" if title[clause.end()] == "?" else " …")
+
+
+def _listed(outcome: str) -> str:
+    """A list, an item for each part that a semicolon or full stop outside parentheses ends; a part
+    without a name belongs to the named one before it.
+    """
+    parts, depth, begin = [], 0, 0
+    for place, character in enumerate(outcome):
+        depth += (character == "(") - (character == ")")
+        if depth == 0 and re.match(r"[;.] ", outcome[place:]):
+            parts.append(outcome[begin:place])
+            begin = place + 2
+    items: list[str] = []
+    for part in (*parts, outcome[begin:]):
+        if items and ": " in items[-1] and ": " not in part:
+            items[-1] += f"; {part.strip()}"
+        else:
+            items.append(part.strip())
+    return "".join(_wrapped(f"- {item}", "  ") for item in items)
+
+
+def _wrapped(text: str, indent: str = "") -> str:
+    return (
+        textwrap.fill(
+            " ".join(text.split()),
+            WIDTH,
+            subsequent_indent=indent,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        + "\n"
+    )
+
+
+def _table(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "".join(
+        f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines
+    )
+
+
+Write = Callable[[], str]
+
+# Which document has which sections, each between its marks; an empty name is a whole document.
+DOCUMENTS: dict[Path, dict[str, Write]] = {
+    ROOT / "README.md": {"summary": summary},
+    ROOT / "docs" / "results.md": {"accuracy": accuracy, "trust": trust},
+    ROOT / "docs" / "costs.md": {"costs": costs},
+    ROOT / "docs" / "paper.md": {"overview": partial(overview, "experiments")},
+    ROOT / "experiments" / "README.md": {"overview": partial(overview, "../docs/experiments")},
+    **{
+        PAGES / f"{name}.md": {"": partial(page, experiment)}
+        for name, experiment in EXPERIMENTS.items()
+        if experiment.result_path("cpu").exists()
+    },
 }
 
 
 def text(path: Path) -> str:
     """A document as it should be: its own prose, and what is written between the marks."""
+    sections = DOCUMENTS[path]
+    if "" in sections:
+        return sections[""]()
     document = path.read_text()
-    for name, write in DOCUMENTS[path].items():
+    for name, write in sections.items():
         before, mark, rest = document.partition(START.format(name))
         if not mark or END not in rest:
             sys.exit(
@@ -137,11 +292,12 @@ def text(path: Path) -> str:
 
 
 def main(arguments: Arguments) -> None:
+    PAGES.mkdir(exist_ok=True)
     for path in DOCUMENTS:
         if not arguments.check:
             path.write_text(text(path))
-        elif path.read_text() != text(path):
-            sys.exit(f"{path}: a table is not what the results say; run python -m tools.readme")
+        elif not path.exists() or path.read_text() != text(path):
+            sys.exit(f"{path}: is not what the results say; run python -m tools.readme")
 
 
 if __name__ == "__main__":
