@@ -1,23 +1,66 @@
-"""What the documents show runs."""
+"""What the documents show runs, and what they lead to is there."""
 
+import importlib.util
 import re
 import runpy
+import shlex
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+DOCUMENTS = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+    ROOT / "experiments" / "README.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
+
+
+def _name(path):
+    return path.relative_to(ROOT).as_posix()
+
+
+def _fences(path, language):
+    return re.findall(rf"^```{language}\n(.*?)^```", path.read_text(), re.DOTALL | re.MULTILINE)
+
+
+def _code(path):
+    """Lines of fences without a language, and what stands in backticks, without remarks."""
+    text = path.read_text()
+    shown = [line for fence in _fences(path, "") for line in fence.splitlines()]
+    shown += re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.S | re.M))
+    return [line.split(" #")[0].strip() for line in shown]
+
+
+def _run(path):
+    names = {}
+    for snippet in _fences(path, "python"):
+        exec(compile(snippet, _name(path), "exec"), names)
 
 
 def test_readme_snippet_runs(capsys):
-    snippets = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    snippets = _fences(ROOT / "README.md", "python")
     assert snippets
     for snippet in snippets:
         assert len([line for line in snippet.splitlines() if line.strip()]) <= 12
-        exec(compile(snippet, "README.md", "exec"), {})
+    _run(ROOT / "README.md")
     assert "loss below 0.5" in capsys.readouterr().out
 
 
+def test_readme_takes_five_minutes():
+    assert len((ROOT / "README.md").read_text().split()) <= 900
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "path", [path for path in DOCUMENTS[1:] if _fences(path, "python")], ids=_name
+)
+def test_examples_of_a_page_run(path, capsys):
+    _run(path)
+    assert capsys.readouterr().out
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "says"),
     [
@@ -41,10 +84,59 @@ def test_all_notebooks_are_run():
     }
 
 
-def test_links_in_documents_lead_somewhere():
-    for document in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
-        for target in re.findall(r"\]\(([^)#:]+?)(?:#[^)]*)?\)", document.read_text()):
-            assert (document.parent / target).exists(), f"{document.name} -> {target}"
+def test_shown_commands_are_understood(monkeypatch):
+    from ntk_tt.cli import entry
+
+    # names that stand for something, and commands that are only named
+    unfinished = re.compile(r"…|\b(COMMAND|K|NAME)\b|(LOG|watch)$|\|")
+    taken = []
+    monkeypatch.setattr(entry, "_execute", taken.append)
+    commands = {
+        line
+        for path in DOCUMENTS
+        for line in _code(path)
+        if line.startswith("ntk-tt ") and not unfinished.search(line)
+    }
+    assert len(commands) >= 10
+    for command in sorted(commands):
+        entry.main(shlex.split(command)[1:])  # exits where a flag or value is not known
+    assert len(taken) == len(commands)
+
+
+def test_shown_modules_and_targets_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
+    for path in DOCUMENTS:
+        for line in _code(path):
+            if found := re.match(r"python -m ((?:experiments|tools|benchmarks)[\w.]*)", line):
+                assert importlib.util.find_spec(found[1].rstrip(".")), f"{_name(path)}: {line}"
+            if found := re.match(r"make ([a-z-]+)", line):
+                assert found[1] in targets, f"{_name(path)}: {line}"
+
+
+def _slug(heading):
+    return re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-")
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=_name)
+def test_links_lead_somewhere(path):
+    text = path.read_text()
+    links = re.findall(r"\]\(([^)#:]*)(?:#([^)]*))?\)", text)
+    links += [(target, "") for target in re.findall(r"^\[[^]]+\]: (?!\w+:)(\S+)$", text, re.M)]
+    for target, anchor in links:
+        lead = path.parent / target if target else path
+        assert lead.exists(), f"{_name(path)} -> {target}"
+        if anchor:
+            page = lead.read_text()
+            known = {_slug(heading) for heading in re.findall(r"^#+ (.*)$", page, re.MULTILINE)}
+            known |= set(re.findall(r'<a id="([^"]+)"', page))
+            assert anchor in known, f"{_name(path)} -> {target}#{anchor}"
+
+
+def test_every_page_but_those_of_the_experiments_is_in_the_navigation():
+    shown = set(re.findall(r"([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE))
+    pages = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")}
+    assert shown == {page for page in pages if not page.startswith("experiments/")}
 
 
 def test_flags_in_the_json_document_exist():
