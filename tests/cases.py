@@ -274,7 +274,7 @@ def _weight_norm(p, x):
 
 @case(VECTOR, w=(6, 5), head=(5, 3))
 def _spectral_norm(p, x):
-    u = jnp.ones(6, x.dtype)
+    u, v = jnp.ones(6, x.dtype), jnp.zeros(5, x.dtype)
     for _ in range(3):
         v = p["w"].T @ u
         v = v / jnp.linalg.norm(v)

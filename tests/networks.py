@@ -86,7 +86,7 @@ def dense_jacobian(case: Case, inputs) -> np.ndarray:
     """(N, C, D) one output of one sample at a time, by `jax.grad`: shares nothing with the
     library.
     """
-    rows = []
+    rows, outputs = [], 0
     for x in inputs:
         outputs = case.apply(case.params, x[None]).shape[1]
         for output in range(outputs):

@@ -93,7 +93,7 @@ def trained_in_weight_space(model, data, optimizer, num_steps, batches):
         np.arange(SAMPLES)[None].repeat(num_steps, 0) if batches is None else np.asarray(batches)
     ):
         gradient = jax.grad(lambda params, batch=batch: losses(params)[batch].mean())(params)
-        weights = {**params, "delta": jax.tree.map(jnp.add, params["delta"], parts.backbone)}
+        weights = {**dict(params), "delta": jax.tree.map(jnp.add, params["delta"], parts.backbone)}
         gradient = jax.tree.map(lambda g, w: g + optimizer.weight_decay * w, gradient, weights)
         updates, state = chain.update(gradient, state, params)
         params = optax.apply_updates(params, updates)

@@ -715,7 +715,7 @@ def test_the_second_point_lies_on_gradient_descent_to_a_quarter_of_the_loss():
     )
     rate = 1 / np.linalg.eigvalsh(curvature)[-1]
     weights, kernel, shift = np.zeros_like(network.weights), kernel, np.asarray(head["bias"])
-    start = None
+    start, step = None, 0
     for step in range(10_000):
         features = network.logits + network.jacobian @ weights
         loss = oracles.mean_loss("ce", features @ kernel + shift, targets)

@@ -9,7 +9,7 @@ from tools.calibrate import later_times, ratios
 STEPS = np.arange(0, 301, 3)
 
 
-def curve(pace: float) -> dict[str, list[float]]:
+def curve(pace: float) -> dict[str, list]:
     """Loss e^(−t/pace) and error half of that: 50 % of the loss at pace·ln 2."""
     loss = np.exp(-STEPS / pace)
     return {"steps": STEPS.tolist(), "loss": loss.tolist(), "error": (loss / 2).tolist()}

@@ -1,5 +1,7 @@
 """Θ and features against an independent dense computation."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -138,11 +140,9 @@ def test_peak_memory_is_linear_in_the_number_of_samples():
     )
     assert large.block_bytes == small.block_bytes
     assert large.feature_bytes == 64 * small.feature_bytes
+    writer: Any = _writer(None)
     write = (
-        _writer(None)
-        .lower(jnp.zeros((4096, 2, 64)), jnp.zeros((4, 2, 64)), 0)
-        .compile()
-        .memory_analysis()
+        writer.lower(jnp.zeros((4096, 2, 64)), jnp.zeros((4, 2, 64)), 0).compile().memory_analysis()
     )
     assert write.alias_size_in_bytes == large.feature_bytes
     assert write.temp_size_in_bytes < small.block_bytes
