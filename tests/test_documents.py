@@ -1,5 +1,6 @@
 """What the documents show runs, and what they lead to is there."""
 
+import importlib
 import importlib.util
 import re
 import runpy
@@ -112,6 +113,43 @@ def test_shown_modules_and_targets_exist():
                 assert importlib.util.find_spec(found[1].rstrip(".")), f"{_name(path)}: {line}"
             if found := re.match(r"make ([a-z-]+)", line):
                 assert found[1] in targets, f"{_name(path)}: {line}"
+
+
+def _is_there(name):
+    """Whether a dotted name is a module, or something in one."""
+    found = None
+    parts = name.split(".")
+    for end in range(1, len(parts) + 1):
+        if hasattr(found, parts[end - 1]):
+            found = getattr(found, parts[end - 1])
+        else:
+            try:
+                found = importlib.import_module(".".join(parts[:end]))
+            except ImportError:
+                return False
+    return True
+
+
+SOURCES = [
+    path
+    for folder in ("ntk_tt", "experiments", "tools", "benchmarks")
+    for path in sorted((ROOT / folder).rglob("*.py"))
+]
+
+
+@pytest.mark.parametrize("path", [*DOCUMENTS, *SOURCES], ids=_name)
+def test_what_is_named_is_there(path):
+    text = path.read_text()
+    if path.suffix == ".md" and path.name != "CHANGELOG.md":  # which names what there was
+        folders = "ntk_tt|tests|benchmarks|experiments|tools|notebooks|examples"
+        for name in re.findall(rf"`((?:{folders})/[\w./-]*)", text):
+            assert (ROOT / name).exists(), name
+        tests = "".join(test.read_text() for test in (ROOT / "tests").glob("*.py"))
+        for name in re.findall(r"`(test_\w+)`", text):
+            assert f"def {name}(" in tests, name
+    if path.name != "CHANGELOG.md":
+        for name in set(re.findall(r"`((?:ntk_tt|experiments|tools)(?:\.\w+)+)[`(]", text)):
+            assert _is_there(name), name
 
 
 def _slug(heading):

@@ -93,8 +93,8 @@ def later_times(
 
 
 def distribution(pairs: list[tuple[float, bool]], level: float) -> dict[str, Any]:
-    """What `ntk_tt.calibration` reads: log(real/predicted), and the half-width that a share of
-    these keep within.
+    """What `ntk_tt.times.calibration` reads: log(real/predicted), and the half-width that a share
+    of these keep within.
     """
     logs, censored = (
         np.asarray([value for value, _ in pairs]),

@@ -89,14 +89,14 @@ def summary() -> str:
         "constant": "the best constant",
     }
     rows = [
-        [shown, *(f"{found[name][of]:.0%}" for of in ("median", "within_20", "within_2x"))]
+        [shown, *(_percent(found[name][of]) for of in ("median", "within_20", "within_2x"))]
         for name, shown in names.items()
     ]
     high = _accuracy("calibration.json")["by trust"]["reporting"]["curvature"]["high"]
     trusted = (
         f'Where `curvature` says "trust: high" ({high["runs"]} of the runs), '
-        f"{high['curvature']['within_20']:.0%} of the times are within 20 %, and "
-        f"{high['curvature']['within_2x']:.0%} within a factor of two."
+        f"{_percent(high['curvature']['within_20'])} of the times are within 20 %, and "
+        f"{_percent(high['curvature']['within_2x'])} within a factor of two."
     )
     header = ["", "median error", "within 20 %", "within 2×"]
     return f"{_table(header, rows)}\n{_wrapped(trusted)}"
@@ -108,7 +108,7 @@ def accuracy() -> str:
     """
     measures = ("median", "p95", "within_20", "within_2x", "runs_within_20", "runs_within_2x")
     rows = [
-        [method, *(f"{row[name]:.0%}" for name in measures), *_skills(row)]
+        [method, *(_percent(row[name]) for name in measures), *_skills(row)]
         for method, row in _reported().items()
     ]
     header = ["method", "median error", "95th %ile", "≤ 20 %", "≤ 2×", "runs ≤ 20 %", "runs ≤ 2×"]
@@ -157,17 +157,17 @@ def trust() -> str:
     for method, grades in found["by trust"]["reporting"].items():
         for grade, row in grades.items():
             cells = (
-                f"{row[of][measure]:.0%}"
+                _percent(row[of][measure])
                 for of in (method, "another run")
                 for measure in ("median", "within_20", "within_2x")
             )
             rows.append([method, limits[grade], str(row["runs"]), *cells])
-    held = {name: row["covered"] for name, row in found["coverage"]["reporting"].items()}
+    held = {name: _percent(row["covered"]) for name, row in found["coverage"]["reporting"].items()}
     coverage = (
         "The last three columns are those of another real run. Of the real times of the reporting "
-        f"runs the 90 % intervals hold {held['curvature, 0% seen']:.0%} (`curvature`), "
-        f"{held['one-shot, 0% seen']:.0%} (`one-shot`), and with a tenth and a quarter of the run "
-        f"seen {held['curvature, 10% seen']:.0%} and {held['curvature, 25% seen']:.0%}."
+        f"runs the 90 % intervals hold {held['curvature, 0% seen']} (`curvature`), "
+        f"{held['one-shot, 0% seen']} (`one-shot`), and with a tenth and a quarter of the run "
+        f"seen {held['curvature, 10% seen']} and {held['curvature, 25% seen']}."
     )
     header = ["method", "trust: margin", "runs", *("median error", "≤ 20 %", "≤ 2×") * 2]
     return f"{_table(header, rows)}\n{_wrapped(coverage)}"
@@ -187,6 +187,10 @@ def _reported() -> dict[str, dict[str, Any]]:
 def _skills(row: dict[str, Any]) -> list[str]:
     skills = (row[f"skill over {of}"] for of in ("constant", "extrapolation, equal cost"))
     return ["" if skill is None else f"{skill:.2f}" for skill in skills]
+
+
+def _percent(share: float) -> str:
+    return f"{share:.0%}".replace("%", " %")
 
 
 def _accuracy(name: str) -> dict[str, Any]:
@@ -241,21 +245,21 @@ def _listed(outcome: str) -> str:
 def _wrapped(text: str, indent: str = "") -> str:
     return (
         textwrap.fill(
-            " ".join(text.split()),
+            " ".join(text.split()).replace(" %", "\N{NO-BREAK SPACE}%"),
             WIDTH,
             subsequent_indent=indent,
             break_long_words=False,
             break_on_hyphens=False,
-        )
+        ).replace("\N{NO-BREAK SPACE}", " ")
         + "\n"
     )
 
 
 def _table(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "".join(
-        f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines
-    )
+    def line(cells: list[str]) -> str:
+        return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |\n"
+
+    return "".join([line(header), "|---" * len(header) + "|\n", *map(line, rows)])
 
 
 Write = Callable[[], str]

@@ -1,4 +1,4 @@
-"""Which number tells a good prediction from a bad one? Chooses the limits of `ntk_tt.verdict`.
+"""Which number tells a good prediction from a bad one? Chooses the limits of the verdict.
 
     python -m experiments.studies.trust --data cifar100 dtd                # tuning
     python -m experiments.studies.trust --data digits cifar10 trashnet     # reporting
@@ -163,9 +163,10 @@ def summary() -> str:
     lines = [
         "Median relative error of the threshold times of a run (max(predicted/real, "
         "real/predicted) − 1; not reached counts as twice the run's length),",
-        "by `python -m experiments.studies.trust`; the upper limit of `ntk_tt.verdict` was chosen "
-        "on the tuning data; the limit of `high` was tightened from 0.5 to 0.1 after the reporting "
-        "data had been seen, so the split into high and medium is not a held-out result.",
+        "by `python -m experiments.studies.trust`; the upper limit of `ntk_tt.prediction.verdict` "
+        "was chosen on the tuning data; the limit of `high` was tightened from 0.5 to 0.1 after "
+        "the reporting data had been seen, so the split into high and medium is not a held-out "
+        "result.",
         "",
         "| data | trust | runs | median error | within 20 % |",
         "|---|---|---|---|---|",

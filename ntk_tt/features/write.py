@@ -87,7 +87,7 @@ def feature_manifest(
     projection: ProjectionName,
     key: Key[Array, ""] | None,
 ) -> dict[str, Any]:
-    """All that the features of a plan depend on, as `ntk_tt.features.store.describe` gives it."""
+    """All that the features of a plan depend on, as `features.manifest.describe` gives it."""
     return describe(
         apply,
         params,

@@ -6,7 +6,7 @@ transposed, broadcast or cast one) gets a zero perturbation added to its result,
 forward pass keeps the taps' other operands, and one pullback for each output, mapped together,
 gives the signals δ = ∂f/∂tap: backward passes through activations only, no weight gradient is
 formed. The gradient of a parameter is the sum over its taps of the equation's own transpose applied
-to δ (`ntk_tt.layers`).
+to δ (`ntk_tt.jacobian.layers`).
 
 That is the chain rule and nothing else, so shared parameters, complex numbers, `custom_jvp`,
 `scan`, `remat` (taps of a whole equation) and primitives unknown to this package come out right.

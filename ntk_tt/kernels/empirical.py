@@ -62,10 +62,10 @@ def empirical_ntk(
     Raises:
         ValueError: NaN in inputs or weights, or an `apply` of another form.
 
-    Cost: C backward passes a sample, and for each layer the cheaper of two ways (`ntk_tt.cost`):
-    its gradients formed and multiplied, 2·K·O·N1·C·N2·C flops, or a Gram block of its activations
-    and signals, whose cost does not depend on the size of the kernel. What does not fit into a
-    strip is recomputed for each of the strips. Memory: Θ and two strips.
+    Cost: C backward passes a sample, and for each layer the cheaper of two ways
+    (`ntk_tt.jacobian.flops`): its gradients formed and multiplied, 2·K·O·N1·C·N2·C flops, or a Gram
+    block of its activations and signals, whose cost does not depend on the size of the kernel. What
+    does not fit into a strip is recomputed for each of the strips. Memory: Θ and two strips.
     """
     check_path(path)
     num_outputs = check_network(apply, params, x1)

@@ -1,7 +1,7 @@
 """Θ over the devices of a mesh: each sample's features (or rows of Θ) on one device, products as
 collectives.
 
-See `ntk_tt.sharding` for what lies where. States, residuals and logits are on every device.
+See `ntk_tt.runtime.sharding` for what lies where. States, residuals and logits are on every device.
 """
 
 from collections.abc import Callable
