@@ -15,7 +15,6 @@ from ntk_tt.dynamics.batches import batch_indices, noise_variance
 from ntk_tt.dynamics.sde import _integrate
 from ntk_tt.kernels.operators import DualKernel, PrimalKernel
 from ntk_tt.optimizer import OptimizerConfig, named_schedule
-from ntk_tt.surrogate.linear import zero_state
 from tests.networks import dense_jacobian, mlp
 
 NUM_SAMPLES, NUM_OUTPUTS = 12, 3
@@ -314,7 +313,7 @@ def one_step_increments(problem, optimizer, noise, num_keys):
             rate,
             jnp.asarray([0.0, 1.0]),
             path,
-            zero_state(problem),
+            problem.zero(),
         )[2]
 
     logits = np.asarray(jax.vmap(one)(jax.random.split(jax.random.key(0), num_keys)))

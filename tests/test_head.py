@@ -12,8 +12,8 @@ import pytest
 from flax import nnx
 
 import ntk_tt
+from ntk_tt.dynamics import replay, states_along
 from ntk_tt.dynamics.batches import batch_indices
-from ntk_tt.dynamics.head_replay import replay_head, states_along
 from ntk_tt.features.contrasts import contrast_basis
 from ntk_tt.features.directions import head_directions
 from ntk_tt.optimizer import named_schedule
@@ -114,7 +114,7 @@ def test_replay_is_training_of_the_model_in_weight_space(data, optimizer):
     model = network()
     problem = full(model, data, curvature=False)
     batches = batch_indices(SAMPLES, optimizer, 20, jax.random.key(3))
-    found = replay_head(problem, optimizer, 20, batches=batches)
+    found = replay(problem, optimizer, 20, batches=batches)
     expected = trained_in_weight_space(model, data, optimizer, 20, batches)
     assert expected[0] - expected[-1] > 0.1
     np.testing.assert_allclose(found.loss, expected, rtol=2e-5)
@@ -279,7 +279,9 @@ def test_the_path_to_the_second_point_takes_smaller_steps_where_it_blows_up(data
     usual, _ = path_to(problem, ANCHOR_FALL)
     monkeypatch.setattr("ntk_tt.surrogate.second_point._FLOW_RATE", 1e4)
     found, _ = path_to(problem, ANCHOR_FALL)
-    start, end = (float(problem.metrics(state)[0]) for state in (problem.zero(), found))
+    start, end = (
+        float(problem.metrics(problem.logits(state))[0]) for state in (problem.zero(), found)
+    )
     assert end < ANCHOR_FALL * start
     alike = (
         found.backbone
@@ -418,7 +420,9 @@ def test_a_prediction_keeps_the_path_that_its_verdict_goes_by(data):
         assert run.states is not None
         assert len(run.states) == count  # spans of whole records, and the rest
         for state, step in ((run.states[0], 0), (run.states[-1], -1)):
-            np.testing.assert_allclose(problem.metrics(state)[0], run.loss[step], rtol=1e-6)
+            np.testing.assert_allclose(
+                problem.metrics(problem.logits(state))[0], run.loss[step], rtol=1e-6
+            )
     path, elsewhere = (
         ntk_tt.predict(problem, setting, 40).runs[0].states
         for setting in (optimizer, ntk_tt.OptimizerConfig(0.03))

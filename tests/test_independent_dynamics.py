@@ -18,7 +18,7 @@ from ntk_tt.dynamics.batches import noise_variance
 from ntk_tt.dynamics.sde import _integrate
 from ntk_tt.kernels.operators import DualKernel, PrimalKernel
 from ntk_tt.optimizer import OptimizerConfig
-from ntk_tt.surrogate.linear import LinearizedProblem, zero_state
+from ntk_tt.surrogate.linear import LinearizedProblem
 from tests import oracles
 
 
@@ -278,7 +278,7 @@ def sampled(
             rates,
             jnp.asarray([0.0, STEPS]),
             path,
-            zero_state(known.problem),
+            known.problem.zero(),
         )[2]
 
     keys = jax.random.split(jax.random.key(0), num_paths)

@@ -19,7 +19,7 @@ from flax import nnx
 from jax.flatten_util import ravel_pytree
 
 import ntk_tt
-from ntk_tt.dynamics import replay, replay_head, replay_many
+from ntk_tt.dynamics import replay, replay_many
 from ntk_tt.dynamics.batches import batch_indices
 from ntk_tt.optimizer import OptimizerConfig
 from ntk_tt.surrogate.linear import LinearizedProblem
@@ -615,7 +615,7 @@ def check_head(name, loss, num_outputs, bias, moved, curvature):
         SETTINGS[name]["rate"],
         **{key: value for key, value in SETTINGS[name].items() if key != "rate"},
     )
-    found = replay_head(
+    found = replay(
         problem,
         optimizer,
         15,

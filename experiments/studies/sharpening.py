@@ -26,8 +26,7 @@ from experiments.common.experiment import Experiment, Scale
 from experiments.common.rates import stable_rate
 from experiments.common.tasks import TUNING, LoadedTask, TaskConfig, load
 from ntk_tt import losses
-from ntk_tt.dynamics import replay
-from ntk_tt.dynamics.head_replay import states_along
+from ntk_tt.dynamics import replay, states_along
 from ntk_tt.jacobian.network import blocks
 from ntk_tt.surrogate.head_pass import linearize_head
 from ntk_tt.surrogate.sharpness import largest_curvature
@@ -88,7 +87,7 @@ def compute(config: Config) -> dict[str, Any]:
             states = states_along(problem, optimizer, config.num_steps, config.measurements)
             found[name] = [
                 (
-                    float(problem.metrics(state)[0]),
+                    float(problem.metrics(problem.logits(state))[0]),
                     largest_curvature(problem.tangent(state), problem.logits(state))[0],
                 )
                 for state in states

@@ -10,14 +10,12 @@ from ntk_tt.prediction.setup import Loaded, precision_error
 from ntk_tt.prediction.verdict import Verdict
 from ntk_tt.report import document as reports
 from ntk_tt.runtime.stopwatch import Stopwatch
-from ntk_tt.surrogate.real_head import HeadProblem
 from ntk_tt.training import TrainingRun
 
 
 def task_part(options: Predict, loaded: Loaded, predicted: Predicted) -> dict[str, Any]:
     """What is learned, by which network, and what the prediction keeps of it."""
     task, model, problem, stored = loaded.task, loaded.model, predicted.problem, predicted.features
-    head = problem if isinstance(problem, HeadProblem) else None
     return {
         "model": model.name,
         "weights": options.weights,
@@ -39,10 +37,7 @@ def task_part(options: Predict, loaded: Loaded, predicted: Predicted) -> dict[st
         "precision": options.precision,
         "precision_error": precision_error(options, loaded),
         "features": None if stored is None else str(stored.folder),
-        "space": "primal" if isinstance(problem, HeadProblem) else problem.kernel.space,
-        "num_directions": head and head.directions.shape[1],
-        "directions_dropped": head and float(head.dropped),
-        "kernel_growth": head and float(head.growth),
+        **problem.facts(),
         "devices": jax.device_count(),
         "notes": [note for note in (model.note, *task.notes, problem.note) if note],
         "seed": options.seed,

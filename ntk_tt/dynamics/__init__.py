@@ -4,10 +4,9 @@ Comes in: a problem and an optimiser setting. Goes out: one `Trajectory`, the tr
 """
 
 from ntk_tt.dynamics.closed_form import solve_closed_form
-from ntk_tt.dynamics.head_replay import replay_head
 from ntk_tt.dynamics.methods import Method, is_random, simulate
 from ntk_tt.dynamics.ode import solve_ode
-from ntk_tt.dynamics.optimizer_replay import replay
+from ntk_tt.dynamics.optimizer_replay import replay, states_along
 from ntk_tt.dynamics.replay_streamed import replay_many
 from ntk_tt.dynamics.sde import solve_sde
 from ntk_tt.dynamics.trajectory import Trajectory
@@ -17,10 +16,10 @@ __all__ = [
     "Trajectory",
     "is_random",
     "replay",
-    "replay_head",
     "replay_many",
     "simulate",
     "solve_closed_form",
     "solve_ode",
     "solve_sde",
+    "states_along",
 ]

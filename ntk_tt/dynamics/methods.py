@@ -5,14 +5,12 @@ from typing import Literal, get_args
 from jaxtyping import Array, Key
 
 from ntk_tt.dynamics.closed_form import solve_closed_form
-from ntk_tt.dynamics.head_replay import replay_head
 from ntk_tt.dynamics.ode import solve_ode
 from ntk_tt.dynamics.optimizer_replay import replay
 from ntk_tt.dynamics.sde import Noise, solve_sde
 from ntk_tt.dynamics.trajectory import Trajectory
 from ntk_tt.optimizer import OptimizerConfig
-from ntk_tt.surrogate.linear import LinearizedProblem
-from ntk_tt.surrogate.real_head import HeadProblem
+from ntk_tt.surrogate.problem import Problem
 
 Method = Literal["replay", "ode", "sde", "sde-diagonal", "sde-diagonal-constant", "closed-form"]
 _NOISES: dict[str, Noise] = {
@@ -23,7 +21,7 @@ _NOISES: dict[str, Noise] = {
 
 
 def simulate(
-    problem: LinearizedProblem | HeadProblem,
+    problem: Problem,
     optimizer: OptimizerConfig,
     num_steps: int,
     *,
@@ -45,19 +43,14 @@ def simulate(
     | `closed-form` | the ODE with `mse` | the same | one eigen-decomposition |
 
     With streamed features (`ntk_tt.kernels.streaming`) only `replay` works; the others run inside
-    `jit`. A `HeadProblem` (a real head on an expanded backbone) is replayed too, and has no other
+    `jit`. A problem with a real head is replayed too, and has no other
     method.
 
     Raises:
         ValueError: unknown method, or what the method raises.
     """
-    if isinstance(problem, HeadProblem):
-        if method != "replay":
-            raise ValueError(
-                f"method: a problem with a real head can only be replayed, got {method!r}; "
-                f"linearize() makes the one that {method!r} takes"
-            )
-        return replay_head(
+    if method == "replay":
+        return replay(
             problem,
             optimizer,
             num_steps,
@@ -65,32 +58,23 @@ def simulate(
             record_every=record_every,
             save_logits=save_logits,
         )
+    frozen = problem.frozen(method)
     match method:
-        case "replay":
-            return replay(
-                problem,
-                optimizer,
-                num_steps,
-                key=key,
-                record_every=record_every,
-                save_logits=save_logits,
-            )
         case "ode":
             return solve_ode(
-                problem, optimizer, num_steps, record_every=record_every, save_logits=save_logits
+                frozen, optimizer, num_steps, record_every=record_every, save_logits=save_logits
             )
         case "closed-form":
             return solve_closed_form(
-                problem, optimizer, num_steps, record_every=record_every, save_logits=save_logits
+                frozen, optimizer, num_steps, record_every=record_every, save_logits=save_logits
             )
         case "sde" | "sde-diagonal" | "sde-diagonal-constant":
-            noise = _NOISES[method]
             return solve_sde(
-                problem,
+                frozen,
                 optimizer,
                 num_steps,
                 key=key,
-                noise=noise,
+                noise=_NOISES[method],
                 record_every=record_every,
                 save_logits=save_logits,
             )

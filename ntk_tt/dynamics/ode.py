@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from ntk_tt import losses
 from ntk_tt.dynamics.trajectory import Trajectory, record_steps
 from ntk_tt.optimizer import OptimizerConfig, check_num_steps
-from ntk_tt.surrogate.linear import LinearizedProblem, State, check_in_memory, logits, zero_state
+from ntk_tt.surrogate.linear import LinearizedProblem, State, check_in_memory
 from ntk_tt.surrogate.sharpness import effective_learning_rate
 
 _MAX_SOLVER_STEPS = 1_000_000
@@ -64,9 +64,7 @@ def solve_ode(
     steps = record_steps(num_steps, record_every)
     times = clock(optimizer, num_steps)[steps]
     if solver is None:
-        small = (
-            sum(leaf.size for leaf in jax.tree.leaves(zero_state(problem))) <= _DENSE_IMPLICIT_SIZE
-        )
+        small = sum(leaf.size for leaf in jax.tree.leaves(problem.zero())) <= _DENSE_IMPLICIT_SIZE
         solver = diffrax.Kvaerno5() if small else diffrax.Tsit5()
     implicit = isinstance(solver, diffrax.AbstractImplicitSolver)
     tolerances = (relative_tolerance, absolute_tolerance)
@@ -81,7 +79,7 @@ def solve_ode(
             save_logits,
             float(optimizer.weight_decay),
             times,
-            zero_state(problem),
+            problem.zero(),
         )
     if not bool(succeeded):
         remedy = "" if implicit else "solver=diffrax.Kvaerno5(), "
@@ -111,14 +109,14 @@ def _flow(
     start: State,
 ):
     def velocity(_, state, __):
-        mean = losses.mean_residuals(problem.loss, logits(problem, state), problem.targets)
+        mean = losses.mean_residuals(problem.loss, problem.logits(state), problem.targets)
         return State(
             -problem.kernel.pull(mean) - weight_decay * state.kernel_state,
             -weight_decay * (state.decay + 1),
         )
 
     def record(_, state, __):
-        f = logits(problem, state)
+        f = problem.logits(state)
         return *problem.metrics(f), f if save_logits else None
 
     solution = diffrax.diffeqsolve(

@@ -11,10 +11,11 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ntk_tt import losses
+from ntk_tt.dynamics.sgd import sgd_step
 from ntk_tt.dynamics.trajectory import Trajectory, record_steps
 from ntk_tt.kernels.operators import Respond
 from ntk_tt.optimizer import OptimizerConfig, check_num_steps
-from ntk_tt.surrogate.linear import LinearizedProblem, State, decayed, sgd_step, zero_state
+from ntk_tt.surrogate.linear import LinearizedProblem, State, decayed
 
 
 def replay_many(
@@ -85,7 +86,7 @@ def train(
         for name in ("momentum", "weight_decay", "nesterov")
     )
     state = jax.tree.map(
-        lambda leaf: jnp.zeros((len(optimizers), *leaf.shape), leaf.dtype), zero_state(problem)
+        lambda leaf: jnp.zeros((len(optimizers), *leaf.shape), leaf.dtype), problem.zero()
     )
     velocity, order = state, None if batches is None else np.asarray(batches)
     data = tuple(

@@ -16,7 +16,7 @@ from ntk_tt.dynamics.batches import noise_variance
 from ntk_tt.dynamics.trajectory import Trajectory, record_steps
 from ntk_tt.kernels.operators import PrimalKernel, sum_of_rows
 from ntk_tt.optimizer import OptimizerConfig, check_num_steps
-from ntk_tt.surrogate.linear import LinearizedProblem, State, check_in_memory, logits, zero_state
+from ntk_tt.surrogate.linear import LinearizedProblem, State, check_in_memory
 from ntk_tt.surrogate.sharpness import effective_learning_rate, largest_curvature_bound
 
 Noise = Literal["full", "diagonal", "diagonal-constant"]
@@ -106,7 +106,7 @@ def solve_sde(
         jnp.asarray(rates, dtype),
         jnp.asarray(steps, dtype),
         path,
-        zero_state(problem),
+        problem.zero(),
     )
     return Trajectory(
         steps, np.asarray(loss), np.asarray(error), np.asarray(saved) if save_logits else None
@@ -133,7 +133,7 @@ def _integrate(
         return rates[jnp.clip(jnp.floor(t + 0.5 / substeps).astype(int), 0, len(rates) - 1)]
 
     def mean_residuals(state):
-        return losses.mean_residuals(problem.loss, logits(problem, state), problem.targets)
+        return losses.mean_residuals(problem.loss, problem.logits(state), problem.targets)
 
     def drift(t, state, _):
         descent = State(
@@ -175,7 +175,7 @@ def _integrate(
         return lineax.FunctionLinearOperator(full if noise == "full" else diagonal, structure)
 
     def record(_, state, __):
-        f = logits(problem, state)
+        f = problem.logits(state)
         return *problem.metrics(f), f if save_logits else None
 
     terms = diffrax.MultiTerm(diffrax.ODETerm(drift), diffrax.ControlTerm(diffusion, path))

@@ -34,6 +34,11 @@ class AbstractProjection(eqx.Module):
 
     num_projections: eqx.AbstractVar[int]
 
+    @property
+    def is_exact(self) -> bool:
+        """Whether nothing is projected."""
+        return False
+
     @abc.abstractmethod
     def __call__(self, gradients: PyTree[Float[Array, "rows ..."]]) -> Float[Array, "rows d"]:
         """The features of these gradients."""
@@ -43,6 +48,10 @@ class Identity(AbstractProjection):
     """No projection: all D coordinates, in tree order."""
 
     num_projections: int = eqx.field(static=True)
+
+    @property
+    def is_exact(self) -> bool:
+        return True
 
     def __call__(self, gradients: PyTree[Float[Array, "rows ..."]]) -> Float[Array, "rows d"]:
         return jnp.concatenate([_rows(leaf) for leaf in jax.tree.leaves(gradients)], axis=1)

@@ -5,16 +5,14 @@ import math
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from ntk_tt.dynamics.head_replay import PATH_SPANS
-from ntk_tt.features.projections import Identity
+from ntk_tt.dynamics.optimizer_replay import PATH_SPANS
 from ntk_tt.jacobian.network import Apply
 from ntk_tt.optimizer import OptimizerConfig
 from ntk_tt.prediction.margin import PredictedPath, margin_on_the_way, predicted_path, stability
 from ntk_tt.prediction.residual import linearization_residual
 from ntk_tt.prediction.safe_rate import safe_learning_rate
 from ntk_tt.prediction.verdict import Trust, Verdict, judge
-from ntk_tt.surrogate.linear import LinearizedProblem
-from ntk_tt.surrogate.real_head import HeadProblem
+from ntk_tt.surrogate.problem import Problem
 from ntk_tt.targets import chance_loss
 
 LOOK_CLOSER = 4.0  # below, the margin is looked at between the points of the path too
@@ -26,7 +24,7 @@ _RISEN = 3.0  # times the initial loss, or that of chance, which no stable run's
 
 
 def assess(
-    problem: LinearizedProblem | HeadProblem,
+    problem: Problem,
     apply: Apply,
     params: PyTree,
     inputs: Float[Array | np.ndarray, "n ..."],
@@ -64,7 +62,7 @@ def assess(
     margin, _ = stability(problem, optimizer, num_steps, path)
     if margin < LOOK_CLOSER:
         margin = min(margin, margin_on_the_way(problem, optimizer, num_steps, key=key))
-    final = problem.logits(path[-1]) if isinstance(problem, HeadProblem) else np.asarray(path[-1])
+    final = problem.tangent(path[-1]).initial_logits
     residual = linearization_residual(
         apply, params, inputs, labels, optimizer, final_logits=final, loss=problem.loss, seed=seed
     )
@@ -73,12 +71,11 @@ def assess(
     safe = safe_learning_rate(
         problem, optimizer, num_steps, margin=0.0 if is_broken else margin, key=key
     )
-    follows_kernel = isinstance(problem, HeadProblem)
-    return judge(margin, safe, residual, follows_kernel=follows_kernel, doubts=doubts)
+    return judge(margin, safe, residual, follows_kernel=problem.follows_kernel, doubts=doubts)
 
 
 def _doubts(
-    problem: LinearizedProblem | HeadProblem, curve: Float[np.ndarray, " s"] | None
+    problem: Problem, curve: Float[np.ndarray, " s"] | None
 ) -> tuple[tuple[Trust, str], ...]:
     """What else speaks against a prediction: the most trust that it leaves, and why."""
     found: list[tuple[Trust, str]] = []
@@ -101,21 +98,9 @@ def _doubts(
                     f"unstable: the predicted loss rises from {curve[0]:.3g} to {curve.max():.3g}",
                 )
             )
-    if isinstance(problem, HeadProblem):
-        projected = problem.projection is not None and not isinstance(problem.projection, Identity)
-        rank, dimension = (
-            problem.num_samples * (problem.targets.shape[1] - (problem.loss == "ce")),
-            problem.jacobian.shape[-1],
-        )
-        medium, low = SKETCH_LIMITS["head"]
-    else:
-        projected, rank, dimension = (
-            problem.num_projections is not None,
-            problem.rank,
-            problem.num_projections or 0,
-        )
-        medium, low = SKETCH_LIMITS["frozen"]
-    if projected and dimension < medium * rank:
+    rank, dimension = problem.rank, problem.num_projections
+    medium, low = SKETCH_LIMITS["head" if problem.follows_kernel else "frozen"]
+    if dimension is not None and dimension < medium * rank:
         effect = (
             "only some of the eigenvalues of Θ are seen, so times are wrong"
             if dimension < low * rank

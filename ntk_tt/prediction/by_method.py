@@ -23,9 +23,8 @@ from ntk_tt.runtime.progress import progress_bar
 from ntk_tt.runtime.sharding import sample_mesh
 from ntk_tt.runtime.stopwatch import Stopwatch
 from ntk_tt.surrogate.head_pass import linearize_head
-from ntk_tt.surrogate.linear import LinearizedProblem
 from ntk_tt.surrogate.linear_pass import linearize
-from ntk_tt.surrogate.real_head import HeadProblem
+from ntk_tt.surrogate.problem import Problem
 from ntk_tt.times.calibration import Interval, has_interval, interval, slowdown, slowed
 from ntk_tt.times.crossing import continued_time, smooth
 from ntk_tt.times.online import Predictor
@@ -68,7 +67,7 @@ class Predicted:
         watches: of the parts of the work.
     """
 
-    problem: LinearizedProblem | HeadProblem
+    problem: Problem
     prediction: Prediction
     features: FeatureStore | None
     real_steps: int
@@ -93,6 +92,7 @@ def predict_by(
     key, orders = jax.random.key(setup.seed), jax.random.key(setup.seed + 1)
     model, images, labels = loaded.model, loaded.images, loaded.task.labels
     stored = None
+    dynamics_method: Method = "replay"
     if method == "one-shot":
         with features, progress_bar("features") as progress:
             shot = predict_after(
@@ -139,6 +139,7 @@ def predict_by(
             )
             jax.block_until_ready(problem)
     else:
+        dynamics_method = method
         # The paper's diagonal noise lives in the projected coordinates of all C logits.
         diagonal = method.startswith("sde-diagonal")
         outputs: Outputs = "contrasts" if setup.loss == "ce" and not diagonal else "logits"
@@ -162,7 +163,6 @@ def predict_by(
                 progress=progress,
             )
             jax.block_until_ready(problem)
-    dynamics_method: Method = "replay" if isinstance(problem, HeadProblem) else method  # pyright: ignore[reportAssignmentType]
     with dynamics, progress_bar("dynamics") as progress:
         prediction = predict(
             problem,

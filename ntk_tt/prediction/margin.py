@@ -9,14 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from ntk_tt.dynamics import simulate
 from ntk_tt.dynamics.batches import batch_indices, noise_variance
-from ntk_tt.dynamics.head_replay import PATH_SPANS, states_along
-from ntk_tt.dynamics.optimizer_replay import gradient, hyper
+from ntk_tt.dynamics.optimizer_replay import PATH_SPANS, hyper, replay
+from ntk_tt.dynamics.sgd import sgd_step
 from ntk_tt.losses import mean_loss
 from ntk_tt.optimizer import OptimizerConfig, check_num_steps
-from ntk_tt.surrogate.linear import LinearizedProblem, logits, sgd_step, zero_state
-from ntk_tt.surrogate.real_head import HeadProblem, HeadState
+from ntk_tt.surrogate.problem import Problem
 from ntk_tt.surrogate.sharpness import (
     batch_curvature_variance,
     largest_curvature,
@@ -25,7 +23,7 @@ from ntk_tt.surrogate.sharpness import (
 )
 from ntk_tt.targets import chance_loss
 
-PredictedPath = Sequence[HeadState] | Float[np.ndarray, "s n c"]
+PredictedPath = Sequence[Any] | Float[np.ndarray, "s n c"]
 _CHUNKS = (4, 64, 1024)  # steps that are compiled together: the shortest at first
 # of the steps at which the way is looked at: near the bound curvature rises and falls early,
 # whatever T is
@@ -41,31 +39,29 @@ _SATURATED = 0.01
 
 
 def predicted_path(
-    problem: LinearizedProblem | HeadProblem,
+    problem: Problem,
     optimizer: OptimizerConfig,
     num_steps: int,
     *,
     key: Key[Array, ""] | None = None,
 ) -> PredictedPath:
-    """A handful of predicted points between step 0 and T: logits (S, N, C), or states where the
-    head is real.
+    """A handful of predicted points between step 0 and T (`Problem.point`): logits (S, N,
+    C), or states where the kernel changes on the way.
     """
     check_num_steps(num_steps)
-    if isinstance(problem, HeadProblem):
-        return states_along(problem, optimizer, num_steps, key=key)
-    trajectory = simulate(
+    trajectory = replay(
         problem,
         optimizer,
         num_steps,
         key=key,
         record_every=-(-num_steps // PATH_SPANS),
-        save_logits=True,
+        save_logits=not problem.follows_kernel,
     )
-    return np.asarray(trajectory.logits)
+    return np.asarray(trajectory.logits) if trajectory.states is None else trajectory.states
 
 
 def stability(
-    problem: LinearizedProblem | HeadProblem,
+    problem: Problem,
     optimizer: OptimizerConfig,
     num_steps: int,
     path: PredictedPath | None = None,
@@ -75,11 +71,11 @@ def stability(
 
     The curvature λ is that of the Gauss–Newton Hessian of the loss, (1/N) Jᵀ H J, by Lanczos
     iteration without forming Θ: its maximum over the points of `path` (by default
-    `predicted_path`), since cross-entropy sharpens while two classes compete. With a `HeadProblem`
-    the kernel is that of each state on the way, so growth that crosses the bound is seen. Gradient
-    descent is stable below 2(1+m)/λ; mini-batches lower that, see `largest_safe_learning_rate`. A
-    larger rate goes another way, along which the bound may be lower: `safe_learning_rate` is the
-    rate that holds on its own way.
+    `predicted_path`), since cross-entropy sharpens while two classes compete. Where the problem
+    follows its kernel, it is that of each state on the way, so growth that crosses the bound is
+    seen. Gradient descent is stable below 2(1+m)/λ; mini-batches lower that, see
+    `largest_safe_learning_rate`. A larger rate goes another way, along which the bound may be
+    lower: `safe_learning_rate` is the rate that holds on its own way.
 
     The margin is 0 where the way itself leaves the finite numbers.
     """
@@ -87,10 +83,8 @@ def stability(
     looked = _Looked(problem, optimizer)
     for point in points:
         looked.at(point)
-        if not looked.is_finite or (
-            problem.loss == "mse" and isinstance(problem, LinearizedProblem)
-        ):
-            break  # the latter's curvature does not depend on the logits
+        if not looked.is_finite or problem.has_one_sharpness:
+            break
     safe = looked.safe_rate(points[0])
     highest = optimizer.learning_rates(num_steps).max()
     if not looked.is_finite:
@@ -101,7 +95,7 @@ def stability(
 class _Looked:
     """What is known of the stability of a setting after looking at some points of its way."""
 
-    def __init__(self, problem: LinearizedProblem | HeadProblem, optimizer: OptimizerConfig):
+    def __init__(self, problem: Problem, optimizer: OptimizerConfig):
         self.problem, self.optimizer = problem, optimizer
         self.noise = noise_variance(problem.num_samples, optimizer)
         self.chance = chance_loss(np.asarray(problem.targets), problem.loss)
@@ -109,13 +103,9 @@ class _Looked:
         self._direction = None
 
     def at(self, point: Any) -> None:
-        """Look at one more point: logits, or a state of a problem with a real head."""
-        here, outputs = self.problem, point
-        if isinstance(self.problem, HeadProblem):
-            here = self.problem.tangent(point)
-            outputs = here.initial_logits
-        assert isinstance(here, LinearizedProblem)
-        outputs = jnp.asarray(outputs)
+        """Look at one more point."""
+        here = self.problem.tangent(point)
+        outputs = here.initial_logits
         loss = float(mean_loss(here.loss, outputs, here.targets))
         self.is_finite = bool(np.isfinite(outputs).all() and np.isfinite(loss))
         if not self.is_finite:
@@ -138,11 +128,7 @@ class _Looked:
         classes, that of the sharpest it can be at the first point.
         """
         if self.problem.loss == "ce" and self.losses and min(self.losses) > 2 * self.chance:
-            sharpest = largest_curvature_bound(
-                self.problem.tangent(first)
-                if isinstance(self.problem, HeadProblem)
-                else self.problem
-            )
+            sharpest = largest_curvature_bound(self.problem.tangent(first))
             if not self.curvature >= _SATURATED * sharpest:
                 return min(self.bound, self._rate(sharpest, 0.0))
         return self.bound if self.losses else 0.0
@@ -164,7 +150,7 @@ class _Looked:
 
 
 def margin_on_the_way(
-    problem: LinearizedProblem | HeadProblem,
+    problem: Problem,
     optimizer: OptimizerConfig,
     num_steps: int,
     *,
@@ -183,26 +169,22 @@ def margin_on_the_way(
         looked.at(point)
         if not looked.is_finite or looked.has_risen():
             return 0.0
-        if (
-            looked.bound < highest
-            or looked.has_learnt()
-            or (problem.loss == "mse" and isinstance(problem, LinearizedProblem))
-        ):
+        if looked.bound < highest or looked.has_learnt() or problem.has_one_sharpness:
             break
     return float(looked.safe_rate(first) / highest) if highest > 0 else np.inf
 
 
 def _way(
-    problem: LinearizedProblem | HeadProblem,
+    problem: Problem,
     optimizer: OptimizerConfig,
     num_steps: int,
     key: Key[Array, ""] | None,
 ) -> Iterator[Any]:
     """The points of a replay as they come, as `predicted_path` has them."""
-    if isinstance(problem, LinearizedProblem) and problem.kernel.streamed:
+    if problem.streamed:
         yield from predicted_path(problem, optimizer, num_steps, key=key)
         return
-    state: Any = problem.zero() if isinstance(problem, HeadProblem) else zero_state(problem)
+    state = problem.zero()
     rates = jnp.asarray(optimizer.learning_rates(num_steps), problem.targets.dtype)
     indices = batch_indices(
         problem.num_samples, optimizer, num_steps, jax.random.key(0) if key is None else key
@@ -214,7 +196,7 @@ def _way(
         chunk = max(size for size in _CHUNKS if size == _CHUNKS[0] or 8 * size <= taken)
         ends = taken + chunk > num_steps
         if taken >= look or ends:
-            yield carry[0] if isinstance(problem, HeadProblem) else logits(problem, carry[0])
+            yield problem.point(carry[0])
             look = _SPACING * taken
         if ends:
             return
@@ -236,11 +218,7 @@ def _advance(problem, nesterov: bool, settings, carry, rates, indices):
 
     def step(carry, now):
         (state, velocity), (rate, batch) = carry, now
-        slope = (
-            problem.gradient(state, weight_decay, batch)
-            if isinstance(problem, HeadProblem)
-            else gradient(problem, state, weight_decay, batch)
-        )
+        slope = problem.gradient(state, weight_decay, batch)
         return sgd_step(state, velocity, slope, rate, momentum, nesterov), None
 
     return jax.lax.scan(step, carry, (rates, indices))[0]

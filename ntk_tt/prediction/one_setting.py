@@ -10,8 +10,7 @@ from jaxtyping import Array, Key
 from ntk_tt.dynamics import Method, Trajectory, is_random, simulate
 from ntk_tt.optimizer import OptimizerConfig, check_num_seeds, check_num_steps
 from ntk_tt.runtime.progress import Progress, silent
-from ntk_tt.surrogate.linear import LinearizedProblem
-from ntk_tt.surrogate.real_head import HeadProblem
+from ntk_tt.surrogate.problem import Problem
 from ntk_tt.times.crossing import DEFAULT_THRESHOLDS, combine_times, training_times
 
 
@@ -37,7 +36,7 @@ class Prediction(eqx.Module):
 
 
 def predict(
-    problem: LinearizedProblem | HeadProblem,
+    problem: Problem,
     optimizer: OptimizerConfig,
     num_steps: int,
     *,

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from ntk_tt.dynamics.batches import batch_indices
-from ntk_tt.dynamics.head_replay import replay_head
+from ntk_tt.dynamics.optimizer_replay import replay
 from ntk_tt.dynamics.trajectory import Trajectory, record_steps
 from ntk_tt.features.feature_options import Precision
 from ntk_tt.losses import LossName
@@ -139,7 +139,7 @@ def predict_after(
     trajectories = []
     for each in jax.random.split(key, count):
         batches = batch_indices(num_samples, optimizer, num_steps - first_steps, each)
-        replayed = replay_head(
+        replayed = replay(
             problem,
             later,
             num_steps - first_steps,

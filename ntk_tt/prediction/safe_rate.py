@@ -8,8 +8,7 @@ from jaxtyping import Array, Key
 
 from ntk_tt.optimizer import OptimizerConfig, scaled
 from ntk_tt.prediction.margin import margin_on_the_way, stability
-from ntk_tt.surrogate.linear import LinearizedProblem
-from ntk_tt.surrogate.real_head import HeadProblem
+from ntk_tt.surrogate.problem import Problem
 
 CLOSE_TO_ONE = (
     1.08  # a margin from 1 to this is that of the largest safe rate; half of it is aimed at
@@ -38,7 +37,7 @@ class SafeRate(NamedTuple):
 
 
 def safe_learning_rate(
-    problem: LinearizedProblem | HeadProblem,
+    problem: Problem,
     optimizer: OptimizerConfig,
     num_steps: int,
     *,
@@ -68,14 +67,10 @@ def safe_learning_rate(
     first = margin_on_the_way(problem, optimizer, num_steps, key=key) if margin is None else margin
     if highest == 0 or not np.isfinite(first):
         return SafeRate(highest, False)
-    if isinstance(problem, LinearizedProblem) and problem.loss == "mse":
+    if problem.has_one_sharpness:
         return SafeRate(first * highest, True)  # the same on every way
     if evaluations is None:
-        evaluations = (
-            STREAMED_EVALUATIONS
-            if isinstance(problem, LinearizedProblem) and problem.kernel.streamed
-            else EVALUATIONS
-        )
+        evaluations = STREAMED_EVALUATIONS if problem.streamed else EVALUATIONS
     if first == 0:  # which says nothing of how far: the start does
         first = min(
             0.99,
@@ -83,9 +78,7 @@ def safe_learning_rate(
                 problem,
                 optimizer,
                 num_steps,
-                [problem.zero()]
-                if isinstance(problem, HeadProblem)
-                else np.asarray(problem.initial_logits)[None],
+                [problem.point(problem.zero())],
             )[0],
         )
     seen = {1.0: first}  # margins by factor

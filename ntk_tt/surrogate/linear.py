@@ -1,22 +1,20 @@
 """The linearised training problem: f(u) = f₀ + J u, and the displacements u that SGD can reach."""
 
-from typing import Any, TypeVar
+import dataclasses
+from typing import Any
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from ntk_tt import losses
 from ntk_tt.kernels.operators import AbstractKernel, Indices
 from ntk_tt.losses import LossName
 
-Moving = TypeVar("Moving")  # what an optimiser moves: any tree of arrays
-
 
 class LinearizedProblem(eqx.Module):
-    """Everything the dynamics need; one of these prices every learning rate, momentum, batch size
-    and schedule.
+    """The problem that is linear in all weights: a frozen kernel. A point of it is its logits.
 
     Attributes:
         kernel: Θ, in one of its two forms.
@@ -43,12 +41,54 @@ class LinearizedProblem(eqx.Module):
     @property
     def rank(self) -> int:
         """The most eigenvalues of Θ that are not zero, as the loss sees it."""
-        rows = self.num_samples * (self.initial_logits.shape[1] - (self.loss == "ce"))
+        rows = self.num_samples * (self.targets.shape[1] - (self.loss == "ce"))
         return rows if self.num_params is None else min(rows, self.num_params)
 
     @property
     def num_samples(self) -> int:
-        return self.initial_logits.shape[0]
+        return len(self.targets)
+
+    @property
+    def dtype(self) -> Any:
+        return self.initial_logits.dtype
+
+    @property
+    def space(self) -> str:
+        return self.kernel.space
+
+    @property
+    def follows_kernel(self) -> bool:
+        return False
+
+    @property
+    def streamed(self) -> bool:
+        return self.kernel.streamed
+
+    @property
+    def has_one_sharpness(self) -> bool:
+        return self.loss == "mse"
+
+    def zero(self) -> "State":
+        return State(self.kernel.zero(), jnp.zeros((), self.dtype))
+
+    def logits(self, state: "State", indices: Indices | None = None) -> Float[Array, "b c"]:
+        """f₀ + J u."""
+        if indices is None:
+            change = self.kernel.push(state.kernel_state)
+            return self.initial_logits + change + state.decay * self.weight_logits
+        change = self.kernel.push_rows(state.kernel_state, indices)
+        return self.initial_logits[indices] + change + state.decay * self.weight_logits[indices]
+
+    def gradient(self, state: "State", weight_decay, indices: Indices | None = None) -> "State":
+        if indices is None:
+            mean = losses.mean_residuals(self.loss, self.logits(state), self.targets)
+            pulled = self.kernel.pull(mean)
+        else:
+            mean = losses.mean_residuals(
+                self.loss, self.logits(state, indices), self.targets[indices]
+            )
+            pulled = self.kernel.pull_rows(mean, indices)
+        return decayed(pulled, state, weight_decay)
 
     def metrics(self, logits: Float[Array, "n c"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
         """Mean loss and error rate."""
@@ -56,42 +96,29 @@ class LinearizedProblem(eqx.Module):
             logits, self.targets
         )
 
+    def point(self, state: "State") -> Float[Array, "n c"]:
+        return self.logits(state)
+
+    def tangent(self, point: Float[Array | np.ndarray, "n c"]) -> "LinearizedProblem":
+        return dataclasses.replace(self, initial_logits=jnp.asarray(point))
+
+    def frozen(self, method: str) -> "LinearizedProblem":
+        return self
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            "space": self.space,
+            "num_directions": None,
+            "directions_dropped": None,
+            "kernel_growth": None,
+        }
+
 
 class State(eqx.Module):
     """A displacement u = (what `kernel_state` stands for) + `decay`·w₀ of the weights from w₀."""
 
     kernel_state: Any
     decay: Any
-
-
-def zero_state(problem: LinearizedProblem) -> State:
-    return State(problem.kernel.zero(), jnp.zeros((), problem.initial_logits.dtype))
-
-
-def logits(problem: LinearizedProblem, state: State) -> Float[Array, "n c"]:
-    """f₀ + J u for all samples."""
-    return (
-        problem.initial_logits
-        + problem.kernel.push(state.kernel_state)
-        + state.decay * problem.weight_logits
-    )
-
-
-def logits_rows(problem: LinearizedProblem, state: State, indices: Indices) -> Float[Array, "b c"]:
-    """f₀ + J u for some samples."""
-    change = problem.kernel.push_rows(state.kernel_state, indices)
-    return problem.initial_logits[indices] + change + state.decay * problem.weight_logits[indices]
-
-
-def sgd_step(
-    state: Moving, velocity: Moving, gradient: Moving, rate, momentum, nesterov
-) -> tuple[Moving, Moving]:
-    """a ← m a + d, then u ← u − η a (Nesterov: u ← u − η (d + m a)): the state and the velocity
-    afterwards, in their own types.
-    """
-    velocity = jax.tree.map(lambda v, d: (momentum * v + d).astype(v.dtype), velocity, gradient)
-    update = jax.tree.map(lambda v, d: jnp.where(nesterov, momentum * v + d, v), velocity, gradient)
-    return jax.tree.map(lambda z, d: (z - rate * d).astype(z.dtype), state, update), velocity
 
 
 def decayed(pulled: Any, state: State, weight_decay) -> State:

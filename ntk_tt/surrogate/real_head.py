@@ -13,6 +13,8 @@ linear backbone is predicted to reach: p is the quadratic model that has the rig
 second-order terms along the one direction training moves in.
 """
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -45,8 +47,8 @@ class HeadState(eqx.Module):
 
 
 class HeadProblem(eqx.Module):
-    """The training problem with a real head; prices every optimiser setting as `LinearizedProblem`
-    does.
+    """The problem with a real head on an expanded backbone. Its kernel grows with the head, so a
+    point of it is a whole state.
 
     Attributes:
         features: φ₀ (N, F).
@@ -80,15 +82,45 @@ class HeadProblem(eqx.Module):
     note: str = eqx.field(static=True, default="")
 
     @property
+    def initial_logits(self) -> Float[Array, "n c"]:
+        return self.logits(self.zero())
+
+    @property
     def num_samples(self) -> int:
         return len(self.targets)
 
     @property
-    def initial_logits(self) -> Float[Array, "n c"]:
-        return self.logits(self.zero())
+    def rank(self) -> int:
+        """The most eigenvalues of Θ that are not zero, as the loss sees it."""
+        return self.num_samples * (self.targets.shape[1] - (self.loss == "ce"))
+
+    @property
+    def num_projections(self) -> int | None:
+        if self.projection is None or self.projection.is_exact:
+            return None
+        return self.jacobian.shape[-1]
+
+    @property
+    def dtype(self) -> Any:
+        return self.jacobian.dtype
+
+    @property
+    def space(self) -> str:
+        return "primal"
+
+    @property
+    def follows_kernel(self) -> bool:
+        return True
+
+    @property
+    def streamed(self) -> bool:
+        return False
+
+    @property
+    def has_one_sharpness(self) -> bool:
+        return False
 
     def zero(self) -> HeadState:
-        """The state before training."""
         dtype = self.jacobian.dtype
         return HeadState(
             jnp.zeros(self.jacobian.shape[-1], dtype), jnp.zeros((), dtype), self.kernel, self.bias
@@ -122,8 +154,6 @@ class HeadProblem(eqx.Module):
         )
 
     def gradient(self, state: HeadState, weight_decay, indices: Indices | None = None) -> HeadState:
-        """∂L/∂state of the mean loss of all samples, or of a batch, and λ·(the weights)."""
-
         def of_samples(rows, counted):
             logits, pullback = jax.vjp(lambda state: self.logits(state, rows), state)
             targets = self.targets if rows is None else self.targets[rows]
@@ -156,21 +186,31 @@ class HeadProblem(eqx.Module):
             lambda gradient, weight: gradient + weight_decay * weight, pulled, weights
         )
 
-    def metrics(
-        self, state: HeadState
-    ) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, "n c"]]:
-        """Mean loss, error rate and logits."""
-        logits = self.logits(state)
-        return (
-            losses.mean_loss(self.loss, logits, self.targets),
-            losses.error_rate(logits, self.targets),
-            logits,
+    def metrics(self, logits: Float[Array, "n c"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        """Mean loss and error rate."""
+        return losses.mean_loss(self.loss, logits, self.targets), losses.error_rate(
+            logits, self.targets
         )
 
-    def tangent(self, state: HeadState) -> LinearizedProblem:
-        """The frozen kernel as it is at a state, for what is known of linear problems: curvature,
-        stability.
-        """
+    def point(self, state: HeadState) -> HeadState:
+        return state
+
+    def frozen(self, method: str) -> LinearizedProblem:
+        raise ValueError(
+            f"method: a problem with a real head can only be replayed, got {method!r}; "
+            f"linearize() makes the one that {method!r} takes"
+        )
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            "space": self.space,
+            "num_directions": self.directions.shape[1],
+            "directions_dropped": float(self.dropped),
+            "kernel_growth": float(self.growth),
+        }
+
+    def tangent(self, point: HeadState) -> LinearizedProblem:
+        state = point
         logits, read = self.logits(state), self.directions.T @ state.kernel
         jacobians, bend, slope = (
             ((self.jacobian, read),),

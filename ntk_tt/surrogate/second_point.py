@@ -118,7 +118,7 @@ def path_to(problem: HeadProblem, fall: float) -> tuple[HeadState, Float[Array, 
     curvature, _ = largest_curvature(problem.tangent(problem.zero()), problem.initial_logits)
     rate = jnp.asarray(_FLOW_RATE / max(curvature, 1e-12))
     carry = problem.zero(), jnp.zeros_like(problem.decay_features)
-    start = float(problem.metrics(carry[0])[0])
+    start = float(problem.metrics(problem.logits(carry[0]))[0])
     for _ in range(_FLOW_STEPS // _FLOW_CHUNK):
         following, loss = _flow(problem, carry, rate)
         if not np.isfinite(float(loss)) or float(loss) > 2 * start:
@@ -148,4 +148,4 @@ def _flow(problem: HeadProblem, carry, rate):
         ), None
 
     carry, _ = jax.lax.scan(step, carry, length=_FLOW_CHUNK)
-    return carry, problem.metrics(carry[0])[0]
+    return carry, problem.metrics(problem.logits(carry[0]))[0]

@@ -1,0 +1,112 @@
+"""What every surrogate answers, whatever its head: all that the dynamics and the verdict ask."""
+
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from jaxtyping import Array, Float
+
+from ntk_tt.kernels.operators import Indices
+from ntk_tt.targets import LossName
+
+if TYPE_CHECKING:
+    from ntk_tt.surrogate.linear import LinearizedProblem
+
+
+@runtime_checkable
+class Problem(Protocol):
+    """A training problem that stands for the network's; one of these prices every learning rate,
+    momentum, batch size and schedule.
+
+    A *state* says where training is, and an optimiser moves it as it would move weights. A *point*
+    is what of a state is enough to look at the kernel there: the state itself, or only its logits
+    where the kernel is the same everywhere.
+    """
+
+    @property
+    def targets(self) -> Float[Array, "n c"]:
+        """One-hot rows for classification."""
+        ...
+
+    @property
+    def loss(self) -> LossName:
+        """`ce` or `mse`."""
+        ...
+
+    @property
+    def note(self) -> str:
+        """For the reader, what had to give way to memory and what that means; empty where nothing
+        had to.
+        """
+        ...
+
+    @property
+    def num_samples(self) -> int:
+        """N."""
+        ...
+
+    @property
+    def num_projections(self) -> int | None:
+        """D' of the random projection behind the kernel; None where it is exact, or not known."""
+        ...
+
+    @property
+    def rank(self) -> int:
+        """The most eigenvalues of the kernel that are not zero, as the loss sees it."""
+        ...
+
+    @property
+    def dtype(self) -> Any:
+        """In which the dynamics run."""
+        ...
+
+    @property
+    def streamed(self) -> bool:
+        """Whether products are Python loops over blocks on disk, which `jit` cannot trace."""
+        ...
+
+    @property
+    def follows_kernel(self) -> bool:
+        """Whether the kernel changes as the problem is trained."""
+        ...
+
+    @property
+    def has_one_sharpness(self) -> bool:
+        """Whether the sharpness is the same at every point."""
+        ...
+
+    def zero(self) -> Any:
+        """The state before training."""
+        ...
+
+    def logits(self, state: Any, indices: Indices | None = None) -> Float[Array, "b c"]:
+        """f of all samples, or of some."""
+        ...
+
+    def metrics(self, logits: Float[Array, "n c"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        """Mean loss and error rate."""
+        ...
+
+    def gradient(self, state: Any, weight_decay: Any, indices: Indices | None = None) -> Any:
+        """∂L/∂state of the mean loss of all samples, or of a batch, and λ·(the weights)."""
+        ...
+
+    def point(self, state: Any) -> Any:
+        """What `tangent` takes."""
+        ...
+
+    def tangent(self, point: Any) -> "LinearizedProblem":
+        """The problem with the kernel frozen as it is at a point, and that point's logits at its
+        start: what sharpness is measured of.
+        """
+        ...
+
+    def frozen(self, method: str) -> "LinearizedProblem":
+        """This problem for a method that takes a frozen kernel.
+
+        Raises:
+            ValueError: its kernel is not frozen.
+        """
+        ...
+
+    def facts(self) -> dict[str, Any]:
+        """For a report (docs/json.md): its space, and what is known of its directions."""
+        ...
