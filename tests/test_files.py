@@ -9,7 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from ntk_tt.runtime.files import check_writable, open_plain, write_whole
+from ntk_tt.runtime.files import (
+    check_writable,
+    is_folder,
+    is_plain_file,
+    open_plain,
+    write_whole,
+)
 from tests.disks import full_disk
 
 OLD, NEW = b"old" * 10, b"new" * 100_000
@@ -121,3 +127,19 @@ def test_only_plain_files_are_read(tmp_path):
     for path in (tmp_path / "pipe", tmp_path / "zero", tmp_path):
         with pytest.raises(OSError, match="no plain file"):
             open_plain(path)
+
+
+def test_what_is_there_is_told_and_what_the_system_refuses_is_an_error(tmp_path):
+    """On every Python: `Path.is_dir` of 3.14 takes a name that is too long for one that is free."""
+    file, loop = tmp_path / "file", tmp_path / "loop"
+    file.write_bytes(b"")
+    loop.symlink_to(loop)
+    assert is_folder(tmp_path)
+    assert is_plain_file(file)
+    for other in (file, loop, file / "below", tmp_path / "no", Path("null\0")):
+        assert not is_folder(other)
+    for other in (tmp_path, loop, file / "below", tmp_path / "no", Path("null\0")):
+        assert not is_plain_file(other)
+    for ask in (is_folder, is_plain_file):
+        with pytest.raises(OSError, match="too long"):
+            ask(tmp_path / ("x" * 300))

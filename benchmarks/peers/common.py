@@ -89,10 +89,11 @@ def arguments(description: str | None) -> Arguments:
 
 
 def weights_folder() -> Path:
-    """$NTK_TT_WEIGHTS, else `../shared/weights` beside the repository."""
-    return Path(
-        os.environ.get("NTK_TT_WEIGHTS", Path(__file__).resolve().parents[3] / "shared" / "weights")
-    )
+    """$NTK_TT_WEIGHTS, where published weights lie as safetensors files."""
+    folder = os.environ.get("NTK_TT_WEIGHTS")
+    if not folder:
+        raise SystemExit("peers: say where the weights are: NTK_TT_WEIGHTS=FOLDER")
+    return Path(folder)
 
 
 def read_checkpoint(

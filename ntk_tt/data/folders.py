@@ -9,6 +9,7 @@ from typing import Literal
 
 from ntk_tt.data.images import IMAGE_SUFFIXES, read_square
 from ntk_tt.data.task import Source
+from ntk_tt.runtime.files import is_folder
 
 # What operating systems and storage boxes leave in folders: thumbnails, forks, bins. Hidden names
 # (".…") are passed over too.
@@ -41,11 +42,11 @@ def read_folder(path: str, split: str) -> Source:
     systems leave behind are no images.
     """
     root = Path(path)
-    if not path or not root.is_dir():
+    if not path or not is_folder(root):
         raise ValueError(
             f"data: there is no folder {path!r}; give folder:PATH with PATH/<split>/<class>/<image>"
         )
-    if (root / split).is_dir():
+    if is_folder(root / split):
         root = root / split
     elif split != "train":
         raise ValueError(

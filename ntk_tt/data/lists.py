@@ -12,6 +12,7 @@ from typing import NamedTuple
 from ntk_tt.data.images import IMAGE_SUFFIXES, read_square
 from ntk_tt.data.regular_files import require_regular_file, require_source_file
 from ntk_tt.data.task import Source
+from ntk_tt.runtime.files import is_folder
 
 _REMEDY = "give list:FILE@ROOT, with one image a line and ROOT the folder they are relative to"
 _LONGEST_LINE = 2**13  # characters: a path has at most 4096
@@ -93,7 +94,7 @@ def read_list(rest: str, split: str) -> Source:
         )
     require_source_file(file, _REMEDY)
     root = Path(folder) if folder else Path(file).parent
-    if not root.is_dir():
+    if not is_folder(root):
         raise ValueError(f"data: there is no folder {folder!r}; {_REMEDY}")
     items: dict[str, list[Path]] = {}
     seen: dict[str, _Listed] = {}

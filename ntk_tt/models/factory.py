@@ -23,6 +23,7 @@ from ntk_tt.models.model import Apply, Model, from_nnx
 from ntk_tt.models.switches import (
     is_training_mode,
 )
+from ntk_tt.runtime.files import is_plain_file
 
 
 def load_factory(
@@ -112,7 +113,7 @@ def _read_factory(reference: str) -> tuple[Path, Callable, str]:
     if not file or not name or not file.endswith(".py"):
         raise ValueError(f"model: cannot read {reference!r}; give path/to/file.py:function")
     path = Path(file)
-    if not path.is_file():
+    if not is_plain_file(path):
         raise ValueError(f"model: there is no file {file!r}; give path/to/file.py:function")
     namespace = vars(_import(path))
     if name not in namespace:

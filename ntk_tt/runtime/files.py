@@ -74,6 +74,30 @@ def check_writable(target: Path) -> None:
         target.unlink()
 
 
+def is_folder(path: Path) -> bool:
+    """Whether there is a folder. What the system refuses to tell (a name too long for it, a folder
+    that may not be entered) is an OSError on every Python; `Path.is_dir` of 3.14 says False.
+    """
+    return stat.S_ISDIR(_mode(path))
+
+
+def is_plain_file(path: Path) -> bool:
+    """Whether there is a plain file, as `is_folder` for folders."""
+    return stat.S_ISREG(_mode(path))
+
+
+def _mode(path: Path) -> int:
+    """Of what is there, links followed; 0 where nothing is, or can be under such a name."""
+    try:
+        return os.stat(path).st_mode
+    except ValueError:  # a null character
+        return 0
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            return 0
+        raise
+
+
 def open_plain(path: Path) -> io.BufferedReader:
     """Open a file to read bytes, and only a plain one: a pipe would keep its reader waiting and a
     device never ends.
