@@ -7,7 +7,7 @@ THREADS := OMP_NUM_THREADS=2 OPENBLAS_NUM_THREADS=2
 
 JAX ?= 0.9
 
-.PHONY: demo quick-demo wheel-demo test test-all test-slow test-oldest test-newest test-jax gpu-data lint docs clean
+.PHONY: demo quick-demo wheel-demo test test-all test-slow test-oldest test-newest test-jax gpu-data notebooks lint docs clean
 
 demo: $(VENV)/.installed
 	$(THREADS) $(BIN)/ntk-tt verify --method curvature --plot out/demo.png --json out/demo.json
@@ -31,6 +31,10 @@ test-all: $(VENV)/.installed-dev
 
 test-slow: $(VENV)/.installed-dev
 	$(THREADS) $(BIN)/python -m pytest -m slow
+
+# The .ipynb files, with outputs, from the scripts beside them.
+notebooks: $(VENV)/.installed
+	$(THREADS) $(BIN)/python -m tools.notebooks
 
 # What `benchmarks/gpu.sh` needs besides code: about 25 MiB in benchmarks/gpu-data, to be carried to the GPU.
 gpu-data: $(VENV)/.installed

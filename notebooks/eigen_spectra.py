@@ -1,7 +1,7 @@
 # ---
 # jupyter:
 #   jupytext:
-#     formats: py:percent
+#     formats: ipynb,py:percent
 # ---
 
 # %% [markdown]
@@ -13,6 +13,7 @@
 # lies along large eigenvalues.
 
 # %%
+import matplotlib.pyplot as plt
 import numpy as np
 
 import ntk_tt
@@ -39,6 +40,24 @@ print(
     f"{100 * share[9]:.0f} % along the first ten"
 )
 
+ranks = np.arange(1, len(found.eigenvalues) + 1)
+fitted = ranks[law.first - 1 : law.last]
+figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+left.loglog(ranks, np.maximum(found.eigenvalues, 1e-9), ".", color="#1f5673", label="eigenvalues")
+left.loglog(
+    fitted,
+    law.coefficient * fitted**-law.exponent,
+    color="#c1440e",
+    label=f"$k^{{-{law.exponent:.2f}}}$",
+)
+left.set(xlabel="rank k", ylabel=r"$\lambda_k$ of $\Theta/N$", title="spectrum")
+left.legend(frameon=False)
+right.loglog(ranks, np.maximum(found.projections, 1e-9), ".", color="#1f5673")
+right.set(xlabel="rank k", ylabel="$p_k$", title="what is to be learned, by eigenvector")
+summed = right.twinx()
+summed.plot(ranks, 100 * share, color="#c1440e")
+_ = summed.set(ylabel="sum up to k [%]", ylim=(0, 100))
+
 # %% [markdown]
 # The time until the loss is halved, for this task and for the same images with shuffled labels: the
 # eigenvalues are the same, so it is the projections alone that make the difference.
@@ -48,10 +67,15 @@ times = np.geomspace(1e-4, 1e3, 400) / found.eigenvalues[0]
 shuffled = ntk_tt.ntk_spectrum(
     ntk.reshape(rows, rows), logits - targets[np.random.default_rng(0).permutation(len(targets))]
 )
+figure, axis = plt.subplots(figsize=(5, 3.2), layout="constrained")
 for name, each in (("the labels", found), ("shuffled labels", shuffled)):
     loss = each.loss(times)
+    axis.semilogx(times * found.eigenvalues[0], loss / loss[0], label=name)
     half = times[np.argmax(loss < loss[0] / 2)] * found.eigenvalues[0]
     print(f"{name}: loss halved after τ = {half:.2g} / λ_1")
+axis.axhline(0.5, color="0.7", linewidth=1)
+axis.set(xlabel=r"time $\tau\lambda_1$", ylabel="loss over the initial one")
+_ = axis.legend(frameon=False)
 
 # %% [markdown]
 # More data than was seen: the sample's own curve is too fast, since fewer samples are easier to
@@ -71,3 +95,11 @@ for fraction in (0.7, 0.5, 0.3):
         f"images, {reached[1]:.2g} with {larger.num_samples}"
     )
 print(f"(resting on this sample up to τ = {until * found.eigenvalues[0]:.2g} / λ_1)")
+
+figure, axis = plt.subplots(figsize=(5, 3.2), layout="constrained")
+for each in (found, larger):
+    loss = each.loss(times)
+    axis.semilogx(times * found.eigenvalues[0], loss / loss[0], label=f"{each.num_samples} images")
+axis.axvline(until * found.eigenvalues[0], color="0.7", linestyle=":", label="known up to here")
+axis.set(xlabel=r"time $\tau\lambda_1$", ylabel="loss over the initial one")
+_ = axis.legend(frameon=False)

@@ -1,7 +1,7 @@
 # ---
 # jupyter:
 #   jupytext:
-#     formats: py:percent
+#     formats: ipynb,py:percent
 # ---
 
 # %% [markdown]
@@ -13,6 +13,7 @@
 # %%
 import jax
 import jax.numpy as jnp
+import matplotlib.pyplot as plt
 import numpy as np
 
 import ntk_tt
@@ -34,6 +35,15 @@ print(
     f"features {features.shape} stand for {model.num_params} parameters; relative error of Θ: "
     f"{100 * error:.1f} %"
 )
+
+shown, largest = slice(0, 36), float(exact.max())  # the first twelve images
+figure, axes = plt.subplots(1, 2, figsize=(7.5, 3.4), layout="constrained")
+for axis, matrix, title in zip(axes, (exact, theta), ("exact Θ", "ΦΦᵀ, D' = 2048"), strict=True):
+    picture = axis.imshow(
+        matrix[shown, shown], vmin=-largest, vmax=largest, cmap="RdBu_r", interpolation="nearest"
+    )
+    axis.set(title=title, xlabel="image × output", xticks=[], yticks=[])
+_ = figure.colorbar(picture, ax=axes, shrink=0.8)
 
 # %% [markdown]
 # **2. The optimiser, in function space.** The outputs move by $\Theta$ times the gradient of the
@@ -77,3 +87,36 @@ for level in ("0.5", "0.4", "0.2"):
         f"loss < {level}: predicted {prediction.times['loss_below'][level]}, real "
         f"{real_times['loss_below'][level]}"
     )
+
+figure, axis = plt.subplots(figsize=(5, 3.2), layout="constrained")
+axis.plot(real.steps, real.loss, color="#1f5673", label="real training")
+axis.plot(prediction.steps, prediction.loss, "--", color="#c1440e", label="predicted")
+axis.set(xlabel="step", ylabel="training loss", ylim=(0, None))
+_ = axis.legend(frameon=False)
+
+# %% [markdown]
+# **5. Single samples.** The prediction has every sample's outputs, so it says which images are
+# learned late. A sample's residual is the distance of its probabilities from its label.
+
+# %%
+predicted = ntk_tt.simulate(problem, optimizer, num_steps, save_logits=True)
+
+
+def residuals(logits):
+    return np.linalg.norm(np.asarray(jax.nn.softmax(logits) - targets), axis=-1)
+
+
+along = residuals(predicted.logits)
+after = residuals(model.apply(real.params, images))
+agreement = np.corrcoef(along[-1], after)[0, 1]
+print(f"residuals after {num_steps} steps, predicted and real: correlation {agreement:.2f}")
+
+figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+for label in range(task.num_classes):
+    chosen = labels == label
+    left.plot(predicted.steps, along[:, chosen], color=f"C{label}", linewidth=0.8)
+    right.plot(after[chosen], along[-1, chosen], "o", color=f"C{label}", label=f"class {label}")
+left.set(xlabel="step", ylabel="residual", title="predicted, each sample")
+right.plot([0, 1.2], [0, 1.2], color="0.7", linewidth=1)
+right.set(xlabel="real", ylabel="predicted", title=f"after {num_steps} steps")
+_ = right.legend(frameon=False)

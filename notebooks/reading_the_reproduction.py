@@ -1,7 +1,7 @@
 # ---
 # jupyter:
 #   jupytext:
-#     formats: py:percent
+#     formats: ipynb,py:percent
 # ---
 
 # %% [markdown]
@@ -16,11 +16,13 @@ import json
 import sys
 from pathlib import Path
 
+import matplotlib.pyplot as plt
+
 here = Path(__file__).resolve().parent if "__file__" in globals() else Path.cwd()
 root = here if (here / "experiments").exists() else here.parent
 sys.path.insert(0, str(root))
 
-from experiments.registry import EXPERIMENTS  # noqa: E402
+from experiments.registry import EXPERIMENTS
 
 documents = {}
 for name, experiment in EXPERIMENTS.items():
@@ -39,7 +41,8 @@ for name, experiment in EXPERIMENTS.items():
 # cannot get right.
 
 # %%
-from experiments.common.statistics import describe, pairs  # noqa: E402
+from experiments.common.figures import scatter
+from experiments.common.statistics import describe, pairs
 
 if "fig1" in documents:
     records = documents["fig1"]["results"]["runs"]
@@ -50,6 +53,14 @@ if "fig1" in documents:
                 f"{family}, {method}: {found['count']} times, median error "
                 f"{100 * found['median']:.0f} %, within 20 %: {100 * found['within_20']:.0f} %"
             )
+
+    figure, axes = plt.subplots(1, 2, figsize=(8, 4), layout="constrained")
+    titles = {
+        "epsilon_relative": "time to within ε of the fall",
+        "loss_below": "time to a share of the initial loss",
+    }
+    for axis, (family, title) in zip(axes, titles.items(), strict=True):
+        scatter(axis, records, family, 0.2, title=f"figure 1: {title}, replay")
 
 # %% [markdown]
 # What did not reproduce, with its reason:

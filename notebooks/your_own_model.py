@@ -1,7 +1,7 @@
 # ---
 # jupyter:
 #   jupytext:
-#     formats: py:percent
+#     formats: ipynb,py:percent
 # ---
 
 # %% [markdown]
@@ -14,6 +14,7 @@
 # %%
 import jax
 import jax.numpy as jnp
+import matplotlib.pyplot as plt
 import numpy as np
 from sklearn.datasets import load_digits
 
@@ -60,9 +61,10 @@ print(f"pre-training: loss {pretraining.loss[0]:.2f} -> {pretraining.loss[-1]:.4
 params = pretraining.params[:-1] + initialize(jax.random.key(1))[-1:]
 x, y = inputs[target], labels[target]
 problem = ntk_tt.linearize(apply, params, x, y)
+curves = {}
 for learning_rate in (0.003, 0.01, 0.03):
     optimizer = ntk_tt.OptimizerConfig(learning_rate, momentum=0.9, batch_size=32)
-    prediction = ntk_tt.predict(problem, optimizer, num_steps=150)
+    prediction = curves[learning_rate] = ntk_tt.predict(problem, optimizer, num_steps=150)
     verdict = ntk_tt.assess(problem, apply, params, x, y, optimizer, num_steps=150)
     print(
         f"learning rate {learning_rate}: loss < 0.1 at step "
@@ -75,7 +77,14 @@ for learning_rate in (0.003, 0.01, 0.03):
 # %%
 optimizer = ntk_tt.OptimizerConfig(0.01, momentum=0.9, batch_size=32)
 real = ntk_tt.finetune(apply, params, x, y, optimizer, 150)
-prediction = ntk_tt.predict(problem, optimizer, num_steps=150)
+prediction = curves[0.01]
 times = ntk_tt.training_times(real.steps, real.loss, real.error)
 for threshold, steps in prediction.times["loss_below"].items():
     print(f"loss < {threshold}: predicted {steps}, real {times['loss_below'][threshold]}")
+
+figure, axis = plt.subplots(figsize=(5.5, 3.4), layout="constrained")
+for learning_rate, curve in curves.items():
+    axis.plot(curve.steps, curve.loss, "--", label=f"predicted, η = {learning_rate}")
+axis.plot(real.steps, real.loss, color="black", linewidth=1, label="real, η = 0.01")
+axis.set(xlabel="step", ylabel="training loss", yscale="log")
+_ = axis.legend(frameon=False)
