@@ -1,9 +1,9 @@
 """What a prediction costs, beside its floor and beside the training it replaces, in one run.
 
-    python -m benchmarks.cost                                                   # the bundled
-    network on digits python -m benchmarks.cost --network resnet20 --weights FILE --data folder:PATH
-    --per-class 150 python -m benchmarks.cost --network resnet18 --weights FILE --data folder:PATH
-    --image-size 64 --sweep
+    python -m benchmarks.cost      # the bundled network on digits
+    python -m benchmarks.cost --network resnet20 --weights FILE --data folder:PATH --per-class 150
+    python -m benchmarks.cost --network resnet18 --weights FILE --data folder:PATH \\
+        --image-size 64 --sweep
 
 The floor is one forward pass and C−1 vector-Jacobian products a sample: cross-entropy does not see
 the sum of the logits, so C−1 gradients carry all it needs. Everything is run once to compile, which

@@ -1,11 +1,10 @@
-"""Peak memory of `ntk-tt predict` by method and number of classes, under a limit of address space,
-each in a process of its own.
+"""Peak memory of `ntk-tt predict` by method and number of classes, under a limit of addresses.
 
-    python -m benchmarks.memory --data folder:PATH                                     # 20 and 40
-    classes × 50 images, 8 GiB python -m benchmarks.memory --data folder:PATH --label before --tree
-    ../older      # the same of another checkout python -m benchmarks.memory --table
-                                   # what was measured, as a table
+    python -m benchmarks.memory --data folder:PATH      # 20 and 40 classes × 50 images, 8 GiB
+    python -m benchmarks.memory --data folder:PATH --label before --tree ../older
+    python -m benchmarks.memory --table                 # what was measured, as a table
 
+Each prediction is a process of its own; `--tree` is another checkout to measure instead.
 What is in the report is not measured again, so a run that was stopped goes on. Memory is the
 process's own account (VmHWM: most that was resident; VmPeak: most address space, which is what the
 limit counts). Steps hardly matter for it, so few are taken.

@@ -1,5 +1,4 @@
-"""What looking at two samples costs beside a pass: processor seconds of the check and of the
-features of 100 samples.
+"""What looking at two samples costs beside a pass over 100 of them, in processor seconds.
 
     python -m benchmarks.self_check [--models resnet8 vit_s_16] [--classes 3 10]
 

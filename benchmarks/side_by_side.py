@@ -1,17 +1,16 @@
-"""The exact Θ of two networks, by this project and by its peers, each in a process of its own, in
-one run.
+"""The exact Θ of two networks, by this project and by its peers, in one run.
 
-    sh benchmarks/peers/environments.sh                       # once
-    python -m benchmarks.side_by_side                         # ResNet-20 with 100 images, ResNet-18
-    at 64×64 with 20 python -m benchmarks.side_by_side --networks resnet20:3 --repeats 1 --out ""
-     # a check, in a minute or two
+    sh benchmarks/peers/environments.sh      # once
+    python -m benchmarks.side_by_side
+    python -m benchmarks.side_by_side --networks resnet20:3 --repeats 1 --out ""      # a check
 
-Images are random and weights real (see `benchmarks.peers.common.weights_folder`). Every row is the
-median of `--repeats` calls after the first; ratios are of processor seconds, which a shared machine
-disturbs least. A peer whose first call has not returned `--limit` seconds after its start, imports
-and compilation included, is stopped: "none in 120 s". How far the peers' Θ are from ours is in the
-last column: the largest difference of the Frobenius norm and of five entries, over the largest of
-these entries.
+ResNet-20 with 100 images and ResNet-18 at 64×64 with 20, each peer in a process of its own; the
+check takes a minute or two. Images are random and weights real (see
+`benchmarks.peers.common.weights_folder`). Every row is the median of `--repeats` calls after the
+first; ratios are of processor seconds, which a shared machine disturbs least. A peer whose first
+call has not returned `--limit` seconds after its start, imports and compilation included, is
+stopped: "none in 120 s". How far the peers' Θ are from ours is in the last column: the largest
+difference of the Frobenius norm and of five entries, over the largest of these entries.
 """
 
 import argparse

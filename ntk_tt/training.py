@@ -136,7 +136,7 @@ def finetune(
         network.initial_state,
         chain.init(params),
     )
-    batches = _batches(num_samples, batch_size, full_batch, optimizer.sampling, seed)
+    batches = batches_in_order(num_samples, batch_size, full_batch, optimizer.sampling, seed)
     whole = np.arange(num_samples)
     # The blocks of a batch are a Python loop around one compiled step: XLA runs convolutions inside
     # a compiled loop many times slower on a CPU.
@@ -329,9 +329,10 @@ def _lower(
     return jax.jit(function).lower(params, state, inputs, targets, *part, *total).compile()
 
 
-def _batches(
+def batches_in_order(
     num_samples: int, batch_size: int, full_batch: bool, sampling: str, seed: int
 ) -> Iterator[np.ndarray]:
+    """Indices of the samples of each batch, in the order in which `finetune` takes them."""
     rng = np.random.default_rng(seed)
     while True:
         if full_batch:

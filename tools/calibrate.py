@@ -41,10 +41,7 @@ from ntk_tt.times.calibration import (
 TABLE = Path(closed_loop.__file__).parent / "calibration.json"
 SHARES = {"replay": (0.0,), "head": (0.0,), "curvature": (0.0, 0.1, 0.25), "one-shot": (0.0,)}
 # times that make a group of their own, and points of a distribution that are kept
-MIN_COUNT, MAX_POINTS = (
-    15,
-    60,
-)
+MIN_COUNT, MAX_POINTS = 15, 60
 LEVELS = (0.9, 0.92, 0.94, 0.96, 0.98, 1.0)
 
 

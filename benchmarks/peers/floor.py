@@ -1,5 +1,4 @@
-"""What Θ costs at least: forward and backward passes of the batch, and the speed of the machine for
-the matrix product.
+"""What Θ costs at least: forward and backward passes, and the machine's speed at a matrix product.
 
     python -m benchmarks.peers.floor --network resnet20 --num-samples 100
 
@@ -7,8 +6,8 @@ the matrix product.
 there is: it never forms a gradient of one sample. Two floors are made from it, without and with
 repeated forward passes:
 
-    contrasts  forward + (C−1)·(forward_and_vjp − forward)    cross-entropy sees C−1 directions of
-    the logits vjps       C·forward_and_vjp
+    contrasts  forward + (C−1)·(forward_and_vjp − forward)    cross-entropy sees C−1 directions
+    vjps       C·forward_and_vjp
 
 `gemm_at_peak` is 2·(N·C)²·D flops at the speed of a 4096³ float32 product, what Θ = J Jᵀ takes
 beyond the Jacobian (half of it where symmetry is used); `read_at_peak` is one pass over J (N·C·D

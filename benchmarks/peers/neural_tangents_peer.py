@@ -1,7 +1,7 @@
 """Θ by neural-tangents' `empirical_ntk_fn`, in an environment of its own (see `environments.sh`).
 
-    benchmarks/.environments/neural-tangents/bin/python -m benchmarks.peers.neural_tangents_peer
-    --implementation structured
+    benchmarks/.environments/neural-tangents/bin/python \\
+        -m benchmarks.peers.neural_tangents_peer --implementation structured
 
 `structured` is its structured derivatives, `default` what it takes unless told otherwise (Jacobian
 contraction). Samples are declared independent (`vmap_axes=0`), which spares it the zero blocks of

@@ -1,8 +1,7 @@
-"""Θ by `torch.func`: `vmap(jacrev)` of the functional network, then one einsum a parameter, as
-PyTorch's own tutorial does.
+"""Θ by `torch.func`: `vmap(jacrev)`, then one einsum a parameter, as PyTorch's tutorial does.
 
-benchmarks/.environments/torch/bin/python -m benchmarks.peers.torch_func --network resnet20
---num-samples 100
+    benchmarks/.environments/torch/bin/python -m benchmarks.peers.torch_func \\
+        --network resnet20 --num-samples 100
 """
 
 import numpy as np

@@ -1,5 +1,4 @@
-"""Θ as most people would write it in JAX: `vmap(jacrev)`, then one matrix product a parameter, all
-under `jit`.
+"""Θ as most people would write it in JAX: `vmap(jacrev)` and one matrix product a parameter.
 
 python -m benchmarks.peers.vmap_jacrev --network resnet20 --num-samples 100
 """

@@ -18,11 +18,7 @@ from ntk_tt.times.online import Predictor
 LOSS_SHARES, ERROR_LEVELS, EPSILONS = (0.5, 0.25, 0.1), (0.2, 0.1, 0.05), (0.01, 0.1, 0.4)
 CURVES = ("replay", "head", "curvature", "one-shot")
 # methods whose margin on the way says how much slower real training is
-SLOWED = (
-    "head",
-    "curvature",
-    "one-shot",
-)
+SLOWED = ("head", "curvature", "one-shot")
 UNSLOWED = " as it is"  # of a method's name: without the slowdown
 OBSERVED = (0.1, 0.25)
 METHODS = (

@@ -44,7 +44,7 @@ from ntk_tt.dynamics import replay
 from ntk_tt.kernels.operators import DualKernel
 from ntk_tt.prediction.one_setting import plateau_window
 from ntk_tt.surrogate.linear import LinearizedProblem
-from ntk_tt.training import _batches
+from ntk_tt.training import batches_in_order
 
 CLAIM = (
     "the linear model with its approximations is close enough to real fine-tuning; "
@@ -132,7 +132,7 @@ def ladder(setting: Setting, exact: DualKernel) -> dict[str, Any]:
     end = kernel_at(setting.task, run.params)
     batches = None
     if not optimizer.is_full_batch(problem.num_samples):
-        order = _batches(
+        order = batches_in_order(
             problem.num_samples,
             optimizer.checked_batch_size(problem.num_samples),
             False,

@@ -52,58 +52,62 @@ class Config:
     seed: int = 0
 
 
+def load(name: str, config: Config) -> tuple[ntk_tt.Model, jax.Array, str]:
+    """The network, its images and the name of the data set."""
+    weights, size, reported, tuned = NETWORKS[name]
+    data = tuned if config.tuning else reported
+    task = ntk_tt.load_task(
+        f"folder:{data_folder() / data}",
+        num_classes=config.classes,
+        per_class=config.per_class,
+        image_size=size,
+        seed=config.seed,
+    )
+    model = ntk_tt.load_model(
+        name,
+        weights=str(weights_folder() / weights),
+        num_classes=config.classes,
+        image_size=size,
+        key=jax.random.key(config.seed),
+    )
+    return model, model.preprocess(task.images), data
+
+
+def errors_of(
+    model: ntk_tt.Model,
+    images: jax.Array,
+    exact: jax.Array,
+    dimension: int,
+    kernel_rows: int,
+    config: Config,
+) -> list[float]:
+    """Relative Frobenius error of ΦΦᵀ for each key."""
+
+    @jax.jit
+    def compute(key, block):
+        sketch = CountSketch(key=key, num_projections=dimension, kernel_rows=kernel_rows)
+        return projected_jacobian(model.apply, "structured", sketch, model.params, block)
+
+    found = []
+    for key in jax.random.split(jax.random.key(config.seed + 1), config.keys):
+        features = jnp.concatenate(
+            [compute(key, images[start : start + 5]) for start in range(0, len(images), 5)]
+        ).reshape(len(exact), -1)
+        found.append(float(jnp.linalg.norm(features @ features.T - exact) / jnp.linalg.norm(exact)))
+    return found
+
+
 def main(config: Config) -> None:
     rows = []
     for name in config.networks:
-        weights, size, reported, tuned = NETWORKS[name]
-        data = tuned if config.tuning else reported
-        task = ntk_tt.load_task(
-            f"folder:{data_folder() / data}",
-            num_classes=config.classes,
-            per_class=config.per_class,
-            image_size=size,
-            seed=config.seed,
-        )
-        model = ntk_tt.load_model(
-            name,
-            weights=str(weights_folder() / weights),
-            num_classes=config.classes,
-            image_size=size,
-            key=jax.random.key(config.seed),
-        )
-        images = model.preprocess(task.images)
+        model, images, data = load(name, config)
         exact = ntk_tt.empirical_ntk(model.apply, model.params, images).reshape(
             len(images) * config.classes, -1
         )
         for dimension in config.dimensions:
             expected = float(expected_relative_error(exact, dimension))
             for label, kernel_rows in (TUNED if config.tuning else REPORTED).items():
-                compute = jax.jit(
-                    lambda key, block, kernel_rows=kernel_rows, dimension=dimension, model=model: (
-                        projected_jacobian(
-                            model.apply,
-                            "structured",
-                            CountSketch(
-                                key=key, num_projections=dimension, kernel_rows=kernel_rows
-                            ),
-                            model.params,
-                            block,
-                        )
-                    )
-                )
-                errors = []
-                for key in jax.random.split(jax.random.key(config.seed + 1), config.keys):
-                    features = jnp.concatenate(
-                        [
-                            compute(key, images[start : start + 5])
-                            for start in range(0, len(images), 5)
-                        ]
-                    ).reshape(len(exact), -1)
-                    errors.append(
-                        float(
-                            jnp.linalg.norm(features @ features.T - exact) / jnp.linalg.norm(exact)
-                        )
-                    )
+                errors = errors_of(model, images, exact, dimension, kernel_rows, config)
                 measured = float(np.sqrt(np.mean(np.square(errors))))
                 rows.append(
                     {

@@ -14,6 +14,7 @@ of them to summary.md beside it.
 
 import dataclasses
 import json
+from typing import Any
 
 import jax
 import numpy as np
@@ -66,92 +67,74 @@ def median_log_error(predicted: dict, real: dict, num_steps: int) -> float | Non
     return float(np.median(errors)) if errors else None
 
 
+def runs_of(data: str, seed: int, config: Config) -> list[dict[str, Any]]:
+    """One set of classes at all settings."""
+    source = data if data == "digits" else f"folder:{data_folder() / data}"
+    task = ntk_tt.load_task(
+        source, num_classes=config.classes, per_class=config.per_class, seed=seed
+    )
+    model = ntk_tt.load_model(num_classes=config.classes, key=jax.random.key(seed))
+    network = (model.apply, model.params, model.preprocess(task.images), task.labels)
+    problem = ntk_tt.linearize(*network, key=jax.random.key(seed))
+    rows = []
+    for learning_rate, momentum, batch_size in SETTINGS:
+        optimizer = ntk_tt.OptimizerConfig(learning_rate, momentum, batch_size=batch_size)
+        rows.append(
+            {
+                "seed": seed,
+                "learning_rate": learning_rate,
+                "momentum": momentum,
+                "batch_size": batch_size,
+                **compare(problem, network, optimizer, seed, config.steps),
+            }
+        )
+        told = {
+            name: round(value, 3) if isinstance(value, float) else value
+            for name, value in rows[-1].items()
+            if name != "reason"
+        }
+        print(data, told, flush=True)
+    return rows
+
+
+def compare(
+    problem: ntk_tt.LinearizedProblem,
+    network: tuple[Any, Any, Any, Any],
+    optimizer: ntk_tt.OptimizerConfig,
+    seed: int,
+    steps: int,
+) -> dict[str, Any]:
+    """The verdict of one setting, and how far its predicted times are from those of a real run."""
+    verdict = ntk_tt.assess(problem, *network, optimizer, steps, seed=seed)
+    run = ntk_tt.finetune(*network, optimizer, steps, seed=seed, record_every=2)
+    levels = tuple(float(fraction * run.loss[0]) for fraction in (0.75, 0.5, 0.25, 0.1))
+    reading: dict[str, Any] = {
+        "thresholds": (0.05, 0.1, 0.2, 0.4),
+        "loss_thresholds": levels,
+        "smoothing": 3,
+    }
+    key = jax.random.key(seed + 1)
+    prediction = ntk_tt.predict(problem, optimizer, steps, record_every=2, key=key, **reading)
+    times = training_times(run.steps, run.loss, run.error, **reading)
+    predicted = prediction.times["epsilon_relative"]
+    return {
+        **verdict._asdict(),
+        "median_log2_error": median_log_error(prediction.times, times, steps),
+        "epsilon_errors": [
+            abs(predicted[name] - time)
+            for name, time in times["epsilon_relative"].items()
+            if time is not None and predicted[name] is not None
+        ],
+        "final_loss": [float(prediction.loss[-1]), float(run.loss[-1])],
+    }
+
+
 def main(config: Config) -> None:
     for data in config.data:
-        source = data if data == "digits" else f"folder:{data_folder() / data}"
-        rows = []
-        for seed in range(config.tasks):
-            task = ntk_tt.load_task(
-                source, num_classes=config.classes, per_class=config.per_class, seed=seed
-            )
-            model = ntk_tt.load_model(num_classes=config.classes, key=jax.random.key(seed))
-            images = model.preprocess(task.images)
-            problem = ntk_tt.linearize(
-                model.apply, model.params, images, task.labels, key=jax.random.key(seed)
-            )
-            for learning_rate, momentum, batch_size in SETTINGS:
-                optimizer = ntk_tt.OptimizerConfig(learning_rate, momentum, batch_size=batch_size)
-                verdict = ntk_tt.assess(
-                    problem,
-                    model.apply,
-                    model.params,
-                    images,
-                    task.labels,
-                    optimizer,
-                    config.steps,
-                    seed=seed,
-                )
-                run = ntk_tt.finetune(
-                    model.apply,
-                    model.params,
-                    images,
-                    task.labels,
-                    optimizer,
-                    config.steps,
-                    seed=seed,
-                    record_every=2,
-                )
-                levels = tuple(float(fraction * run.loss[0]) for fraction in (0.75, 0.5, 0.25, 0.1))
-                reading = {
-                    "thresholds": (0.05, 0.1, 0.2, 0.4),
-                    "loss_thresholds": levels,
-                    "smoothing": 3,
-                }
-                prediction = ntk_tt.predict(
-                    problem,
-                    optimizer,
-                    config.steps,
-                    record_every=2,
-                    key=jax.random.key(seed + 1),
-                    **reading,
-                )
-                times = training_times(run.steps, run.loss, run.error, **reading)
-                rows.append(
-                    {
-                        "seed": seed,
-                        "learning_rate": learning_rate,
-                        "momentum": momentum,
-                        "batch_size": batch_size,
-                        **verdict._asdict(),
-                        "median_log2_error": median_log_error(
-                            prediction.times, times, config.steps
-                        ),
-                        "epsilon_errors": [
-                            abs(prediction.times["epsilon_relative"][name] - time)
-                            for name, time in times["epsilon_relative"].items()
-                            if time is not None
-                            and prediction.times["epsilon_relative"][name] is not None
-                        ],
-                        "final_loss": [float(prediction.loss[-1]), float(run.loss[-1])],
-                    }
-                )
-                print(
-                    data,
-                    seed,
-                    learning_rate,
-                    momentum,
-                    batch_size,
-                    {
-                        k: round(v, 3) if isinstance(v, float) else v
-                        for k, v in rows[-1].items()
-                        if k not in ("reason",)
-                    },
-                    flush=True,
-                )
+        rows = [row for seed in range(config.tasks) for row in runs_of(data, seed, config)]
         RESULTS.mkdir(parents=True, exist_ok=True)
         report = {"config": dataclasses.asdict(config), "environment": environment(0), "runs": rows}
         (RESULTS / f"{data}.json").write_text(json.dumps(report, indent=1) + "\n")
-
     (RESULTS / "summary.md").write_text(summary())
     print(summary())
 
