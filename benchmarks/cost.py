@@ -91,7 +91,9 @@ def planned(
 ) -> tuple[int, float, Callable[[], Array]]:
     """D', the seconds of compilation, and the feature pass alone."""
     clock = time.perf_counter()
-    plan = plan_features(apply, params, images, num_projections=num_projections)
+    plan = plan_features(
+        apply, params, images, options=ntk_tt.FeatureOptions(num_projections=num_projections)
+    )
     return (
         plan.num_projections,
         time.perf_counter() - clock,

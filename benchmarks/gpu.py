@@ -230,7 +230,12 @@ def features(network: str, precision: Precision, bench: Bench) -> dict[str, Any]
     setup = bench.setup(network)
     apply = in_contrasts(setup.model.apply, contrast_basis(bench.size.classes))
     with Stopwatch() as watch:
-        plan = plan_features(apply, setup.model.params, setup.images, precision=precision)
+        plan = plan_features(
+            apply,
+            setup.model.params,
+            setup.images,
+            options=ntk_tt.FeatureOptions(precision=precision),
+        )
     row = timed(
         lambda: compute_features(plan, setup.model.params, setup.images), bench.size.repeats
     )
@@ -254,7 +259,11 @@ def prediction(network: str, method: str, precision: Precision, bench: Bench) ->
     def prepare() -> Any:
         if method == "curvature":
             return ntk_tt.linearize_head(
-                setup.model, setup.images, setup.labels, key=key, precision=precision
+                setup.model,
+                setup.images,
+                setup.labels,
+                key=key,
+                options=ntk_tt.FeatureOptions(precision=precision),
             )
         return ntk_tt.linearize(
             setup.model.apply,
@@ -263,7 +272,7 @@ def prediction(network: str, method: str, precision: Precision, bench: Bench) ->
             setup.labels,
             outputs="contrasts",
             key=key,
-            precision=precision,
+            options=ntk_tt.FeatureOptions(precision=precision),
         )
 
     with Stopwatch() as first:

@@ -27,7 +27,9 @@ images, labels = model.preprocess(task.images), task.labels
 # without bias.
 
 # %%
-features = ntk_tt.jacobian_features(model.apply, model.params, images, num_projections=2048)
+features = ntk_tt.jacobian_features(
+    model.apply, model.params, images, options=ntk_tt.FeatureOptions(num_projections=2048)
+)
 theta = ntk_tt.ntk_from_features(features)
 exact = ntk_tt.empirical_ntk(model.apply, model.params, images).reshape(theta.shape)
 error = float(jnp.linalg.norm(theta - exact) / jnp.linalg.norm(exact))
@@ -65,7 +67,9 @@ print(f"by hand: loss {losses[0]:.3f} -> {losses[-1]:.3f}")
 # **3. The same by the library**, from the same projection.
 
 # %%
-problem = ntk_tt.linearize(model.apply, model.params, images, labels, num_projections=2048)
+problem = ntk_tt.linearize(
+    model.apply, model.params, images, labels, options=ntk_tt.FeatureOptions(num_projections=2048)
+)
 optimizer = ntk_tt.OptimizerConfig(learning_rate, momentum)
 prediction = ntk_tt.predict(problem, optimizer, num_steps)
 print(

@@ -8,6 +8,7 @@ from ntk_tt.data import Task, UpTo, describe_data, list_data, load_task, task_fr
 from ntk_tt.dynamics import Trajectory, simulate
 from ntk_tt.features.compute import jacobian_features
 from ntk_tt.features.contrasts import stored_outputs
+from ntk_tt.features.feature_options import FeatureOptions
 from ntk_tt.features.store import FeatureStore
 from ntk_tt.features.write import write_features
 from ntk_tt.jacobian.jaxpr import warn_if_untested
@@ -51,6 +52,7 @@ except PackageNotFoundError:  # run from a source tree that is not installed
 warn_if_untested(jax.__version__)
 
 __all__ = [
+    "FeatureOptions",
     "FeatureStore",
     "Forecast",
     "HeadProblem",

@@ -37,7 +37,7 @@ def main() -> None:
             inputs,
             labels,
             outputs="contrasts",
-            num_projections=48,
+            options=ntk_tt.FeatureOptions(num_projections=48),
             space=space,
             mesh=mesh,
         )

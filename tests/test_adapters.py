@@ -342,7 +342,11 @@ def test_an_example_runs_from_features_to_real_training(file, head, has_features
     task = ntk_tt.load_task("digits", num_classes=3, per_class=3, image_size=16)
     images = model.preprocess(task.images)
     problem = ntk_tt.linearize(
-        model.apply, model.params, images, task.labels, num_projections="exact"
+        model.apply,
+        model.params,
+        images,
+        task.labels,
+        options=ntk_tt.FeatureOptions(num_projections="exact"),
     )
     optimizer = ntk_tt.OptimizerConfig(0.001, momentum=0.5)
     prediction = ntk_tt.predict(problem, optimizer, 10)

@@ -47,7 +47,13 @@ QUICK_FIRST = [
 def test_kernel_and_features_are_those_of_the_dense_jacobian(name):
     apply, params, inputs = network(name)
     jacobian = oracles.dense(apply, params, inputs).jacobian
-    close(name, ntk_tt.jacobian_features(apply, params, inputs, num_projections="exact"), jacobian)
+    close(
+        name,
+        ntk_tt.jacobian_features(
+            apply, params, inputs, options=ntk_tt.FeatureOptions(num_projections="exact")
+        ),
+        jacobian,
+    )
     close(
         name,
         ntk_tt.empirical_ntk(apply, params, inputs),
@@ -76,7 +82,13 @@ def test_one_sample_and_the_kernel_between_two_sets(name):
     apply, params, inputs = network(name, 1)
     others = network(name, 4, seed=1).inputs
     one, other = (oracles.dense(apply, params, x).jacobian for x in (inputs, others))
-    close(name, ntk_tt.jacobian_features(apply, params, inputs, num_projections="exact"), one)
+    close(
+        name,
+        ntk_tt.jacobian_features(
+            apply, params, inputs, options=ntk_tt.FeatureOptions(num_projections="exact")
+        ),
+        one,
+    )
     close(
         name,
         ntk_tt.empirical_ntk(apply, params, inputs, others, block_size=3),
@@ -98,7 +110,14 @@ def test_replay_of_one_step_is_a_step_of_the_weights(name):
     apply, params, inputs = network(name)
     network_at_start = oracles.dense(apply, params, inputs)
     targets = np.random.default_rng(2).normal(size=network_at_start.logits.shape)
-    problem = ntk_tt.linearize(apply, params, inputs, targets, loss="mse", num_projections="exact")
+    problem = ntk_tt.linearize(
+        apply,
+        params,
+        inputs,
+        targets,
+        loss="mse",
+        options=ntk_tt.FeatureOptions(num_projections="exact"),
+    )
     found = ntk_tt.dynamics.replay(
         problem, ntk_tt.OptimizerConfig(0.1, weight_decay=0.3), 1, save_logits=True
     ).logits[-1]

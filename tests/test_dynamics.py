@@ -29,7 +29,13 @@ def make(space="dual", loss="ce", num_samples=NUM_SAMPLES, seed=0, dtype=jnp.flo
         x,
         labels,
         ntk_tt.linearize(
-            case.apply, case.params, x, labels, loss=loss, num_projections="exact", space=space
+            case.apply,
+            case.params,
+            x,
+            labels,
+            loss=loss,
+            options=ntk_tt.FeatureOptions(num_projections="exact"),
+            space=space,
         ),
     )
 

@@ -7,6 +7,7 @@ import pytest
 
 from ntk_tt.features.compute import compute_features, jacobian_features
 from ntk_tt.features.contrasts import contrast_basis, in_contrasts, stored_outputs
+from ntk_tt.features.feature_options import FeatureOptions
 from ntk_tt.features.plan import plan_features
 from ntk_tt.features.write import write_features
 from ntk_tt.jacobian.bfloat16 import in_bfloat16, relative_error
@@ -24,7 +25,9 @@ def case_and_inputs(number: int = 11):
 
 def test_a_plan_says_what_will_be_computed_and_computes_it():
     case, inputs = case_and_inputs()
-    plan = plan_features(case.apply, case.params, inputs, num_projections=40, block_size=4)
+    plan = plan_features(
+        case.apply, case.params, inputs, options=FeatureOptions(num_projections=40, block_size=4)
+    )
     assert (plan.num_samples, plan.num_outputs, plan.num_projections, plan.block_size) == (
         11,
         3,
@@ -36,7 +39,9 @@ def test_a_plan_says_what_will_be_computed_and_computes_it():
     features = compute_features(plan, case.params, inputs)
     np.testing.assert_allclose(
         features,
-        jacobian_features(case.apply, case.params, inputs, num_projections=40),
+        jacobian_features(
+            case.apply, case.params, inputs, options=FeatureOptions(num_projections=40)
+        ),
         rtol=1e-5,
         atol=1e-5,
     )
@@ -47,21 +52,27 @@ def test_a_plan_says_what_will_be_computed_and_computes_it():
 def test_a_block_on_a_cpu_stays_below_what_the_allocator_keeps(num_outputs, num_projections):
     model = load_model("resnet8", num_classes=num_outputs)
     inputs = np.zeros((16, 32, 32, 3), np.float32)
-    plan = plan_features(model.apply, model.params, inputs, num_projections=num_projections)
+    plan = plan_features(
+        model.apply, model.params, inputs, options=FeatureOptions(num_projections=num_projections)
+    )
     assert plan.block_bytes <= 32 << 20
     assert plan.block_size >= 7  # as many as fit, roughly
 
 
 def test_the_block_shrinks_until_the_compiled_program_fits(monkeypatch):
     case, inputs = case_and_inputs(16)
-    whole = plan_features(case.apply, case.params, inputs, num_projections=40)
+    whole = plan_features(
+        case.apply, case.params, inputs, options=FeatureOptions(num_projections=40)
+    )
     assert whole.block_size == 16
     monkeypatch.setattr(
         "ntk_tt.features.plan.available_bytes",
         lambda: whole.feature_bytes + whole.block_bytes // 3,
     )
     monkeypatch.setattr("ntk_tt.features.plan._block_samples", lambda *_: 16)
-    shrunk = plan_features(case.apply, case.params, inputs, num_projections=40)
+    shrunk = plan_features(
+        case.apply, case.params, inputs, options=FeatureOptions(num_projections=40)
+    )
     assert shrunk.block_size < 16
     assert shrunk.block_bytes <= whole.block_bytes // 3
     np.testing.assert_allclose(
@@ -79,16 +90,23 @@ def test_what_cannot_fit_says_what_would():
         match=r"memory: features of 11 samples × 3 outputs × D' = 64 need 8\.25 KiB, but 1.95 KiB "
         r"may be used.*num_projections = 15",
     ) as error:
-        jacobian_features(case.apply, case.params, inputs, num_projections=64, memory=2000)
+        jacobian_features(
+            case.apply, case.params, inputs, options=FeatureOptions(num_projections=64, memory=2000)
+        )
     assert "store on disk" in str(error.value)
     assert (
-        jacobian_features(case.apply, case.params, inputs, num_projections=15, memory=2000).shape[
-            -1
-        ]
+        jacobian_features(
+            case.apply, case.params, inputs, options=FeatureOptions(num_projections=15, memory=2000)
+        ).shape[-1]
         == 15
     )
     # auto: what the budget allows
-    assert jacobian_features(case.apply, case.params, inputs, memory=2000).shape[-1] == 15
+    assert (
+        jacobian_features(
+            case.apply, case.params, inputs, options=FeatureOptions(memory=2000)
+        ).shape[-1]
+        == 15
+    )
 
 
 def test_a_kernel_that_cannot_fit_says_so(monkeypatch):
@@ -101,11 +119,20 @@ def test_a_kernel_that_cannot_fit_says_so(monkeypatch):
         r"but 3\.91 KiB may be used; use space='primal'",
     ):
         linearize(
-            case.apply, case.params, inputs, np.arange(11) % 3, num_projections=64, space="dual"
+            case.apply,
+            case.params,
+            inputs,
+            np.arange(11) % 3,
+            options=FeatureOptions(num_projections=64),
+            space="dual",
         )
     assert (
         linearize(
-            case.apply, case.params, inputs, np.arange(11) % 3, num_projections=64
+            case.apply,
+            case.params,
+            inputs,
+            np.arange(11) % 3,
+            options=FeatureOptions(num_projections=64),
         ).kernel.space
         == "primal"
     )
@@ -115,13 +142,18 @@ def test_features_on_disk_are_those_in_memory_and_predict_the_same(tmp_path):
     case, inputs = case_and_inputs()
     labels = np.arange(11) % 3
     apply = stored_outputs(case.apply, 3, "contrasts")
-    store = write_features(apply, case.params, inputs, tmp_path, num_projections=40, block_size=4)
+    store = write_features(
+        apply,
+        case.params,
+        inputs,
+        tmp_path,
+        options=FeatureOptions(num_projections=40, block_size=4),
+    )
     features = jacobian_features(
         in_contrasts(case.apply, contrast_basis(3)),
         case.params,
         inputs,
-        num_projections=40,
-        block_size=4,
+        options=FeatureOptions(num_projections=40, block_size=4),
     )
     np.testing.assert_array_equal(np.concatenate(list(store)), features)
     again = []
@@ -130,8 +162,7 @@ def test_features_on_disk_are_those_in_memory_and_predict_the_same(tmp_path):
         case.params,
         inputs,
         tmp_path,
-        num_projections=40,
-        block_size=4,
+        options=FeatureOptions(num_projections=40, block_size=4),
         progress=lambda *_: again.append(1),
     )
     assert not again  # nothing was left to compute
@@ -144,9 +175,9 @@ def test_features_on_disk_are_those_in_memory_and_predict_the_same(tmp_path):
             num_seeds=1,
         ).loss
         for more in (
-            {"num_projections": 40, "space": "primal"},
+            {"options": FeatureOptions(num_projections=40), "space": "primal"},
             {"features": store, "space": "primal"},
-            {"features": store, "memory": 2000},
+            {"features": store, "options": FeatureOptions(memory=2000)},
         )
     ]
     np.testing.assert_allclose(curves[1], curves[0], rtol=1e-5)
@@ -170,7 +201,12 @@ def test_bfloat16_rounds_products_and_nothing_else():
     assert "conv_general_dilated" in text
     assert "bf16" in text
     features, rounded = (
-        jacobian_features(case.apply, case.params, inputs, num_projections=64, precision=precision)
+        jacobian_features(
+            case.apply,
+            case.params,
+            inputs,
+            options=FeatureOptions(num_projections=64, precision=precision),
+        )
         for precision in ("float32", "bfloat16")
     )
     assert rounded.dtype == jnp.float32
@@ -195,4 +231,4 @@ def test_bfloat16_rounds_products_and_nothing_else():
 def test_bad_arguments(unchecked, arguments, message):
     case, inputs = case_and_inputs(3)
     with pytest.raises(ValueError, match=message):
-        plan_features(case.apply, case.params, inputs, **arguments)
+        plan_features(case.apply, case.params, inputs, options=FeatureOptions(**arguments))

@@ -244,7 +244,9 @@ def gap(width, learning_rate, num_steps, **setting):
     """
     case, x, labels = problem_of(width)
     optimizer = OptimizerConfig(learning_rate, **setting)
-    problem = ntk_tt.linearize(case.apply, case.params, x, labels, num_projections="exact")
+    problem = ntk_tt.linearize(
+        case.apply, case.params, x, labels, options=ntk_tt.FeatureOptions(num_projections="exact")
+    )
     predicted = ntk_tt.predict(problem, optimizer, num_steps)
     real = ntk_tt.finetune(case.apply, case.params, x, labels, optimizer, num_steps)
     assert real.loss[0] - real.loss[-1] > 0.01
@@ -270,7 +272,12 @@ def test_past_the_stability_bound_real_training_diverges_and_the_verdict_says_so
     """
     case, x, labels = problem_of(256)
     problem = ntk_tt.linearize(
-        case.apply, case.params, x, labels, loss="mse", num_projections="exact"
+        case.apply,
+        case.params,
+        x,
+        labels,
+        loss="mse",
+        options=ntk_tt.FeatureOptions(num_projections="exact"),
     )
     _, safe = ntk_tt.stability(problem, OptimizerConfig(1e-3), 100)
     optimizer = OptimizerConfig(side * safe)

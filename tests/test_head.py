@@ -57,7 +57,11 @@ def data():
 def full(model, data, **options):
     num_features = model.params["head"]["kernel"].shape[0] if "head" in model.params else FEATURES
     return linearize_head(
-        model, *data, num_directions=num_features, num_projections="exact", **options
+        model,
+        *data,
+        num_directions=num_features,
+        options=ntk_tt.FeatureOptions(num_projections="exact"),
+        **options,
     )
 
 
@@ -134,7 +138,11 @@ def test_prediction_is_real_training_where_the_backbone_is_linear(data, optimize
         ntk_tt.predict(full(model, data, curvature=False), optimizer, 30).loss, real.loss, rtol=1e-4
     )
     frozen = ntk_tt.predict(
-        ntk_tt.linearize(model.apply, model.params, *data, num_projections="exact"), optimizer, 30
+        ntk_tt.linearize(
+            model.apply, model.params, *data, options=ntk_tt.FeatureOptions(num_projections="exact")
+        ),
+        optimizer,
+        30,
     )
     assert abs(frozen.loss[-1] / real.loss[-1] - 1) > 0.02  # a frozen kernel is another model
 
@@ -200,7 +208,9 @@ def test_tangent_on_the_way_is_the_derivative_of_the_logits(data):
 def test_stability_of_both_problems_agrees_at_the_start_and_follows_the_kernel_later(data):
     model = network()
     optimizer = ntk_tt.OptimizerConfig(0.5)
-    frozen = ntk_tt.linearize(model.apply, model.params, *data, num_projections="exact")
+    frozen = ntk_tt.linearize(
+        model.apply, model.params, *data, options=ntk_tt.FeatureOptions(num_projections="exact")
+    )
     head = full(model, data, curvature=False)
     at_start, _ = ntk_tt.stability(frozen, optimizer, 1, np.asarray(frozen.initial_logits)[None])
     tangent = head.tangent(head.zero())
@@ -300,7 +310,9 @@ def test_curvature_brings_the_prediction_closer_to_real_training(data):
     )
     real = ntk_tt.finetune(model.apply, model.params, *data, optimizer, 40)
     problems = (
-        ntk_tt.linearize(model.apply, model.params, *data, num_projections="exact"),
+        ntk_tt.linearize(
+            model.apply, model.params, *data, options=ntk_tt.FeatureOptions(num_projections="exact")
+        ),
         full(model, data, curvature=False),
         full(model, data),
     )
@@ -316,7 +328,11 @@ def test_projected_problem_is_near_the_exact_one(data):
     exact = ntk_tt.predict(full(model, data), optimizer, 30)
     few = ntk_tt.predict(
         linearize_head(
-            model, *data, num_directions=FEATURES, num_projections=32, key=jax.random.key(2)
+            model,
+            *data,
+            num_directions=FEATURES,
+            options=ntk_tt.FeatureOptions(num_projections=32),
+            key=jax.random.key(2),
         ),
         optimizer,
         30,
@@ -375,7 +391,7 @@ def test_mse_and_head_without_bias(data):
         targets,
         loss="mse",
         num_directions=FEATURES,
-        num_projections="exact",
+        options=ntk_tt.FeatureOptions(num_projections="exact"),
         curvature=False,
     )
     assert problem.bias is None

@@ -406,7 +406,13 @@ def test_train_and_test_samples_follow_the_kernel_between_them():
         ntk, start = cross[:12], (network.logits[:6] - targets[:6]).ravel()
         rate = 1 / np.linalg.eigvalsh(ntk)[-1] * 6
         problem = ntk_tt.linearize(
-            tanh_network, params, x, targets, loss="mse", num_projections="exact", space="dual"
+            tanh_network,
+            params,
+            x,
+            targets,
+            loss="mse",
+            options=ntk_tt.FeatureOptions(num_projections="exact"),
+            space="dual",
         )
         for num_steps in (1, 30, 4_000):
             power = np.linalg.matrix_power(np.eye(12) - rate * ntk / 6, num_steps)
@@ -485,7 +491,13 @@ def test_duplicates_share_what_their_labels_leave(method, space):
     targets = rng.normal(size=(6, 2)).astype(np.float32)
     targets[5] = targets[4]
     problem = ntk_tt.linearize(
-        tanh_network, params, x, targets, loss="mse", num_projections="exact", space=space
+        tanh_network,
+        params,
+        x,
+        targets,
+        loss="mse",
+        options=ntk_tt.FeatureOptions(num_projections="exact"),
+        space=space,
     )
     jacobian = (
         oracles.dense(tanh_network, params, jnp.asarray(x)).jacobian.reshape(12, -1).astype(float)

@@ -185,7 +185,7 @@ def problem_of(
             labels,
             loss=loss,
             outputs=outputs,
-            num_projections="exact",
+            options=ntk_tt.FeatureOptions(num_projections="exact"),
             space=kind.split()[-1],
             mesh=mesh,
         )
@@ -194,8 +194,7 @@ def problem_of(
         params,
         inputs,
         folder,
-        num_projections="exact",
-        block_size=2,
+        options=ntk_tt.FeatureOptions(num_projections="exact", block_size=2),
     )
     problem = ntk_tt.linearize(
         apply,
@@ -205,7 +204,7 @@ def problem_of(
         loss=loss,
         outputs=outputs,
         features=store,
-        memory=2 * 8 * store.shape[1] * store.shape[2],
+        options=ntk_tt.FeatureOptions(memory=2 * 8 * store.shape[1] * store.shape[2]),
     )
     assert problem.kernel.streamed
     return problem
@@ -542,7 +541,7 @@ def head_problem(loss: str, num_outputs: int, bias: bool, curvature: bool):
         loss=loss,
         curvature=curvature,
         num_directions=5,
-        num_projections="exact",
+        options=ntk_tt.FeatureOptions(num_projections="exact"),
     )
     first = model.params["first"]
     return (

@@ -26,7 +26,13 @@ def make(loss, space="dual", num_samples=9, num_outputs=3):
     x = case.inputs(num_samples, 0)
     labels = np.arange(num_samples) % num_outputs
     problem = ntk_tt.linearize(
-        case.apply, case.params, x, labels, loss=loss, num_projections="exact", space=space
+        case.apply,
+        case.params,
+        x,
+        labels,
+        loss=loss,
+        options=ntk_tt.FeatureOptions(num_projections="exact"),
+        space=space,
     )
     return case, x, problem, dense_jacobian(case, x)
 

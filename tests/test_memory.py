@@ -17,6 +17,7 @@ from ntk_tt.dynamics.batches import batch_indices
 from ntk_tt.dynamics.sde import _deviation
 from ntk_tt.features.compute import jacobian_features
 from ntk_tt.features.dimension import expected_relative_error, sketch_error
+from ntk_tt.features.feature_options import FeatureOptions
 from ntk_tt.jacobian.network import logits_and_tangent
 from ntk_tt.kernels import operators as kernels
 from ntk_tt.kernels.empirical import (
@@ -245,12 +246,18 @@ def free(monkeypatch, count: int):
 
 def test_the_space_gives_way_without_another_result(task, monkeypatch):
     case, inputs, labels = task
-    roomy = linearize(case.apply, case.params, inputs, labels, num_projections=700)
+    roomy = linearize(
+        case.apply, case.params, inputs, labels, options=FeatureOptions(num_projections=700)
+    )
     free(monkeypatch, 400_000)  # the features are 336 kB, Θ 58 kB more than the rest
-    tight = linearize(case.apply, case.params, inputs, labels, num_projections=700)
+    tight = linearize(
+        case.apply, case.params, inputs, labels, options=FeatureOptions(num_projections=700)
+    )
     assert (roomy.kernel.space, tight.kernel.space, roomy.note) == ("dual", "dual", "")
     free(monkeypatch, 390_000)
-    tight = linearize(case.apply, case.params, inputs, labels, num_projections=700)
+    tight = linearize(
+        case.apply, case.params, inputs, labels, options=FeatureOptions(num_projections=700)
+    )
     assert tight.kernel.space == "primal"
     assert "Θ of 120 rows would take 56.2 KiB beside its features and is not formed" in tight.note
     for optimizer in (OptimizerConfig(0.05, 0.9), OptimizerConfig(0.05, 0.9, batch_size=8)):
@@ -261,9 +268,9 @@ def test_the_space_gives_way_without_another_result(task, monkeypatch):
 def test_the_projections_give_way_and_the_note_says_what_that_means(monkeypatch):
     case = mlp(3, width=128)
     inputs, labels = np.asarray(case.inputs(200, 0)), np.arange(200) % 3
-    exact = jacobian_features(case.apply, case.params, inputs, num_projections="exact").reshape(
-        600, -1
-    )
+    exact = jacobian_features(
+        case.apply, case.params, inputs, options=FeatureOptions(num_projections="exact")
+    ).reshape(600, -1)
     ntk = np.asarray(exact @ exact.T)
     assert linearize(case.apply, case.params, inputs, labels).note == ""
     free(monkeypatch, 8_000_000)
@@ -275,7 +282,11 @@ def test_the_projections_give_way_and_the_note_says_what_that_means(monkeypatch)
     errors = []
     for seed in range(5):
         found = jacobian_features(
-            case.apply, case.params, inputs, num_projections=2916, key=jax.random.key(seed)
+            case.apply,
+            case.params,
+            inputs,
+            options=FeatureOptions(num_projections=2916),
+            key=jax.random.key(seed),
         ).reshape(600, -1)
         errors.append(np.linalg.norm(found @ found.T - ntk) / np.linalg.norm(ntk))
     expected = float(expected_relative_error(jnp.asarray(ntk), 2916))
@@ -331,7 +342,7 @@ def test_both_passes_of_a_real_head_share_what_may_be_used(monkeypatch):
         match=r"memory: features of 18 samples × . directions × D' = 900 need .* what would fit: "
         r"num_projections = \d+, curvature=False, or fewer",
     ):
-        linearize_head(model, images, labels, num_projections=900)
+        linearize_head(model, images, labels, options=FeatureOptions(num_projections=900))
 
 
 def test_products_of_a_few_rows_at_a_time_are_those_of_all(monkeypatch):
@@ -368,7 +379,7 @@ def test_products_of_a_few_rows_at_a_time_are_those_of_all(monkeypatch):
 
 def test_gradients_and_stability_of_a_real_head_do_not_depend_on_the_rows_at_a_time(monkeypatch):
     model, images, labels = head_task()
-    problem = linearize_head(model, images, labels, num_projections=300)
+    problem = linearize_head(model, images, labels, options=FeatureOptions(num_projections=300))
     state, batch = problem.zero(), jnp.asarray([3, 1, 3, 17, 5, 0, 2])
     state = jax.tree.map(lambda leaf: leaf + 0.01, state)
 
@@ -495,7 +506,8 @@ _PEAKS = """
 import gc, json, re
 from pathlib import Path
 import jax, numpy as np
-from ntk_tt import OptimizerConfig, linearize, linearize_head, load_model, predict, stability
+from ntk_tt import FeatureOptions, OptimizerConfig, linearize, linearize_head, load_model
+from ntk_tt import predict, stability
 def status(name):
     return 1024 * int(re.search(name + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 def peak(function):  # of the second call, which compiles nothing
@@ -513,9 +525,10 @@ pixels = np.random.default_rng(0).integers(0, 256, (samples, 8, 8, 3)).astype(np
 images = model.preprocess(pixels)
 labels = np.arange(samples) % outputs
 def kernel(space):
-    return linearize(model.apply, model.params, images, labels, num_projections=20000, space=space)
+    options = FeatureOptions(num_projections=20000)
+    return linearize(model.apply, model.params, images, labels, options=options, space=space)
 def head():
-    return linearize_head(model, images, labels, num_projections=10000)
+    return linearize_head(model, images, labels, options=FeatureOptions(num_projections=10000))
 primal, real = kernel("primal"), head()
 setting = OptimizerConfig(0.001, batch_size=200)
 print(json.dumps({

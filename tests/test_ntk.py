@@ -62,7 +62,10 @@ def test_blocks_do_not_change_the_result(block_size):
     assert (
         relative_error(
             jacobian_features(
-                case.apply, case.params, x, num_projections="exact", block_size=block_size
+                case.apply,
+                case.params,
+                x,
+                options=ntk_tt.FeatureOptions(num_projections="exact", block_size=block_size),
             ),
             expected,
         )
@@ -97,7 +100,9 @@ def test_exact_features_give_the_ntk_and_products_agree():
     case = CASES["convolution"](3)
     x = case.inputs(4, 0)
     truth = dense_ntk(case, x, x)
-    features = jacobian_features(case.apply, case.params, x, num_projections="exact")
+    features = jacobian_features(
+        case.apply, case.params, x, options=ntk_tt.FeatureOptions(num_projections="exact")
+    )
     assert relative_error(ntk_from_features(features), truth.reshape(12, 12)) < 1e-5
     vector = np.random.default_rng(0).standard_normal((4, 3)).astype(np.float32)
     assert (
@@ -134,7 +139,10 @@ def test_peak_memory_is_linear_in_the_number_of_samples():
     case = mlp(2, width=32)
     small, large = (
         plan_features(
-            case.apply, case.params, case.inputs(number, 0), num_projections=64, block_size=4
+            case.apply,
+            case.params,
+            case.inputs(number, 0),
+            options=ntk_tt.FeatureOptions(num_projections=64, block_size=4),
         )
         for number in (64, 4096)
     )

@@ -22,8 +22,12 @@ def task():
 
 def test_space_is_the_smaller_one(task):
     case, x, labels, _ = task
-    few = ntk_tt.linearize(case.apply, case.params, x, labels, num_projections=89)
-    many = ntk_tt.linearize(case.apply, case.params, x, labels, num_projections=91)
+    few = ntk_tt.linearize(
+        case.apply, case.params, x, labels, options=ntk_tt.FeatureOptions(num_projections=89)
+    )
+    many = ntk_tt.linearize(
+        case.apply, case.params, x, labels, options=ntk_tt.FeatureOptions(num_projections=91)
+    )
     assert isinstance(few.kernel, PrimalKernel)
     assert isinstance(many.kernel, DualKernel)
 
@@ -143,7 +147,12 @@ def test_contrasts_give_the_same_curves_as_logits():
     labels = np.arange(16) % 4
     whole, contrasts = (
         ntk_tt.linearize(
-            case.apply, case.params, x, labels, outputs=outputs, num_projections="exact"
+            case.apply,
+            case.params,
+            x,
+            labels,
+            outputs=outputs,
+            options=ntk_tt.FeatureOptions(num_projections="exact"),
         )
         for outputs in ("logits", "contrasts")
     )

@@ -14,6 +14,7 @@ from ntk_tt.features.dimension import (
     expected_relative_error,
     projection_advice,
 )
+from ntk_tt.features.feature_options import FeatureOptions
 from ntk_tt.features.one_block import projected_jacobian
 from ntk_tt.features.projection_by_name import make_projection
 from ntk_tt.features.projections import Identity
@@ -154,7 +155,9 @@ def test_advice_on_a_small_dimension(arguments, advice):
 def test_features_of_a_network_approximate_its_kernel(kind):
     case = mlp(2, inputs=20, width=128, depth=2)
     x = case.inputs(6, 0)
-    exact = jacobian_features(case.apply, case.params, x, num_projections="exact").reshape(12, -1)
+    exact = jacobian_features(
+        case.apply, case.params, x, options=FeatureOptions(num_projections="exact")
+    ).reshape(12, -1)
     ntk = exact @ exact.T
     size = sum(leaf.size for leaf in jax.tree.leaves(case.params))
     compute = jax.jit(
@@ -184,4 +187,6 @@ def test_features_of_a_network_approximate_its_kernel(kind):
 def test_bad_arguments(unchecked, arguments, message):
     case = mlp(2)
     with pytest.raises(ValueError, match=message):
-        jacobian_features(case.apply, case.params, case.inputs(3, 0), **arguments)
+        jacobian_features(
+            case.apply, case.params, case.inputs(3, 0), options=FeatureOptions(**arguments)
+        )

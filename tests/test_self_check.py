@@ -114,10 +114,14 @@ def _linearize_head(features):
 
 ENTRIES = {
     "jacobian_features": lambda features, path, folder: ntk_tt.jacobian_features(
-        lambda p, x: features(p, x) @ p["head"], PARAMS, X, path=path
+        lambda p, x: features(p, x) @ p["head"], PARAMS, X, options=ntk_tt.FeatureOptions(path=path)
     ),
     "write_features": lambda features, path, folder: ntk_tt.write_features(
-        lambda p, x: features(p, x) @ p["head"], PARAMS, X, folder, path=path
+        lambda p, x: features(p, x) @ p["head"],
+        PARAMS,
+        X,
+        folder,
+        options=ntk_tt.FeatureOptions(path=path),
     ),
     "empirical_ntk": lambda features, path, folder: ntk_tt.empirical_ntk(
         lambda p, x: features(p, x) @ p["head"], PARAMS, X, path=path
@@ -237,7 +241,10 @@ def test_a_planted_fault_is_found_and_its_parameter_named(fault, monkeypatch):
     ):
         ntk_tt.jacobian_features(lambda p, x: hidden(p, x) @ p["head"] + p["bias"], params, X)
     ntk_tt.jacobian_features(
-        lambda p, x: hidden(p, x) @ p["head"] + p["bias"], params, X, path="plain"
+        lambda p, x: hidden(p, x) @ p["head"] + p["bias"],
+        params,
+        X,
+        options=ntk_tt.FeatureOptions(path="plain"),
     )
 
 
@@ -281,7 +288,9 @@ def test_what_is_not_finite_is_an_error():
     )
     for call in (
         lambda: ntk_tt.empirical_ntk(root, PARAMS, x),
-        lambda: ntk_tt.jacobian_features(root, PARAMS, x, num_projections=64),
+        lambda: ntk_tt.jacobian_features(
+            root, PARAMS, x, options=ntk_tt.FeatureOptions(num_projections=64)
+        ),
         lambda: ntk_tt.linearize(root, PARAMS, x, np.arange(len(x)) % 3),
     ):
         with pytest.raises(ValueError, match=r"params: the gradients? .*NaN or infinity"):
@@ -333,7 +342,11 @@ def test_squeezed_logits_are_what_they_are(num_outputs, number, tmp_path):
             case.apply, case.params, x, labels, setting, 3, loss=loss, block_size=1
         )
         store = ntk_tt.write_features(
-            case.apply, case.params, x, tmp_path / str(case is whole), num_projections="exact"
+            case.apply,
+            case.params,
+            x,
+            tmp_path / str(case is whole),
+            options=ntk_tt.FeatureOptions(num_projections="exact"),
         )
         results.append(
             (

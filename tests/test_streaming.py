@@ -353,7 +353,12 @@ def test_prediction_and_verdict_of_a_network(tmp_path):
     case = mlp(NUM_OUTPUTS, width=24)
     x, labels = case.inputs(12, 0), np.arange(12) % NUM_OUTPUTS
     held = ntk_tt.linearize(
-        case.apply, case.params, x, labels, num_projections="exact", space="primal"
+        case.apply,
+        case.params,
+        x,
+        labels,
+        options=ntk_tt.FeatureOptions(num_projections="exact"),
+        space="primal",
     )
     streamed = LinearizedProblem(
         StreamedKernel(write_store(tmp_path, np.asarray(held.kernel.features))),

@@ -11,6 +11,7 @@ import pytest
 
 from ntk_tt.features.compute import jacobian_features
 from ntk_tt.features.count_sketch import CountSketch
+from ntk_tt.features.feature_options import FeatureOptions
 from ntk_tt.features.projection_by_name import make_projection
 from ntk_tt.jacobian.layers import Product
 from ntk_tt.jacobian.network import jacobian_block
@@ -422,7 +423,11 @@ def test_kernel_and_features_equal_the_plain_path(name):
         gradients @ gradients.T
     )
     structured, plain = (
-        np.asarray(jacobian_features(case.apply, case.params, x, num_projections=10, path=path))
+        np.asarray(
+            jacobian_features(
+                case.apply, case.params, x, options=FeatureOptions(num_projections=10, path=path)
+            )
+        )
         for path in ("structured", "plain")
     )
     assert np.linalg.norm(structured - plain) <= 1e-5 * np.linalg.norm(plain)
@@ -433,7 +438,10 @@ def test_kernel_and_features_equal_the_plain_path(name):
 def test_a_function_of_none_of_its_parameters_has_a_kernel_of_zeros(path, num_projections):
     params, x = _random(1, w=(5, 3), b=(3,)), _vectors(4, 0)
     features = jacobian_features(
-        lambda p, x: x[:, :3], params, x, num_projections=num_projections, path=path
+        lambda p, x: x[:, :3],
+        params,
+        x,
+        options=FeatureOptions(num_projections=num_projections, path=path),
     )
     assert features.shape == (4, 3, 8 if num_projections == 8 else 18)
     assert not features.any()
@@ -454,15 +462,17 @@ def test_parameters_without_numbers_change_nothing(path, projection):
                 each.apply,
                 each.params,
                 x,
-                num_projections=num_projections,
-                projection=projection,
-                path=path,
+                options=FeatureOptions(
+                    num_projections=num_projections, projection=projection, path=path
+                ),
             )
             for each in (case, alone)
         )
         np.testing.assert_allclose(with_empty, without, rtol=1e-6, atol=1e-6)
     with pytest.raises(ValueError, match="params: the arrays hold no numbers"):
-        jacobian_features(lambda p, x: x[:, :3], {"w": jnp.zeros((0, 3))}, x, path=path)
+        jacobian_features(
+            lambda p, x: x[:, :3], {"w": jnp.zeros((0, 3))}, x, options=FeatureOptions(path=path)
+        )
 
 
 def _cast_through_single_precision(params, x):
@@ -502,11 +512,13 @@ def test_single_precision_inside_double_is_rounding_and_no_more(apply, shapes):
         )
         assert "f32" in str(jax.make_jaxpr(apply)(params, x))
         truth = dense_jacobian(Case(apply, params, _in_double), x)
-        found = jacobian_features(apply, params, x, num_projections="exact")
+        found = jacobian_features(apply, params, x, options=FeatureOptions(num_projections="exact"))
         assert found.dtype == jnp.float64
         for gradients in (
             found,
-            jacobian_features(apply, params, x, num_projections="exact", path="plain"),
+            jacobian_features(
+                apply, params, x, options=FeatureOptions(num_projections="exact", path="plain")
+            ),
         ):
             assert np.linalg.norm(gradients - truth) < 1e-6 * np.linalg.norm(truth)
 

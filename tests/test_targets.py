@@ -86,7 +86,14 @@ def test_prediction_and_truth_count_the_same_errors_with_one_output():
     case = mlp(1, width=4)
     x, zero = case.inputs(4, 0), [{**layer, "weight": 0 * layer["weight"]} for layer in case.params]
     targets = np.array([[0.0], [1.0], [-1.0], [0.0]], np.float32)
-    problem = ntk_tt.linearize(case.apply, zero, x, targets, loss="mse", num_projections="exact")
+    problem = ntk_tt.linearize(
+        case.apply,
+        zero,
+        x,
+        targets,
+        loss="mse",
+        options=ntk_tt.FeatureOptions(num_projections="exact"),
+    )
     run = ntk_tt.finetune(case.apply, zero, x, targets, ntk_tt.OptimizerConfig(1e-9), 1, loss="mse")
     assert run.error[0] == float(problem.metrics(problem.initial_logits)[1]) == 0.5
 

@@ -253,7 +253,10 @@ def test_the_jacobian_is_the_columns_of_the_whole_one(specification, model, imag
         [jacobian[name].reshape(*images.shape[:1], 3, -1) for name in kept], axis=-1
     )
     features = jacobian_features(
-        restricted.apply, restricted.params, images, num_projections="exact"
+        restricted.apply,
+        restricted.params,
+        images,
+        options=ntk_tt.FeatureOptions(num_projections="exact"),
     )
     np.testing.assert_allclose(features, expected, atol=2e-5)
     assert restricted.num_params == expected.shape[-1]
@@ -316,7 +319,9 @@ def test_the_jacobian_of_adapters_is_that_of_their_product(at_start, model, imag
     np.testing.assert_allclose(
         found["trained"]["head"]["kernel"], jacobian["head.kernel"], atol=2e-5
     )
-    structured = jacobian_features(restricted.apply, params, images, num_projections="exact")
+    structured = jacobian_features(
+        restricted.apply, params, images, options=ntk_tt.FeatureOptions(num_projections="exact")
+    )
     flat = np.concatenate(
         [np.asarray(leaf).reshape(*leaf.shape[:2], -1) for leaf in jax.tree.leaves(found)], axis=-1
     )
@@ -430,7 +435,11 @@ def test_prediction_agrees_with_real_training_of_the_part(
     optimizer = ntk_tt.OptimizerConfig(learning_rate, momentum=0.9)
     restricted = restrict(model, specification, key=jax.random.key(2))
     problem = ntk_tt.linearize(
-        restricted.apply, restricted.params, images, labels, num_projections="exact"
+        restricted.apply,
+        restricted.params,
+        images,
+        labels,
+        options=ntk_tt.FeatureOptions(num_projections="exact"),
     )
     prediction = ntk_tt.predict(problem, optimizer, 20)
     real = ntk_tt.finetune(restricted.apply, restricted.params, images, labels, optimizer, 20)

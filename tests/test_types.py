@@ -39,7 +39,13 @@ def curves(dtype, logits_dtype, **options) -> dict[str, np.ndarray]:
     found = {}
     for space in ("primal", "dual"):
         problem = ntk_tt.linearize(
-            apply, params, x, LABELS, num_projections="exact", space=space, **options
+            apply,
+            params,
+            x,
+            LABELS,
+            options=ntk_tt.FeatureOptions(num_projections="exact"),
+            space=space,
+            **options,
         )
         assert {leaf.dtype for leaf in jax.tree.leaves(problem)} == {jnp.dtype(jnp.float32)}
         for method in ("replay", "ode", "sde") + (
@@ -97,7 +103,9 @@ def test_a_real_head_and_the_first_steps_too(dtype):
             head="head",
         )
         x, setting = jax.random.normal(keys[2], (12, 6)), ntk_tt.OptimizerConfig(0.1, momentum=0.5)
-        problem = ntk_tt.linearize_head(model, x, LABELS, num_projections="exact")
+        problem = ntk_tt.linearize_head(
+            model, x, LABELS, options=ntk_tt.FeatureOptions(num_projections="exact")
+        )
         return ntk_tt.predict(problem, setting, 10).loss, ntk_tt.predict_after(
             model, x, LABELS, setting, 10, first_steps=2
         ).trajectories[0].loss
@@ -109,7 +117,9 @@ def test_a_real_head_and_the_first_steps_too(dtype):
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_kernels_and_features_of_half_precision_are_single(dtype):
     apply, params, x = network(dtype, None)
-    features = ntk_tt.jacobian_features(apply, params, x, num_projections="exact")
+    features = ntk_tt.jacobian_features(
+        apply, params, x, options=ntk_tt.FeatureOptions(num_projections="exact")
+    )
     assert features.dtype == ntk_tt.empirical_ntk(apply, params, x).dtype == jnp.float32
 
 

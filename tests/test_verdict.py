@@ -47,7 +47,9 @@ def problem_with(kernel, network_data):
     return (
         make("ce")[2]
         if kernel == "frozen"
-        else ntk_tt.linearize_head(network(), *network_data, num_projections="exact")
+        else ntk_tt.linearize_head(
+            network(), *network_data, options=ntk_tt.FeatureOptions(num_projections="exact")
+        )
     )
 
 
@@ -73,7 +75,9 @@ def test_the_safe_rate_is_a_fixed_point_from_wherever_it_is_asked_for(kernel, se
 
 def test_a_verdict_just_below_the_rate_that_it_called_safe_does_not_take_that_back(data):  # noqa: F811
     model = network()
-    problem = ntk_tt.linearize_head(model, *data, num_projections="exact")
+    problem = ntk_tt.linearize_head(
+        model, *data, options=ntk_tt.FeatureOptions(num_projections="exact")
+    )
     verdicts, rate = [], 0.05
     for _ in range(2):
         verdicts.append(
@@ -197,7 +201,12 @@ def test_a_coarse_sketch_lowers_trust(loss, projections, trust):
     case, x, _, _ = make(loss)
     labels = np.arange(len(x)) % 3
     problem = ntk_tt.linearize(
-        case.apply, case.params, x, labels, loss=loss, num_projections=projections
+        case.apply,
+        case.params,
+        x,
+        labels,
+        loss=loss,
+        options=ntk_tt.FeatureOptions(num_projections=projections),
     )
     verdict = ntk_tt.assess(problem, case.apply, case.params, x, labels, OptimizerConfig(1e-3), 10)
     assert ("D' =" in verdict.reason) == (trust is not None)

@@ -132,7 +132,7 @@ def prepare(config: TaskConfig) -> Prepared:
             task.images,
             task.labels,
             space="primal",
-            num_projections=num_projections,
+            options=ntk_tt.FeatureOptions(num_projections=num_projections),
             key=jax.random.key(config.seed + 1000),
         )
         features = cast(PrimalKernel, primal.kernel).features

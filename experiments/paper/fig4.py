@@ -116,7 +116,7 @@ def projected(task: TaskConfig, size: int) -> tuple[np.ndarray, float]:
             model.apply,
             model.params,
             images,
-            num_projections=size,
+            options=ntk_tt.FeatureOptions(num_projections=size),
             key=jax.random.key(task.seed + 1),
         )
         estimate = np.asarray(ntk_tt.ntk_from_features(features))

@@ -162,7 +162,9 @@ class Prepared:
                     self.labels,
                     outputs="contrasts",
                     key=key,
-                    num_projections=max(4096, 8 * len(self.labels) * (task.classes - 1)),
+                    options=ntk_tt.FeatureOptions(
+                        num_projections=max(4096, 8 * len(self.labels) * (task.classes - 1))
+                    ),
                 )
             )
         self.seconds["replay"] = watch.seconds

@@ -82,7 +82,7 @@ def compute(config: Config) -> dict[str, Any]:
             *arguments[1:],
             outputs="contrasts",
             key=key,
-            num_projections=8192,
+            options=ntk_tt.FeatureOptions(num_projections=8192),
         )
         problems, seconds = {}, {}
         for name, options in ways(task.classes - 1, len(loaded.labels)).items():
@@ -145,7 +145,9 @@ def ways(contrasts: int, num_samples: int) -> dict[str, dict[str, Any]]:
             for times in DIRECTIONS
         },
         **{
-            f"… 25%, D' = {rows}N(C−1)": {"num_projections": rows * num_samples * contrasts}
+            f"… 25%, D' = {rows}N(C−1)": {
+                "options": ntk_tt.FeatureOptions(num_projections=rows * num_samples * contrasts)
+            }
             for rows in PROJECTIONS
         },
     }

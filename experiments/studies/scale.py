@@ -113,9 +113,11 @@ def write(config: Config, folder: Path) -> dict[str, Any]:
             model.params,
             inputs,
             folder,
-            num_projections=config.num_projections or "auto",
+            options=ntk_tt.FeatureOptions(
+                num_projections=config.num_projections or "auto",
+                block_size=min(config.block_size, num_samples),
+            ),
             key=jax.random.key(config.seed),
-            block_size=min(config.block_size, num_samples),
             progress=progress,
         )
     with Stopwatch() as logits_watch:

@@ -77,7 +77,10 @@ def compute(config: Config) -> dict[str, Any]:
         }
         width = problems["head"].directions.shape[0]
         problems["curvature, all directions"] = linearize_head(
-            *arguments, key=key, num_directions=width, num_projections=config.all_projections
+            *arguments,
+            key=key,
+            num_directions=width,
+            options=ntk_tt.FeatureOptions(num_projections=config.all_projections),
         )
         found = {
             "real": trained(loaded, optimizer, config, key),
@@ -118,7 +121,7 @@ def at_weights(loaded: LoadedTask, params, key):
         loaded.labels,
         outputs="contrasts",
         key=key,
-        num_projections=8192,
+        options=ntk_tt.FeatureOptions(num_projections=8192),
     )
 
 

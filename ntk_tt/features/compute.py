@@ -9,9 +9,8 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Key, PyTree
 
-from ntk_tt.features.feature_options import JacobianPath, Precision, ProjectionName
+from ntk_tt.features.feature_options import DEFAULT_OPTIONS, FeatureOptions
 from ntk_tt.features.plan import FeaturePlan, plan_features, run_block
-from ntk_tt.jacobian.bfloat16 import in_bfloat16
 from ntk_tt.jacobian.network import Apply, blocks, check_features
 from ntk_tt.jacobian.self_check import check_pass
 from ntk_tt.runtime import sharding
@@ -23,13 +22,8 @@ def jacobian_features(
     params: PyTree,
     inputs: Float[Array | np.ndarray, "n ..."],
     *,
-    num_projections: int | str = "auto",
-    projection: ProjectionName = "fold",
+    options: FeatureOptions = DEFAULT_OPTIONS,
     key: Key[Array, ""] | None = None,
-    path: JacobianPath = "structured",
-    precision: Precision = "float32",
-    block_size: int | None = None,
-    memory: int | None = None,
     mesh: Mesh | None = None,
     progress: Progress = silent,
 ) -> Float[Array, "n c d"]:
@@ -39,18 +33,9 @@ def jacobian_features(
         apply: pure `(params, inputs) -> logits (N, C)`, each sample on its own (batch norm frozen).
         params: w₀, a tree of arrays.
         inputs: (N, ...).
-        num_projections: D'; `auto` takes 16·N·C (see `default_num_projections`), `exact` no
-            projection. From D' ≥ D on, the result is exact.
-        projection: `fold`, `achlioptas` or `gaussian` (see `ntk_tt.features.projections`).
+        options: D', the projection, precision, memory and blocks; see `FeatureOptions`.
         key: of the projection; key 0 where none is given. The same key gives the same R for the
             same network.
-        path: `structured` (activations and back-propagated signals, see `ntk_tt.jacobian.taps`)
-            or `plain` (`vmap(jacrev)`); the same numbers to rounding.
-        precision: `bfloat16` rounds the operands of products and convolutions, see
-            `ntk_tt.jacobian.bfloat16`; sums stay float32.
-        block_size: samples at a time on each device; None plans it.
-        memory: bytes that the features may take on each device, besides one block; None takes what
-            is free. With `auto`, D' is at most what it allows.
         mesh: of `ntk_tt.runtime.sharding.sample_mesh`; the result is then (padded N, C, D') over
             its devices.
         progress: called as `progress(done, total)` after each block.
@@ -71,16 +56,11 @@ def jacobian_features(
         apply,
         params,
         inputs,
-        num_projections=num_projections,
-        projection=projection,
+        options=options,
         key=key,
-        path=path,
-        precision=precision,
-        block_size=block_size,
-        memory=memory,
         mesh=mesh,
     )
-    check_pass(in_bfloat16(apply) if precision == "bfloat16" else apply, params, inputs, path=path)
+    check_pass(options.rounded(apply), params, inputs, path=options.path)
     features = compute_features(plan, params, inputs, progress=progress)
     check_features(features)
     return features

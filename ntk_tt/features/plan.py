@@ -5,7 +5,7 @@ that takes.
 import dataclasses
 import sys
 from collections.abc import Callable
-from typing import Any, get_args
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +15,10 @@ from jaxtyping import Array, Float, Key, PyTree
 
 from ntk_tt.features.count_sketch import CountSketch
 from ntk_tt.features.dimension import default_num_projections
-from ntk_tt.features.feature_options import JacobianPath, Precision, ProjectionName, check_path
+from ntk_tt.features.feature_options import DEFAULT_OPTIONS, FeatureOptions, JacobianPath
 from ntk_tt.features.one_block import projected_jacobian
 from ntk_tt.features.projection_by_name import make_projection
 from ntk_tt.features.projections import AbstractProjection
-from ntk_tt.jacobian.bfloat16 import in_bfloat16
 from ntk_tt.jacobian.layers import Product
 from ntk_tt.jacobian.network import Apply, check_network, working_type
 from ntk_tt.jacobian.structured import layers
@@ -75,112 +74,125 @@ def plan_features(
     params: PyTree,
     inputs: Float[Array | np.ndarray, "n ..."],
     *,
-    num_projections: int | str = "auto",
-    projection: ProjectionName = "fold",
+    options: FeatureOptions = DEFAULT_OPTIONS,
     key: Key[Array, ""] | None = None,
-    path: JacobianPath = "structured",
-    precision: Precision = "float32",
-    block_size: int | None = None,
-    memory: int | None = None,
     mesh: Mesh | None = None,
     stored: bool = False,
     compiled: bool = True,
 ) -> FeaturePlan:
     """Everything about a feature pass but its run; arguments as `jacobian_features`.
 
-    The first guess of the block size comes from the shapes of activations and signals. The compiled
-    program then says what it really needs (`jax.stages.Compiled.memory_analysis`, which differs by
-    versions of XLA), and the block shrinks until that fits; on a CPU once more where the guess was
-    too large for what the allocator keeps.
-
     Args:
         stored: the features go to disk, so only a block counts.
         compiled: whether to compile; without it the plan serves to find features that are there
             already.
     """
-    check_path(path)
-    if precision not in get_args(Precision):
-        raise ValueError(f"precision: unknown {precision!r}; give 'float32' or 'bfloat16'")
-    if block_size is not None and block_size < 1:
-        raise ValueError(f"block_size: must be at least 1, got {block_size}")
-    if memory is not None and memory < 1:
-        raise ValueError(f"memory: must be at least one byte, got {memory}")
     num_outputs = check_network(apply, params, inputs)
     devices = 1 if mesh is None else sharding.check_mesh(mesh)
     num_samples, num_params = len(inputs), sum(leaf.size for leaf in jax.tree.leaves(params))
-    dtype = working_type(params)
-    free = available_bytes()
-    budget, wanted_projections = free if memory is None else memory, 0
-    if num_projections == "exact":
-        num_projections = num_params
-    elif num_projections == "auto":
-        wanted_projections = default_num_projections(
-            num_samples * num_outputs, num_params, max_bytes=sys.maxsize
-        )
-        if memory is None and not stored:
-            num_projections = affordable_projections(
-                -(-num_samples // devices) * num_outputs,
-                wanted_projections,
-                dtype.itemsize,
-                budget,
-                most=MAX_FEATURE_BYTES,
-            )
-        else:
-            limit = MAX_FEATURE_BYTES if stored or memory is None else memory
-            num_projections = default_num_projections(
-                num_samples * num_outputs,
-                num_params,
-                itemsize=dtype.itemsize,
-                max_bytes=limit * devices,
-            )
-    elif isinstance(num_projections, str):
-        raise ValueError(
-            f"num_projections: give 'auto', 'exact' or a number, got {num_projections!r}"
-        )
-    projector = make_projection(
-        projection, num_params, num_projections, jax.random.key(0) if key is None else key
+    dtype, free = working_type(params), available_bytes()
+    budget, on_device = (
+        free if options.memory is None else options.memory,
+        -(-num_samples // devices),
     )
-    row_bytes = num_outputs * projector.num_projections * dtype.itemsize
-    on_device = -(-num_samples // devices)
-    feature_bytes = num_samples * row_bytes
+    num_projections, wanted = _dimension(
+        options, (num_samples, on_device, devices), num_outputs, num_params, dtype, budget, stored
+    )
+    projection = make_projection(
+        options.projection, num_params, num_projections, jax.random.key(0) if key is None else key
+    )
+    row_bytes = num_outputs * projection.num_projections * dtype.itemsize
     if not stored and on_device * row_bytes > budget:
         refuse(
             f"features of {num_samples} samples × {num_outputs} outputs × D' = "
-            f"{projector.num_projections}",
+            f"{projection.num_projections}",
             on_device * row_bytes,
             budget,
             "what would fit: num_projections = "
             f"{max(1, budget // (on_device * num_outputs * dtype.itemsize))}, a store on disk "
             "(write_features), or more devices",
         )
-
-    network = in_bfloat16(apply) if precision == "bfloat16" else apply
+    network = options.rounded(apply)
     one_sample = jax.ShapeDtypeStruct((1, *np.shape(inputs)[1:]), jnp.asarray(inputs[:1]).dtype)
     size = min(
-        block_size
-        or _block_samples(network, path, projector, params, one_sample, num_outputs, free),
+        options.block_size
+        or _block_samples(network, options.path, projection, params, one_sample, num_outputs, free),
         on_device,
     )
-    for_blocks = free if stored else max(free // 8, free - on_device * row_bytes)
+
+    def compile_for(size: int) -> Any:
+        block = jax.ShapeDtypeStruct((size * devices, *one_sample.shape[1:]), one_sample.dtype)
+        return _compiled(network, options.path, projection, mesh, dtype, params, block)
+
     compute, block_bytes = None, 0
+    if compiled:
+        for_blocks = free if stored else max(free // 8, free - on_device * row_bytes)
+        compute, size, block_bytes = _fitting(
+            compile_for, size, for_blocks, shrinks=options.block_size is None
+        )
+    return FeaturePlan(
+        num_samples,
+        num_outputs,
+        projection.num_projections,
+        wanted or projection.num_projections,
+        dtype,
+        projection,
+        {"path": options.path, "precision": options.precision},
+        size,
+        block_bytes,
+        num_samples * row_bytes,
+        mesh,
+        compute,
+    )
+
+
+def _dimension(
+    options: FeatureOptions,
+    samples: tuple[int, int, int],
+    num_outputs: int,
+    num_params: int,
+    dtype: Any,
+    budget: int,
+    stored: bool,
+) -> tuple[int, int]:
+    """D', and what `auto` would take where memory does not matter (0 where it is not `auto`)."""
+    if not isinstance(options.num_projections, str):
+        return options.num_projections, 0
+    if options.num_projections == "exact":
+        return num_params, 0
+    num_samples, on_device, devices = samples
+    num_rows = num_samples * num_outputs
+    wanted = default_num_projections(num_rows, num_params, max_bytes=sys.maxsize)
+    if options.memory is None and not stored:
+        return affordable_projections(
+            on_device * num_outputs, wanted, dtype.itemsize, budget, most=MAX_FEATURE_BYTES
+        ), wanted
+    limit = MAX_FEATURE_BYTES if stored or options.memory is None else options.memory
+    return default_num_projections(
+        num_rows, num_params, itemsize=dtype.itemsize, max_bytes=limit * devices
+    ), wanted
+
+
+def _fitting(
+    compile_for: Callable[[int], Any], size: int, for_blocks: int, *, shrinks: bool
+) -> tuple[Any, int, int]:
+    """The compiled pass over one block, its samples and its bytes of memory.
+
+    The first guess of the block size comes from the shapes of activations and signals. The compiled
+    program then says what it really needs (`jax.stages.Compiled.memory_analysis`, which differs by
+    versions of XLA), and the block shrinks until that fits; on a CPU once more where the guess was
+    too large for what the allocator keeps.
+    """
     wanted = (
         min(for_blocks, _CPU_KEPT_BYTES)
         if jax.default_backend() == "cpu" and size > 2
         else for_blocks
     )
-    while compiled:
-        compute = _compiled(
-            network,
-            path,
-            projector,
-            mesh,
-            dtype,
-            params,
-            jax.ShapeDtypeStruct((size * devices, *one_sample.shape[1:]), one_sample.dtype),
-        )
+    while True:
+        compute = compile_for(size)
         block_bytes = compiled_bytes(compute)
-        if block_bytes <= wanted or block_size is not None:
-            break
+        if block_bytes <= wanted or not shrinks:
+            return compute, size, block_bytes
         if size == 1:
             refuse(
                 "the activations and features of one sample",
@@ -189,20 +201,6 @@ def plan_features(
                 "take a smaller num_projections, smaller inputs (--image-size), or fewer outputs",
             )
         size, wanted = max(1, min(size - 1, size * wanted // block_bytes)), for_blocks
-    return FeaturePlan(
-        num_samples,
-        num_outputs,
-        projector.num_projections,
-        wanted_projections or projector.num_projections,
-        dtype,
-        projector,
-        {"path": path, "precision": precision},
-        size,
-        block_bytes,
-        feature_bytes,
-        mesh,
-        compute,
-    )
 
 
 def run_block(plan: FeaturePlan, params: PyTree, block: Array) -> Float[Array, "block c d"]:

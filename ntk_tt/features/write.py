@@ -8,11 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, PyTree
 
-from ntk_tt.features.feature_options import JacobianPath, Precision, ProjectionName
+from ntk_tt.features.feature_options import DEFAULT_OPTIONS, FeatureOptions
 from ntk_tt.features.manifest import describe
 from ntk_tt.features.plan import FeaturePlan, plan_features, run_block
 from ntk_tt.features.store import FeatureStore, folder_of
-from ntk_tt.jacobian.bfloat16 import in_bfloat16
 from ntk_tt.jacobian.network import Apply, check_features
 from ntk_tt.jacobian.self_check import check_pass
 from ntk_tt.runtime.progress import Progress, silent
@@ -24,13 +23,8 @@ def write_features(
     inputs: Float[Array | np.ndarray, "n ..."],
     store: str | Path | None = None,
     *,
-    num_projections: int | str = "auto",
-    projection: ProjectionName = "fold",
+    options: FeatureOptions = DEFAULT_OPTIONS,
     key: Key[Array, ""] | None = None,
-    path: JacobianPath = "structured",
-    precision: Precision = "float32",
-    block_size: int | None = None,
-    memory: int | None = None,
     progress: Progress = silent,
 ) -> FeatureStore:
     """Φ block by block to disk, never more than one block in memory; goes on where an earlier call
@@ -48,24 +42,17 @@ def write_features(
         apply,
         params,
         inputs,
-        num_projections=num_projections,
-        projection=projection,
+        options=options,
         key=key,
-        path=path,
-        precision=precision,
-        block_size=block_size,
-        memory=memory,
         stored=True,
     )
-    manifest = feature_manifest(plan, apply, params, inputs, projection=projection, key=key)
+    manifest = feature_manifest(plan, apply, params, inputs, options=options, key=key)
     opened = FeatureStore.open(
         folder_of(manifest, None if store is None else Path(store)), manifest
     )
     missing = opened.missing()
     if missing:
-        check_pass(
-            in_bfloat16(apply) if precision == "bfloat16" else apply, params, inputs, path=path
-        )
+        check_pass(options.rounded(apply), params, inputs, path=options.path)
     total = -(-plan.num_samples // plan.block_size)
     for done, index in enumerate(missing, total - len(missing) + 1):
         rows = opened.samples(index)
@@ -84,7 +71,7 @@ def feature_manifest(
     params: PyTree,
     inputs: Float[Array | np.ndarray, "n ..."],
     *,
-    projection: ProjectionName,
+    options: FeatureOptions,
     key: Key[Array, ""] | None,
 ) -> dict[str, Any]:
     """All that the features of a plan depend on, as `features.manifest.describe` gives it."""
@@ -93,7 +80,7 @@ def feature_manifest(
         params,
         inputs,
         num_projections=plan.num_projections,
-        projection=projection,
+        projection=options.projection,
         key=jax.random.key(0) if key is None else key,
         block_size=plan.block_size,
         dtype=plan.dtype,

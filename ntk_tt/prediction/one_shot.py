@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int, Key
 from ntk_tt.dynamics.batches import batch_indices
 from ntk_tt.dynamics.optimizer_replay import replay
 from ntk_tt.dynamics.trajectory import Trajectory, record_steps
-from ntk_tt.features.feature_options import Precision
+from ntk_tt.features.feature_options import DEFAULT_OPTIONS, FeatureOptions
 from ntk_tt.losses import LossName
 from ntk_tt.models.model import Model
 from ntk_tt.optimizer import OptimizerConfig, check_num_seeds, check_num_steps
@@ -63,9 +63,7 @@ def predict_after(
     first_steps: int | None = None,
     curvature: bool = True,
     loss: LossName = "ce",
-    num_projections: int | str = "auto",
-    precision: Precision = "float32",
-    memory: int | None = None,
+    options: FeatureOptions = DEFAULT_OPTIONS,
     num_seeds: int = 5,
     record_every: int = 1,
     seed: int = 0,
@@ -76,8 +74,7 @@ def predict_after(
     momentum as it is by then.
 
     Args:
-        model, inputs, labels, loss, curvature, num_projections, precision, memory, progress: as
-        `linearize_head`.
+        model, inputs, labels, loss, curvature, options, progress: as `linearize_head`.
         optimizer, num_steps, num_seeds, record_every: as `predict`.
         first_steps: k; None takes what costs as much as the feature pass (`affordable_steps`), but
             at most T/4.
@@ -124,9 +121,7 @@ def predict_after(
         labels,
         curvature=curvature,
         loss=loss,
-        num_projections=num_projections,
-        precision=precision,
-        memory=memory,
+        options=options,
         key=key,
         progress=progress,
     )

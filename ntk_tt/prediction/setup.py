@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
+from jaxtyping import Array, Key
 
 from ntk_tt.data import Task, UpTo, load_task
 from ntk_tt.features import store as stores
 from ntk_tt.features.compute import jacobian_features
 from ntk_tt.features.contrasts import Outputs, stored_outputs
-from ntk_tt.features.feature_options import Precision, ProjectionName
+from ntk_tt.features.feature_options import FeatureOptions, Precision, ProjectionName
 from ntk_tt.features.plan import plan_features
 from ntk_tt.features.store import FeatureStore
 from ntk_tt.features.write import feature_manifest, write_features
@@ -106,8 +107,19 @@ class Setup:
             )
 
     @property
-    def memory_bytes(self) -> int | None:
-        return None if self.memory is None else parse_bytes(self.memory)
+    def options(self) -> FeatureOptions:
+        """How the features are computed."""
+        return FeatureOptions(
+            num_projections=self.projections,
+            projection=self.projection,
+            precision=self.precision,
+            memory=None if self.memory is None else parse_bytes(self.memory),
+        )
+
+    @property
+    def key(self) -> Key[Array, ""]:
+        """Of the projection."""
+        return jax.random.key(self.seed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,18 +217,17 @@ def find_features(setup: Setup, loaded: Loaded, outputs: Outputs) -> FeatureStor
         stored_outputs(loaded.model.apply, loaded.task.num_classes, outputs),
         loaded.model.params,
     )
-    settings = _settings(setup)
     plan = plan_features(
         apply,
         params,
         loaded.images,
-        **settings,
-        memory=setup.memory_bytes,
+        options=setup.options,
+        key=setup.key,
         stored=True,
         compiled=False,
     )
     manifest = feature_manifest(
-        plan, apply, params, loaded.images, projection=setup.projection, key=settings["key"]
+        plan, apply, params, loaded.images, options=setup.options, key=setup.key
     )
     return stores.find(manifest, root)
 
@@ -231,8 +242,8 @@ def build_features(
         loaded.model.params,
         loaded.images,
         setup.store,
-        **_settings(setup),
-        memory=setup.memory_bytes,
+        options=setup.options,
+        key=setup.key,
         progress=progress,
     )
 
@@ -250,19 +261,9 @@ def precision_error(setup: Setup, loaded: Loaded) -> float | None:
             loaded.model.apply,
             loaded.model.params,
             few,
-            num_projections=4096,
-            key=jax.random.key(setup.seed),
-            precision=each,
+            options=FeatureOptions(num_projections=4096, precision=each),
+            key=setup.key,
         )
         for each in precisions
     )
     return relative_error(rounded, reference)
-
-
-def _settings(setup: Setup) -> dict[str, Any]:
-    return {
-        "num_projections": setup.projections,
-        "projection": setup.projection,
-        "precision": setup.precision,
-        "key": jax.random.key(setup.seed),
-    }

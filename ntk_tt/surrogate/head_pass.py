@@ -1,7 +1,6 @@
 """The pass over the data that makes a problem with a real head."""
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +12,8 @@ from ntk_tt.features.compute import compute_features
 from ntk_tt.features.contrasts import contrast_basis
 from ntk_tt.features.dimension import default_num_projections, sketch_note
 from ntk_tt.features.directions import head_directions
-from ntk_tt.features.feature_options import Precision
+from ntk_tt.features.feature_options import DEFAULT_OPTIONS, FeatureOptions
 from ntk_tt.features.plan import MAX_FEATURE_BYTES, plan_features
-from ntk_tt.jacobian.bfloat16 import in_bfloat16
 from ntk_tt.jacobian.network import (
     check_features,
     check_logits,
@@ -29,7 +27,7 @@ from ntk_tt.losses import LossName
 from ntk_tt.models.model import Model
 from ntk_tt.runtime.memory import affordable_projections, available_bytes, refuse
 from ntk_tt.runtime.progress import Progress, silent
-from ntk_tt.surrogate.head_parts import BLOCK, along, split_head
+from ntk_tt.surrogate.head_parts import BLOCK, Parts, along, split_head
 from ntk_tt.surrogate.real_head import HeadProblem
 from ntk_tt.surrogate.second_point import ANCHOR_FALL, with_curvature
 
@@ -50,10 +48,8 @@ def linearize_head(
     fall: float = ANCHOR_FALL,
     loss: LossName = "ce",
     num_directions: int | str = "auto",
-    num_projections: int | str = "auto",
+    options: FeatureOptions = DEFAULT_OPTIONS,
     key: Key[Array, ""] | None = None,
-    precision: Precision = "float32",
-    memory: int | None = None,
     progress: Progress = silent,
 ) -> HeadProblem:
     """The feature passes of the head-aware prediction; the result prices every optimiser setting
@@ -72,12 +68,10 @@ def linearize_head(
             of the norm of the path that the head takes on fixed features (`HeadProblem.dropped`
             says how much), but no more than 3·(C−1). All F, and `exact` projections, leave nothing
             out.
-        num_projections: D'; `auto` takes 2·N·(C−1), or what the memory holds; `exact` projects
-            nothing.
-        key, precision: see `jacobian_features`.
-        memory: bytes that the features of both passes may take, besides one block; None takes half
-            of what is free. With `auto`, D' is at most what it allows, and `HeadProblem.note` says
-            what that means.
+        options: how the features are computed. D' of `auto` is 2·N·(C−1), or what the memory
+            holds; `memory` is for both passes, None takes half of what is free, and
+            `HeadProblem.note` says what had to give way to it.
+        key: see `jacobian_features`.
         progress: called after each block.
 
     Raises:
@@ -110,7 +104,7 @@ def linearize_head(
     )
     check_logits(features)
     check_pass(
-        in_bfloat16(parts.features) if precision == "bfloat16" else parts.features,
+        options.rounded(parts.features),
         parts.backbone,
         inputs,
         outputs=features,
@@ -138,44 +132,16 @@ def linearize_head(
         features, parts.kernel, parts.bias, targets, basis, loss=loss, num_directions=num_directions
     )
     passes = directions.shape[1] + (basis.shape[1] if curvature else 0)
-    usable, num_params = (
-        available_bytes() if memory is None else memory,
-        sum(leaf.size for leaf in jax.tree.leaves(parts.backbone)),
+    options, wanted = _fitting_options(
+        options,
+        parts,
+        num_rows=len(inputs) * passes,
+        wanted_rows=len(inputs) * basis.shape[1],
+        what=f"features of {len(inputs)} samples × {passes} directions",
+        remedy=f"{'curvature=False, ' if curvature else ''}or fewer samples",
     )
-    wanted, num_rows, itemsize = 0, len(inputs) * passes, working_type(parts.backbone).itemsize
-    if num_projections == "auto":
-        wanted = min(
-            max(_MIN_PROJECTIONS, ROWS_PER_PROJECTION * len(inputs) * basis.shape[1]), num_params
-        )
-        num_projections = (
-            affordable_projections(num_rows, wanted, itemsize, usable, most=MAX_FEATURE_BYTES)
-            if memory is None
-            else min(
-                wanted,
-                default_num_projections(num_rows, num_params, itemsize=itemsize, max_bytes=memory),
-            )
-        )
-    held = (
-        num_rows
-        * itemsize
-        * (num_params if isinstance(num_projections, str) else min(num_projections, num_params))
-    )
-    if held > usable:
-        refuse(
-            f"features of {len(inputs)} samples × {passes} directions × D' = "
-            f"{held // (num_rows * itemsize)}",
-            held,
-            usable,
-            f"what would fit: num_projections = {max(1, usable // (num_rows * itemsize))}, "
-            f"{'curvature=False, ' if curvature else ''}or fewer samples",
-        )
-    options: dict[str, Any] = {"key": key, "precision": precision, "memory": held}
     plan = plan_features(
-        along(parts.features, directions),
-        parts.backbone,
-        inputs,
-        num_projections=num_projections,
-        **options,
+        along(parts.features, directions), parts.backbone, inputs, options=options, key=key
     )
     total = len(inputs) * (2 if curvature else 1)
     jacobian = compute_features(
@@ -202,8 +168,52 @@ def linearize_head(
         parts,
         inputs,
         basis,
-        plan,
-        options,
+        dataclasses.replace(options, num_projections=plan.num_projections),
+        key=key,
         fall=fall,
         progress=lambda done, _: progress(len(inputs) + done, total),
     )
+
+
+def _fitting_options(
+    options: FeatureOptions,
+    parts: Parts,
+    *,
+    num_rows: int,
+    wanted_rows: int,
+    what: str,
+    remedy: str,
+) -> tuple[FeatureOptions, int]:
+    """The options with the D' that both passes have memory for and the bytes that takes, and the D'
+    that `auto` would take where memory does not matter (0 where it is not `auto`).
+
+    Raises:
+        ValueError: there is not enough memory.
+    """
+    num_params = sum(leaf.size for leaf in jax.tree.leaves(parts.backbone))
+    itemsize = working_type(parts.backbone).itemsize
+    usable = available_bytes() if options.memory is None else options.memory
+    num_projections, wanted = options.num_projections, 0
+    if num_projections == "auto":
+        wanted = min(max(_MIN_PROJECTIONS, ROWS_PER_PROJECTION * wanted_rows), num_params)
+        num_projections = (
+            affordable_projections(num_rows, wanted, itemsize, usable, most=MAX_FEATURE_BYTES)
+            if options.memory is None
+            else min(
+                wanted,
+                default_num_projections(
+                    num_rows, num_params, itemsize=itemsize, max_bytes=options.memory
+                ),
+            )
+        )
+    kept = num_params if isinstance(num_projections, str) else min(num_projections, num_params)
+    held = num_rows * itemsize * kept
+    if held > usable:
+        refuse(
+            f"{what} × D' = {kept}",
+            held,
+            usable,
+            f"what would fit: num_projections = {max(1, usable // (num_rows * itemsize))}, "
+            f"{remedy}",
+        )
+    return dataclasses.replace(options, num_projections=num_projections, memory=held), wanted

@@ -10,10 +10,9 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 from ntk_tt.features.compute import compute_features
 from ntk_tt.features.contrasts import Outputs, contrast_basis, in_contrasts
 from ntk_tt.features.dimension import sketch_note
-from ntk_tt.features.feature_options import Precision, ProjectionName
+from ntk_tt.features.feature_options import DEFAULT_OPTIONS, FeatureOptions
 from ntk_tt.features.plan import plan_features
 from ntk_tt.features.store import FeatureStore
-from ntk_tt.jacobian.bfloat16 import in_bfloat16
 from ntk_tt.jacobian.network import (
     Apply,
     check_features,
@@ -40,12 +39,9 @@ def linearize(
     *,
     loss: LossName = "ce",
     outputs: Outputs = "logits",
-    num_projections: int | str = "auto",
-    projection: ProjectionName = "fold",
+    options: FeatureOptions = DEFAULT_OPTIONS,
     space: Space = "auto",
     key: Key[Array, ""] | None = None,
-    precision: Precision = "float32",
-    memory: int | None = None,
     mesh: Mesh | None = None,
     features: FeatureStore | None = None,
     progress: Progress = silent,
@@ -62,19 +58,17 @@ def linearize(
         outputs: `contrasts` takes the C−1 contrasts of the logits that cross-entropy sees instead
             of all C: the same curves for a C-th less work and up to half the memory of Θ, but saved
             logits lack each sample's common shift. Only for `ce`.
-        num_projections: D', `auto` or `exact`; see `jacobian_features`.
-        projection: which one; see `ntk_tt.features.projections`.
-        space: `dual` holds Θ, `primal` the features, `auto` the smaller.
-        key: of the projection; key 0 where none is given.
-        precision, mesh: see `jacobian_features`.
-        memory: bytes that the features may take on each device. None takes half of what is free,
+        options: how the features are computed. Of its `memory`, None takes half of what is free,
             for Θ too where it is formed: with `auto`, D' is at most what that allows, and Θ is
             formed (`space`) where it fits beside the features; `LinearizedProblem.note` says what
-            had to give way. Over a mesh the features, and Θ where it is formed, stay where they
-            were computed, and products with them are collectives.
+            had to give way.
+        space: `dual` holds Θ, `primal` the features, `auto` the smaller.
+        key: of the projection; key 0 where none is given.
+        mesh: see `jacobian_features`. Features, and Θ where it is formed, stay where they were
+            computed, and products with them are collectives.
         features: computed before by `write_features` from `stored_outputs(apply, ...)`; instead of
-            all the settings above. They are read into memory where they fit (into `memory`, where
-            given), else streamed from disk.
+            all options but `memory`: they are read into memory where they fit (into `memory`,
+            where given), else streamed from disk.
         progress: called after each block of the feature pass.
 
     Raises:
@@ -110,26 +104,20 @@ def linearize(
             features,
             (len(inputs), num_outputs if basis is None else basis.shape[1]),
             space,
-            usable if memory is None else memory,
+            usable if options.memory is None else options.memory,
             usable,
             dtype,
         )
     else:
         check_pass(
-            in_bfloat16(apply) if precision == "bfloat16" else apply,
-            params,
-            inputs,
-            outputs=initial_logits,
+            options.rounded(apply), params, inputs, path=options.path, outputs=initial_logits
         )
         plan = plan_features(
             apply if basis is None else in_contrasts(apply, basis),
             params,
             inputs,
-            num_projections=num_projections,
-            projection=projection,
+            options=options,
             key=key,
-            precision=precision,
-            memory=memory,
             mesh=mesh,
         )
         found = compute_features(plan, params, inputs, progress=progress)

@@ -4,17 +4,17 @@ there.
 
 import dataclasses
 from functools import partial
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
 
 from ntk_tt import losses
 from ntk_tt.features.compute import compute_features
-from ntk_tt.features.plan import FeaturePlan, plan_features
+from ntk_tt.features.feature_options import FeatureOptions
+from ntk_tt.features.plan import plan_features
 from ntk_tt.jacobian.network import blocks, in_blocks
 from ntk_tt.runtime.progress import Progress, silent
 from ntk_tt.surrogate.curvature import Curvature
@@ -38,9 +38,9 @@ def with_curvature(
     parts: Parts,
     inputs,
     basis: Float[Array, "c k"],
-    plan: FeaturePlan,
-    options: dict[str, Any],
+    options: FeatureOptions,
     *,
+    key: Key[Array, ""] | None = None,
     fall: float = ANCHOR_FALL,
     progress: Progress = silent,
 ) -> HeadProblem:
@@ -66,8 +66,8 @@ def with_curvature(
         along(parts.features, problem.directions @ inner),
         parts.backbone,
         inputs,
-        num_projections=plan.num_projections,
-        **options,
+        options=options,
+        key=key,
     )
     change, growth = _change(
         compute_features(second, moved, inputs, progress=progress).astype(problem.jacobian.dtype),
