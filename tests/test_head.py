@@ -71,12 +71,10 @@ def trained_in_weight_space(model, data, optimizer, num_steps, batches):
     """
     inputs, labels = data
     parts = split_head(model)
-    features, push = jax.linearize(
-        lambda backbone: parts.features(backbone, inputs), parts.backbone
-    )
+    features, push = jax.linearize(lambda backbone: parts.embed(backbone, inputs), parts.backbone)
     params = {
         "delta": jax.tree.map(jnp.zeros_like, parts.backbone),
-        "kernel": parts.kernel,
+        "kernel": parts.weight,
         "bias": parts.bias,
     }
     targets = jax.nn.one_hot(labels, CLASSES)
@@ -193,7 +191,7 @@ def test_tangent_on_the_way_is_the_derivative_of_the_logits(data):
     np.testing.assert_allclose(kernel.pull(vector)[0], pulled.backbone, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(
         kernel.pull(vector)[1],
-        jnp.concatenate([pulled.kernel, pulled.bias[None]]),
+        jnp.concatenate([pulled.weight, pulled.bias[None]]),
         rtol=1e-4,
         atol=1e-4,
     )
@@ -237,7 +235,7 @@ def test_curvature_is_exact_at_both_ends_of_a_quadratic_backbone(data):
     parts = split_head(model)
     flat, restore = jax.flatten_util.ravel_pytree(parts.backbone)
     for share in (0.4, 1.0, 1.7):
-        moved = parts.features(restore(flat + share * curvature.displacement), data[0])
+        moved = parts.embed(restore(flat + share * curvature.displacement), data[0])
         seen = (
             problem.jacobian @ (share * curvature.displacement)
             + curvature.move(share * curvature.displacement, None)
@@ -245,12 +243,12 @@ def test_curvature_is_exact_at_both_ends_of_a_quadratic_backbone(data):
         inside = problem.directions @ curvature.basis  # the directions that B is known along
         assert inside.shape == (FEATURES, basis.shape[1])
         np.testing.assert_allclose(
-            seen @ inside, (moved - problem.features) @ inside, rtol=1e-3, atol=1e-4
+            seen @ inside, (moved - problem.embeddings) @ inside, rtol=1e-3, atol=1e-4
         )
     # and its Jacobian is that of the network at w₀ + u₁
     direction = jax.random.normal(jax.random.key(7), flat.shape)
     _, expected = jax.jvp(
-        lambda weights: parts.features(restore(weights), data[0]),
+        lambda weights: parts.embed(restore(weights), data[0]),
         (flat + curvature.displacement,),
         (direction,),
     )
@@ -345,22 +343,22 @@ def test_directions_hold_the_head_and_its_path(data):
     model = network()
     parts = split_head(model)
     features, targets, basis = (
-        parts.features(parts.backbone, data[0]),
+        parts.embed(parts.backbone, data[0]),
         jax.nn.one_hot(data[1], CLASSES),
         contrast_basis(CLASSES),
     )
     directions, dropped = head_directions(
-        features, parts.kernel, parts.bias, targets, basis, loss="ce"
+        features, parts.weight, parts.bias, targets, basis, loss="ce"
     )
     assert directions.shape[1] <= 3 * (CLASSES - 1)
     assert 0 <= dropped <= 0.4
     np.testing.assert_allclose(directions.T @ directions, np.eye(directions.shape[1]), atol=1e-5)
-    start = parts.kernel @ basis
+    start = parts.weight @ basis
     assert jnp.linalg.norm(start - directions @ (directions.T @ start)) < 0.5 * jnp.linalg.norm(
         start
     )
     everything, nothing_left = head_directions(
-        features, parts.kernel, parts.bias, targets, basis, loss="ce", num_directions=FEATURES
+        features, parts.weight, parts.bias, targets, basis, loss="ce", num_directions=FEATURES
     )
     assert everything.shape == (FEATURES, FEATURES)
     assert nothing_left == pytest.approx(0, abs=1e-3)

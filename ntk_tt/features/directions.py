@@ -1,4 +1,4 @@
-"""The few directions along which a head reads features, now and while it trains."""
+"""The few directions along which a head reads embeddings, now and while it trains."""
 
 from functools import partial
 
@@ -16,8 +16,8 @@ DROPPED = 0.3
 
 
 def head_directions(
-    features: Float[Array, "n f"],
-    kernel: Float[Array, "f c"],
+    embeddings: Float[Array, "n f"],
+    weight: Float[Array, "f c"],
     bias: Float[Array, " c"] | None,
     targets: Float[Array, "n c"],
     basis: Float[Array, "c k"],
@@ -25,21 +25,21 @@ def head_directions(
     loss: LossName,
     num_directions: int | str = "auto",
 ) -> tuple[Float[Array, "f r"], float]:
-    """U, the leading directions of the head along its own training on fixed features, and the share
-    of its norm they leave out.
+    """U, the leading directions of the head along its own training on fixed embeddings, and the
+    share of its norm they leave out.
 
     Raises:
         ValueError: a number of directions that is neither `auto` nor 1 … F.
     """
-    num_features = features.shape[1]
+    width = embeddings.shape[1]
     if num_directions != "auto" and not (
-        isinstance(num_directions, int) and 1 <= num_directions <= num_features
+        isinstance(num_directions, int) and 1 <= num_directions <= width
     ):
         raise ValueError(
-            f"num_directions: give 'auto' or a number from 1 to the {num_features} features, got "
+            f"num_directions: give 'auto' or a number from 1 to the {width} features, got "
             f"{num_directions!r}"
         )
-    path, curve = _head_path(features, kernel, bias, targets, loss)
+    path, curve = _head_path(embeddings, weight, bias, targets, loss)
     curve = np.asarray(curve)
     levels = (
         np.geomspace(curve[0], max(curve.min(), 0.1 * curve[0]), 8)
@@ -51,7 +51,7 @@ def head_directions(
     spanned = jnp.concatenate(
         [matrix / jnp.maximum(jnp.linalg.norm(matrix), 1e-12) for matrix in matrices], axis=1
     )
-    left, values, _ = jnp.linalg.svd(spanned, full_matrices=num_directions == num_features)
+    left, values, _ = jnp.linalg.svd(spanned, full_matrices=num_directions == width)
     energy = np.cumsum(np.square(np.asarray(values, np.float64)))
     left_out = np.sqrt(np.maximum(0.0, 1 - energy / energy[-1]))
     if num_directions == "auto":
@@ -64,22 +64,24 @@ def head_directions(
 
 
 @partial(jax.jit, static_argnums=4)
-def _head_path(features, kernel, bias, targets, loss):
+def _head_path(embeddings, weight, bias, targets, loss):
     """W along 400 steps of gradient descent of the head alone at half its stable rate, and the
     loss.
     """
     rows = (
-        features if bias is None else jnp.concatenate([features, jnp.ones_like(features[:, :1])], 1)
+        embeddings
+        if bias is None
+        else jnp.concatenate([embeddings, jnp.ones_like(embeddings[:, :1])], 1)
     )
     rate = len(rows) / (losses.largest_curvature_per_output(loss) * jnp.linalg.norm(rows, 2) ** 2)
-    start = (kernel if bias is None else jnp.concatenate([kernel, bias[None]])).astype(
-        jnp.result_type(kernel, rows)
+    start = (weight if bias is None else jnp.concatenate([weight, bias[None]])).astype(
+        jnp.result_type(weight, rows)
     )
 
     def step(weights, _):
         logits = rows @ weights
         return weights - rate * rows.T @ losses.mean_residuals(loss, logits, targets), (
-            weights[: features.shape[1]],
+            weights[: embeddings.shape[1]],
             losses.mean_loss(loss, logits, targets),
         )
 

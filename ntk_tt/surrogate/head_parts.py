@@ -22,14 +22,14 @@ class Parts:
     """A network as backbone and head.
 
     Attributes:
-        features: `(backbone, inputs) -> φ (N, F)`.
+        embed: `(backbone, inputs) -> φ (N, F)`.
         backbone: trainable parameters without the head.
-        kernel, bias: of the head.
+        weight, bias: of the head.
     """
 
-    features: Callable[[PyTree, Array], Array]
+    embed: Callable[[PyTree, Array], Array]
     backbone: PyTree
-    kernel: Float[Array, "f c"]
+    weight: Float[Array, "f c"]
     bias: Float[Array, " c"] | None
 
 
@@ -74,14 +74,14 @@ def split_head(model: Model) -> Parts:
 def head_of(model: Model, backbone: PyTree, state: HeadState) -> PyTree:
     """Parameters of the model with this backbone and the head of a state."""
     like = part(model.params, model.head)
-    head = {"kernel": state.kernel} | ({} if state.bias is None else {"bias": state.bias})
+    head = {"kernel": state.weight} | ({} if state.bias is None else {"bias": state.bias})
     return replaced(
         backbone, model.head, {name: leaf.astype(like[name].dtype) for name, leaf in head.items()}
     )
 
 
 def velocity_of(problem: HeadProblem, model: Model, velocity: PyTree) -> HeadState:
-    """An optimiser's momentum, a tree like `model.params`, as the velocity that `replay_head`
+    """An optimiser's momentum, a tree like `model.params`, as the velocity that `replay`
     begins with.
     """
     assert problem.projection is not None
@@ -94,15 +94,15 @@ def velocity_of(problem: HeadProblem, model: Model, velocity: PyTree) -> HeadSta
 
 
 def along(
-    features: Callable[[PyTree, Array], Array], directions: Float[Array, "f r"]
+    embed: Callable[[PyTree, Array], Array], directions: Float[Array, "f r"]
 ) -> Callable[[PyTree, Array], Array]:
     """The features' coordinates along some directions, as a network with r outputs."""
-    return lambda params, inputs: logits_of(features, params, inputs) @ directions
+    return lambda params, inputs: logits_of(embed, params, inputs) @ directions
 
 
 def moved_weights(parts: Parts, directions, inputs, pushed: Float[Array, "n r"]) -> PyTree:
     """w₀ + Σᵢ J_φ,iᵀ U cᵢ: one backward pass over the data."""
-    coordinates = along(parts.features, directions)
+    coordinates = along(parts.embed, directions)
 
     def pull(backbone, x, cotangents):
         moved, pullback = jax.vjp(lambda backbone: coordinates(backbone, x), backbone)

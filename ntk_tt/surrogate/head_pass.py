@@ -65,7 +65,7 @@ def linearize_head(
             start.
         loss: `ce` or `mse`.
         num_directions: r, outputs of the first pass; `auto` takes as many as leave out at most 0.3
-            of the norm of the path that the head takes on fixed features (`HeadProblem.dropped`
+            of the norm of the path that the head takes on fixed embeddings (`HeadProblem.dropped`
             says how much), but no more than 3·(C−1). All F, and `exact` projections, leave nothing
             out.
         options: how the features are computed. D' of `auto` is 2·N·(C−1), or what the memory
@@ -93,29 +93,29 @@ def linearize_head(
     dtype = working_type(model.params)
     parts = dataclasses.replace(
         parts,
-        kernel=parts.kernel.astype(dtype),
+        weight=parts.weight.astype(dtype),
         bias=None if parts.bias is None else parts.bias.astype(dtype),
     )
-    features, along_weights = (
+    embeddings, along_weights = (
         each.astype(dtype)
         for each in logits_and_tangent(
-            parts.features, parts.backbone, inputs, parts.backbone, block_size=BLOCK
+            parts.embed, parts.backbone, inputs, parts.backbone, block_size=BLOCK
         )
     )
-    check_logits(features)
+    check_logits(embeddings)
     check_pass(
-        options.rounded(parts.features),
+        options.rounded(parts.embed),
         parts.backbone,
         inputs,
-        outputs=features,
+        outputs=embeddings,
     )
-    targets = losses.encode_targets(labels, num_outputs, features.dtype, loss=loss)
+    targets = losses.encode_targets(labels, num_outputs, embeddings.dtype, loss=loss)
     few = jax.jit(logits_of, static_argnums=0)(
         model.apply, model.params, jnp.asarray(inputs[:2])
     ).astype(dtype)
     if not np.allclose(
         few,
-        features[:2] @ parts.kernel + (0 if parts.bias is None else parts.bias),
+        embeddings[:2] @ parts.weight + (0 if parts.bias is None else parts.bias),
         rtol=1e-2,
         atol=1e-2 * (1 + float(jnp.abs(few).max())),
     ):
@@ -124,12 +124,18 @@ def linearize_head(
             "method='replay', the frozen kernel"
         )
     basis = (
-        contrast_basis(num_outputs, features.dtype)
+        contrast_basis(num_outputs, embeddings.dtype)
         if loss == "ce"
-        else jnp.eye(num_outputs, dtype=features.dtype)
+        else jnp.eye(num_outputs, dtype=embeddings.dtype)
     )
     directions, dropped = head_directions(
-        features, parts.kernel, parts.bias, targets, basis, loss=loss, num_directions=num_directions
+        embeddings,
+        parts.weight,
+        parts.bias,
+        targets,
+        basis,
+        loss=loss,
+        num_directions=num_directions,
     )
     passes = directions.shape[1] + (basis.shape[1] if curvature else 0)
     options, wanted = _fitting_options(
@@ -141,7 +147,7 @@ def linearize_head(
         remedy=f"{'curvature=False, ' if curvature else ''}or fewer samples",
     )
     plan = plan_features(
-        along(parts.features, directions), parts.backbone, inputs, options=options, key=key
+        along(parts.embed, directions), parts.backbone, inputs, options=options, key=key
     )
     total = len(inputs) * (2 if curvature else 1)
     jacobian = compute_features(
@@ -149,11 +155,11 @@ def linearize_head(
     ).astype(dtype)
     check_features(jacobian)
     problem = HeadProblem(
-        features,
+        embeddings,
         directions,
         jacobian,
         along_weights @ directions,
-        parts.kernel,
+        parts.weight,
         parts.bias,
         targets,
         dropped=dropped,

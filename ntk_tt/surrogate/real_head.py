@@ -1,9 +1,9 @@
 """Past the frozen kernel: a backbone that is linear (or quadratic along its path) under a head that
 is real.
 
-The network is f = Wᵀ φ + b, φ the pooled features. Its tangent at w₀ freezes W in the backbone's
-gradients, so a kernel that grows because the head grows is not seen. Here the head stays what it is
-and only the backbone is expanded,
+The network is f = Wᵀ φ + b, φ the embeddings, its pooled activations. Its tangent at w₀ freezes W
+in the backbone's gradients, so a kernel that grows because the head grows is not seen. Here the
+head stays what it is and only the backbone is expanded,
 
     φ(w₀ + u) = φ₀ + U p(u),    p(u) = Ψ u + s B u − ½ s² B u₁,    s = ⟨u, u₁⟩/‖u₁‖²,
 
@@ -36,13 +36,13 @@ class HeadState(eqx.Module):
     Attributes:
         backbone: (D',) in projected coordinates.
         decay: multiple of the backbone's w₀.
-        kernel, bias: W (F, C) and b (C,), whole, not displacements; `bias` is None for a head
+        weight, bias: W (F, C) and b (C,), whole, not displacements; `bias` is None for a head
             without.
     """
 
     backbone: Float[Array, " d"]
     decay: Float[Array, ""]
-    kernel: Float[Array, "f c"]
+    weight: Float[Array, "f c"]
     bias: Float[Array, " c"] | None
 
 
@@ -51,11 +51,11 @@ class HeadProblem(eqx.Module):
     point of it is a whole state.
 
     Attributes:
-        features: φ₀ (N, F).
+        embeddings: φ₀ (N, F), the pooled activations.
         directions: U (F, r), orthonormal.
         jacobian: Ψ (N, r, D').
-        decay_features: Uᵀ J_φ w₀ (N, r), along which weight decay pulls.
-        kernel, bias: the head W₀, b₀ (None without).
+        decay_embeddings: Uᵀ J_φ w₀ (N, r), along which weight decay pulls.
+        weight, bias: the head W₀, b₀ (None without).
         targets: (N, C).
         curvature: None for a linear backbone.
         dropped: share of the head's expected path outside of U, the error estimate that chose r.
@@ -67,11 +67,11 @@ class HeadProblem(eqx.Module):
             nothing had to.
     """
 
-    features: Float[Array, "n f"]
+    embeddings: Float[Array, "n f"]
     directions: Float[Array, "f r"]
     jacobian: Float[Array, "n r d"]
-    decay_features: Float[Array, "n r"]
-    kernel: Float[Array, "f c"]
+    decay_embeddings: Float[Array, "n r"]
+    weight: Float[Array, "f c"]
     bias: Float[Array, " c"] | None
     targets: Float[Array, "n c"]
     curvature: Curvature | None = None
@@ -123,7 +123,7 @@ class HeadProblem(eqx.Module):
     def zero(self) -> HeadState:
         dtype = self.jacobian.dtype
         return HeadState(
-            jnp.zeros(self.jacobian.shape[-1], dtype), jnp.zeros((), dtype), self.kernel, self.bias
+            jnp.zeros(self.jacobian.shape[-1], dtype), jnp.zeros((), dtype), self.weight, self.bias
         )
 
     def logits(
@@ -134,9 +134,9 @@ class HeadProblem(eqx.Module):
         push: Float[Array, "b r"] | float = 0.0,
     ) -> Float[Array, "b c"]:
         """f = Wᵀ φ + b of all samples, or of some; `push` is added to p(u)."""
-        features = self.features if indices is None else self.features[indices]
-        logits = features @ state.kernel + (self.moved(state, indices) + push) @ (
-            self.directions.T @ state.kernel
+        embeddings = self.embeddings if indices is None else self.embeddings[indices]
+        logits = embeddings @ state.weight + (self.moved(state, indices) + push) @ (
+            self.directions.T @ state.weight
         )
         return logits if state.bias is None else logits + state.bias
 
@@ -144,7 +144,7 @@ class HeadProblem(eqx.Module):
         """p(u): how far the features have moved along U."""
         jacobian, decay = (
             (each if indices is None else each[indices])
-            for each in (self.jacobian, self.decay_features)
+            for each in (self.jacobian, self.decay_embeddings)
         )
         moved = jacobian @ state.backbone + state.decay * decay
         return (
@@ -178,7 +178,7 @@ class HeadProblem(eqx.Module):
             pulled = sum_of_rows(
                 of_samples, indices, jnp.ones((len(indices), 1), self.targets.dtype), *held
             )
-        weights = HeadState(state.backbone, state.decay + 1, state.kernel, state.bias)
+        weights = HeadState(state.backbone, state.decay + 1, state.weight, state.bias)
         # J_φ w₀ is a vector of its own, not a coordinate that gradients move along: only decay
         # moves `decay`.
         pulled = eqx.tree_at(lambda pulled: pulled.decay, pulled, jnp.zeros_like(pulled.decay))
@@ -211,7 +211,7 @@ class HeadProblem(eqx.Module):
 
     def tangent(self, point: HeadState) -> LinearizedProblem:
         state = point
-        logits, read = self.logits(state), self.directions.T @ state.kernel
+        logits, read = self.logits(state), self.directions.T @ state.weight
         jacobians, bend, slope = (
             ((self.jacobian, read),),
             jnp.zeros_like(logits),
@@ -224,7 +224,7 @@ class HeadProblem(eqx.Module):
                 (*jacobians, (self.curvature.change, share * read)),
                 self.curvature.bent(state.backbone) @ read,
             )
-        head = self.features + self.moved(state) @ self.directions.T
+        head = self.embeddings + self.moved(state) @ self.directions.T
         if state.bias is not None:
             head = jnp.concatenate([head, jnp.ones_like(head[:, :1])], 1)
         return LinearizedProblem(

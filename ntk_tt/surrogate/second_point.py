@@ -55,15 +55,15 @@ def with_curvature(
     moved = moved_weights(parts, problem.directions, inputs, pushed)
     for _ in range(_HALVINGS):
         if all(
-            bool(jnp.isfinite(features).all())
-            for features in in_blocks(parts.features, moved, inputs, block_size=BLOCK)
+            bool(jnp.isfinite(embeddings).all())
+            for embeddings in in_blocks(parts.embed, moved, inputs, block_size=BLOCK)
         ):
             break
         displacement, pushed = displacement / 2, pushed / 2
         moved = moved_weights(parts, problem.directions, inputs, pushed)
-    inner, _ = jnp.linalg.qr(problem.directions.T @ state.kernel @ basis)
+    inner, _ = jnp.linalg.qr(problem.directions.T @ state.weight @ basis)
     second = plan_features(
-        along(parts.features, problem.directions @ inner),
+        along(parts.embed, problem.directions @ inner),
         parts.backbone,
         inputs,
         options=options,
@@ -117,7 +117,7 @@ def path_to(problem: HeadProblem, fall: float) -> tuple[HeadState, Float[Array, 
     """
     curvature, _ = largest_curvature(problem.tangent(problem.zero()), problem.initial_logits)
     rate = jnp.asarray(_FLOW_RATE / max(curvature, 1e-12))
-    carry = problem.zero(), jnp.zeros_like(problem.decay_features)
+    carry = problem.zero(), jnp.zeros_like(problem.decay_embeddings)
     start = float(problem.metrics(problem.logits(carry[0]))[0])
     for _ in range(_FLOW_STEPS // _FLOW_CHUNK):
         following, loss = _flow(problem, carry, rate)
