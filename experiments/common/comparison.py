@@ -264,26 +264,11 @@ def compare(setting: Setting, *, curves: bool = False) -> dict[str, Any]:
                 for name, curve in guesses(real, probe_steps, rate).items()
             },
         },
-        "cost": {
-            "features_seconds": prepared.cost.seconds,
-            "features_processor_seconds": prepared.cost.processor_seconds,
-            "predict_seconds": cost.seconds,
-            "predict_processor_seconds": cost.processor_seconds,
-            "compile_seconds": prepared.cost.compile_seconds + cost.compile_seconds,
-            "train_seconds": real.seconds,
-            "train_processor_seconds": real.processor_seconds,
-        },
+        "cost": costs(prepared.cost, cost, real),
     }
     if curves:
-        every = max(1, -(-len(real.steps) // 50))
-        record["curves"] = {
-            name: {
-                "steps": run.steps[::every].tolist(),
-                "loss": run.loss[::every].tolist(),
-                "error": run.error[::every].tolist(),
-            }
-            for name, run in (("real", real), ("replay", replay), ("paper", paper))
-        }
+        named = {"real": real, "replay": replay, "paper": paper}
+        record["curves"] = {name: thinned(run) for name, run in named.items()}
     print(
         f"{setting.task.network} {setting.task.data} ({setting.task.seed}) N={problem.num_samples} "
         f"η={optimizer['learning_rate']:g} "
@@ -293,6 +278,24 @@ def compare(setting: Setting, *, curves: bool = False) -> dict[str, Any]:
         flush=True,
     )
     return record
+
+
+def costs(features: Cost, prediction: Cost, real: RealRun) -> dict[str, float]:
+    return {
+        "features_seconds": features.seconds,
+        "features_processor_seconds": features.processor_seconds,
+        "predict_seconds": prediction.seconds,
+        "predict_processor_seconds": prediction.processor_seconds,
+        "compile_seconds": features.compile_seconds + prediction.compile_seconds,
+        "train_seconds": real.seconds,
+        "train_processor_seconds": real.processor_seconds,
+    }
+
+
+def thinned(run: Any) -> dict[str, list[float]]:
+    """A curve in at most 50 records."""
+    every = max(1, -(-len(run.steps) // 50))
+    return {name: getattr(run, name)[::every].tolist() for name in ("steps", "loss", "error")}
 
 
 def compare_all(settings: Iterable[Setting]) -> list[dict[str, Any]]:

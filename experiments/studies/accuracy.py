@@ -29,7 +29,15 @@ from experiments.common import methods
 from experiments.common.comparison import on
 from experiments.common.experiment import Experiment, Scale
 from experiments.common.rates import stable_rate
-from experiments.common.tasks import REPORTING, TUNING, TaskConfig, cache_folder, load, real_run
+from experiments.common.tasks import (
+    REPORTING,
+    TUNING,
+    RealRun,
+    TaskConfig,
+    cache_folder,
+    load,
+    real_run,
+)
 from ntk_tt.prediction.one_shot import predict_after
 from ntk_tt.prediction.residual import linearization_residual
 from ntk_tt.report.document import write_json
@@ -178,79 +186,34 @@ class Prepared:
                 linearize_head(self.model, self.images, self.labels, key=key)
             )
         self.seconds["curvature"] = watch.seconds
+        self.problems = {"replay": self.frozen, "head": self.head, "curvature": self.curvature}
+        self.orders_key = jax.random.key(task.seed + 2000)
 
     def record(
         self, rate: float, momentum: float, batch_size: int | None, orders: int
     ) -> dict[str, Any]:
         """One setting: curves, seconds and what a verdict could go by, as plain values."""
-        config = self.config
-        steps, every = config.num_steps, config.record_every
+        steps = self.config.num_steps
         rest = {"momentum": momentum, "batch_size": batch_size}
         setting = {"learning_rate": stable_rate(self.frozen, rate, **rest), **rest}
         optimizer = ntk_tt.OptimizerConfig(**setting)
-        # By the order of the data; a full batch has none, so its other run is one that nobody would
-        # call another setting.
-        others = (
-            [(setting, order) for order in range(1, orders)]
-            if batch_size
-            else [
-                (setting | {"learning_rate": float(f"{NEARBY * setting['learning_rate']:.3g}")}, 0)
-            ]
-        )
-        real, *other = [
-            real_run(self.task, of, 2 * steps, seed=order, record_every=every)
-            for of, order in [(setting, 0), *others]
-        ]
-        curves, seconds, further = {"real": _curve(real)}, {}, {}
-        key = jax.random.key(self.task.seed + 2000)
-        for name, problem in (
-            ("replay", self.frozen),
-            ("head", self.head),
-            ("curvature", self.curvature),
-        ):
-            with Stopwatch() as watch:
-                prediction = ntk_tt.predict(
-                    problem,
-                    optimizer,
-                    2 * steps,
-                    num_seeds=config.seeds,
-                    key=key,
-                    record_every=every,
-                )
-            curves[name], further[name] = _curve(prediction), watch.seconds / 2
-            seconds[name] = self.seconds[name] + further[name]
+        real, *other = self.trained(setting, orders)
+        curves, further = self.predicted(optimizer)
+        seconds = {name: self.seconds[name] + further[name] for name in further}
         with Stopwatch() as watch:
-            shot = predict_after(
-                self.model,
-                self.images,
-                self.labels,
-                optimizer,
-                2 * steps,
-                num_seeds=config.seeds,
-                record_every=every,
-                seed=self.task.seed + 3000,
-                first_steps=methods.first_steps(
-                    len(self.labels), optimizer, steps, self.task.classes
-                ),
-                key=key,
-            )
+            shot = self.after_first_steps(optimizer)
+        seconds["one-shot"] = watch.seconds
         curves["one-shot"] = {
             "steps": shot.trajectories[0].steps.tolist(),
             "loss": _mean(run.loss for run in shot.trajectories),
             "error": _mean(run.error for run in shot.trajectories),
         }
-        seconds["one-shot"] = watch.seconds
         residual = linearization_residual(
             self.model.apply, self.model.params, self.images, self.labels, optimizer
         )
         margins = {
             name: ntk_tt.stability(problem, optimizer, steps)[0]
-            for name, problem in (
-                ("replay", self.frozen),
-                ("head", self.head),
-                ("curvature", self.curvature),
-                ("one-shot", shot.problem),
-            )
+            for name, problem in {**self.problems, "one-shot": shot.problem}.items()
         }
         record = {
             **dataclasses.asdict(self.task),
@@ -270,21 +233,77 @@ class Prepared:
             "further_seconds": further,
             "train_seconds": real.seconds / 2,
             "gd_seconds": real.seconds / 2 * len(self.labels) / (batch_size or len(self.labels)),
-            "curves": curves,
+            "curves": {"real": _curve(real), **curves},
             "other_reals": [_curve(run) for run in other],
         }
-        view = methods.views(record | {"slowdowns": {}})[0]
-        times = {
-            name: methods.threshold_times(view, name).get("loss 50%")
-            for name in ("real", "another run", *methods.CURVES)
-        }
-        print(
-            f"{self.task.network} {self.task.data} {setting}: half loss at "
-            f"{ ({name: time and round(time, 1) for name, time in times.items()}) }, "
-            f"margins { ({name: round(value, 2) for name, value in margins.items()}) }",
-            flush=True,
-        )
+        tell(record)
         return record
+
+    def trained(self, setting: dict[str, Any], orders: int) -> list[RealRun]:
+        """The real run, and others by the order of the data.
+
+        A full batch has no order, so its other run is one that nobody would call another setting.
+        """
+        nearby = float(f"{NEARBY * setting['learning_rate']:.3g}")
+        others = (
+            [(setting, order) for order in range(1, orders)]
+            if setting["batch_size"]
+            else [(setting | {"learning_rate": nearby}, 0)]
+        )
+        steps, every = 2 * self.config.num_steps, self.config.record_every
+        return [
+            real_run(self.task, of, steps, seed=order, record_every=every)
+            for of, order in [(setting, 0), *others]
+        ]
+
+    def predicted(
+        self, optimizer: ntk_tt.OptimizerConfig
+    ) -> tuple[dict[str, dict[str, list[float]]], dict[str, float]]:
+        """Curve, and seconds of the T steps that a user would ask for, by method."""
+        curves, seconds = {}, {}
+        for name, problem in self.problems.items():
+            with Stopwatch() as watch:
+                prediction = ntk_tt.predict(
+                    problem,
+                    optimizer,
+                    2 * self.config.num_steps,
+                    num_seeds=self.config.seeds,
+                    key=self.orders_key,
+                    record_every=self.config.record_every,
+                )
+            curves[name], seconds[name] = _curve(prediction), watch.seconds / 2
+        return curves, seconds
+
+    def after_first_steps(self, optimizer: ntk_tt.OptimizerConfig) -> ntk_tt.OneShot:
+        steps = self.config.num_steps
+        return predict_after(
+            self.model,
+            self.images,
+            self.labels,
+            optimizer,
+            2 * steps,
+            num_seeds=self.config.seeds,
+            record_every=self.config.record_every,
+            seed=self.task.seed + 3000,
+            first_steps=methods.first_steps(len(self.labels), optimizer, steps, self.task.classes),
+            key=self.orders_key,
+        )
+
+
+def tell(record: dict[str, Any]) -> None:
+    """A line on what was found."""
+    view = methods.views(record | {"slowdowns": {}})[0]
+    times = {
+        name: methods.threshold_times(view, name).get("loss 50%")
+        for name in ("real", "another run", *methods.CURVES)
+    }
+    setting = {name: record[name] for name in ("learning_rate", "momentum", "batch_size")}
+    print(
+        f"{record['network']} {record['data']} {setting}: half loss at "
+        f"{ ({name: time and round(time, 1) for name, time in times.items()}) }, "
+        f"margins { ({name: round(value, 2) for name, value in record['margins'].items()}) }",
+        flush=True,
+    )
 
 
 def _mean(curves) -> list[float]:
