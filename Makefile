@@ -30,14 +30,16 @@ wheel-demo:
 	cd out && $(THREADS) ../.venv-wheel/bin/ntk-tt verify $(SMALL) \
 	  --plot wheel-demo.png --json wheel-demo.json
 
+# Most of what quick tests cost is compilation. LLVM optimises less for them, which takes a third of it away;
+# slow tests, and all tests of `make test-all`, run programs as users do.
 test: $(VENV)/.installed-dev
-	$(THREADS) $(BIN)/python -m pytest -m "not slow"
+	$(THREADS) XLA_FLAGS="$(XLA_FLAGS) --xla_backend_optimization_level=0" $(BIN)/python -m pytest -m "not slow"
 
 test-all: $(VENV)/.installed-dev
 	$(THREADS) $(BIN)/python -m pytest
 
 test-slow: $(VENV)/.installed-dev
-	$(THREADS) $(BIN)/python -m pytest -m slow
+	$(THREADS) $(BIN)/python -m pytest -m "slow and not nightly"
 
 # The .ipynb files, with outputs, from the scripts beside them.
 notebooks: $(VENV)/.installed

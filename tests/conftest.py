@@ -1,6 +1,8 @@
 """Shapes are checked at run time in every test; where the real image sets and weights lie."""
 
 import os
+import signal
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import jaxtyping
@@ -12,15 +14,18 @@ install_import_hook("ntk_tt", "beartype.beartype")  # before anything imports nt
 from ntk_tt.runtime.compilation import keep_compiled  # noqa: E402
 
 os.environ["NTK_TT_TRACEBACK"] = "1"  # of what nobody foresaw, tests want all
+# a shell that starts a job in the background has it ignore Ctrl-C, and its children with it
+signal.signal(signal.SIGINT, signal.default_int_handler)
 ROOT = Path(__file__).resolve().parents[1]
-SHARED = ROOT.parent / "shared"
 
 
-def _folder(variable: str, default: Path) -> Path:
-    folder = Path(os.environ.get(variable, default))
-    if not folder.is_dir():
-        pytest.skip(f"there is no folder {folder}; set {variable}")
-    return folder
+def _folder(variable: str) -> Path:
+    folder = os.environ.get(variable)
+    if not folder:
+        pytest.skip(f"{variable} is not set")
+    if not Path(folder).is_dir():
+        pytest.skip(f"{variable}: there is no folder {folder}")
+    return Path(folder)
 
 
 def pytest_configure(config):
@@ -32,16 +37,37 @@ def pytest_configure(config):
     )
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m` selects
+def pytest_collection_modifyitems(config, items):
+    """What `slow_but` leaves of a parametrised test is slow, and what is `nightly` too; names must
+    be names of cases.
+    """
+    named: dict[str, set[str]] = {}
+    for item in items:
+        if item.get_closest_marker("nightly"):
+            item.add_marker(pytest.mark.slow)
+        if (marker := item.get_closest_marker("slow_but")) is None:
+            continue
+        left = named.setdefault(item.nodeid.split("[")[0], set(marker.args))
+        found = {name for name in marker.args if fnmatchcase(item.callspec.id, name)}
+        left -= found
+        if not found:
+            item.add_marker(pytest.mark.slow)
+    unknown = {test: names for test, names in named.items() if names}
+    if unknown and not any("::" in each for each in config.args):
+        raise pytest.UsageError(f"slow_but: no such cases: {unknown}")
+
+
 @pytest.fixture(scope="session")
 def data_root() -> Path:
     """Real image sets as `<name>/<split>/<class>/<image>`."""
-    return _folder("NTK_TT_DATA", SHARED / "data")
+    return _folder("NTK_TT_DATA")
 
 
 @pytest.fixture(scope="session")
 def weights_root() -> Path:
     """Published pre-trained weights as safetensors files."""
-    return _folder("NTK_TT_WEIGHTS", SHARED / "weights")
+    return _folder("NTK_TT_WEIGHTS")
 
 
 @pytest.fixture

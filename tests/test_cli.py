@@ -727,6 +727,7 @@ def test_predict_does_not_train(tiny_run, monkeypatch, capsys):
     assert "would take about" in out
 
 
+@pytest.mark.slow_but("replay", "ode", "sde-diagonal")
 @pytest.mark.parametrize(
     "method", ["replay", "ode", "sde", "sde-diagonal", "sde-diagonal-constant"]
 )
@@ -744,6 +745,7 @@ def test_every_method_predicts(method, tiny_run, plain):
     assert (prediction["loss"] == plain["prediction"]["loss"]) == (method == "replay")
 
 
+@pytest.mark.slow
 def test_a_real_head_curvature_and_observed_steps(tiny_run, plain, capsys):
     report = tiny_run(
         "verify", *BATCHES, "--learning-rate", "0.01", "--method", "curvature", "--observe", "2"
@@ -802,6 +804,7 @@ def plain_full_batch(tiny_run) -> dict:
     return tiny_run(*FULL_BATCH)
 
 
+@pytest.mark.slow_but("--nesterov", "--schedule")
 @pytest.mark.parametrize(
     "setting",
     [["--nesterov"], ["--schedule", "cosine"], ["--loss", "mse"], ["--weight-decay", "0.5"]],

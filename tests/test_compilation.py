@@ -41,6 +41,7 @@ def test_the_next_process_finds_what_the_first_compiled(tmp_path):
     assert run(folder) == ["3.0", "1", str(folder)]
 
 
+@pytest.mark.slow
 def test_a_folder_of_the_users_own_stays(tmp_path):
     assert run(tmp_path / "ours", JAX_COMPILATION_CACHE_DIR=str(tmp_path / "theirs"))[2] == str(
         tmp_path / "theirs"
@@ -49,6 +50,7 @@ def test_a_folder_of_the_users_own_stays(tmp_path):
     assert not (tmp_path / "ours").exists()
 
 
+@pytest.mark.slow_but("a file in the way")
 @pytest.mark.parametrize("what", ["a file in the way", "no such device", "bytes that are no text"])
 def test_a_folder_that_cannot_be_written_is_left_alone(tmp_path, what):
     (tmp_path / "file").write_text("")
@@ -60,6 +62,7 @@ def test_a_folder_that_cannot_be_written_is_left_alone(tmp_path, what):
     assert run(folders[what]) == ["3.0", "0", "None"]
 
 
+@pytest.mark.slow_but("a bit flipped")
 @pytest.mark.parametrize(
     "damage", ["empty", "truncated", "zeros", "a bit flipped", "a folder", "a pipe"]
 )
@@ -85,6 +88,7 @@ def test_damaged_programs_are_compiled_anew(tmp_path, damage):
     assert run(tmp_path) == ["3.0", "0", str(tmp_path)]
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_nothing(tmp_path):
     assert run(tmp_path, largest_file=100) == ["3.0", "0", str(tmp_path)]
     assert all(file.stat().st_size <= 100 for file in tmp_path.iterdir())

@@ -39,11 +39,15 @@ def _run(path):
         exec(compile(snippet, _name(path), "exec"), names)
 
 
-def test_readme_snippet_runs(capsys):
+def test_readme_snippet_is_short():
     snippets = _fences(ROOT / "README.md", "python")
     assert snippets
     for snippet in snippets:
         assert len([line for line in snippet.splitlines() if line.strip()]) <= 12
+
+
+@pytest.mark.slow
+def test_readme_snippet_runs(capsys):
     _run(ROOT / "README.md")
     assert "loss below 0.5" in capsys.readouterr().out
 

@@ -2,6 +2,8 @@
 convergence orders.
 """
 
+import functools
+
 import diffrax
 import jax
 import jax.numpy as jnp
@@ -20,6 +22,7 @@ from tests.networks import dense_jacobian, mlp
 NUM_SAMPLES, NUM_OUTPUTS = 12, 3
 
 
+@functools.cache
 def make(space="dual", loss="ce", num_samples=NUM_SAMPLES, seed=0, dtype=jnp.float32):
     case = mlp(NUM_OUTPUTS, width=24, seed=seed, dtype=dtype)
     x = case.inputs(num_samples, 0)
@@ -78,6 +81,9 @@ def train_linearized(case, x, labels, optimizer: OptimizerConfig, num_steps, bat
     )
 
 
+@pytest.mark.slow_but(
+    "ce-setting0-primal", "mse-setting1-dual", "ce-setting2-dual", "mse-setting4-primal"
+)
 @pytest.mark.parametrize("space", ["primal", "dual"])
 @pytest.mark.parametrize(
     ("loss", "setting"),
@@ -133,6 +139,7 @@ def test_replay_of_mse_is_the_power_of_the_iteration_matrix():
         )
 
 
+@pytest.mark.slow_but("3", "50")
 @pytest.mark.parametrize("record_every", [1, 3, 7, 20, 50])
 def test_records_are_a_subset_of_the_full_curve(record_every):
     _, _, _, problem = make()
@@ -221,6 +228,7 @@ def test_closed_form_at_zero_and_infinity():
     assert curve.error[-1] == 0
 
 
+@pytest.mark.slow_but("solver0")
 @pytest.mark.parametrize("solver", [diffrax.Tsit5(), diffrax.Kvaerno5(), diffrax.Dopri5()])
 def test_ode_solvers_agree(solver):
     _, _, _, problem = make("primal")
@@ -230,6 +238,7 @@ def test_ode_solvers_agree(solver):
     np.testing.assert_allclose(other.loss, default.loss, rtol=2e-3)
 
 
+@pytest.mark.slow_but("setting2")
 @pytest.mark.parametrize(
     "setting",
     [
@@ -263,6 +272,7 @@ def test_replay_tends_to_the_ode_at_first_order(setting):
         assert orders[-1] == pytest.approx(1.0, abs=0.15)
 
 
+@pytest.mark.slow
 def test_momentum_lags_the_flow_by_its_memory():
     """Correction 5: heavy ball runs behind the effective-learning-rate flow by about m/(1−m)
     steps.
@@ -276,6 +286,7 @@ def test_momentum_lags_the_flow_by_its_memory():
         assert lag == pytest.approx(momentum / (1 - momentum), rel=0.1)
 
 
+@pytest.mark.slow
 def test_sde_without_noise_is_the_ode_and_noise_falls_with_the_batch():
     _, _, _, problem = make("dual", num_samples=48)
     flow = solve_ode(problem, OptimizerConfig(0.02), 60, save_logits=True)
@@ -326,6 +337,7 @@ def one_step_increments(problem, optimizer, noise, num_keys):
     return (logits[:, 1] - logits[:, 0]).reshape(num_keys, -1)
 
 
+@pytest.mark.slow_but("full")
 @pytest.mark.parametrize("noise", ["full", "diagonal"])
 def test_noise_covariance_is_that_of_the_mini_batches(noise):
     case, x, labels, problem = make("primal", num_samples=8)
@@ -368,6 +380,7 @@ def test_full_noise_has_the_covariance_of_real_batches():
     assert np.linalg.norm(measured - expected) / np.linalg.norm(expected) < 0.06
 
 
+@pytest.mark.slow
 def test_euler_maruyama_converges_on_one_path():
     """Strong order at least ½ on a fixed Brownian path (1 where the noise hardly depends on the
     state).
@@ -395,6 +408,7 @@ def test_euler_maruyama_converges_on_one_path():
         assert 0.4 < orders.mean() < 1.5
 
 
+@pytest.mark.slow
 def test_constant_diagonal_noise_does_not_die_out():
     """Fig. 8: once the residuals are small, noise that is not rescaled keeps the loss well above
     the flow's.

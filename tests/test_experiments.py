@@ -18,21 +18,10 @@ from experiments.paper import fig1
 from experiments.registry import EXPERIMENTS, find
 from tools import readme
 
-# The first experiment of a session compiles what the others share, so which ones take over ten
-# seconds depends on the order.
-SLOW = {
-    "fig1": "two tasks, so everything is compiled twice",
-    "fig5": "the runs of fig1 and tab1",
-    "accuracy": "six feature passes to compile",
-    "curvature": "seven feature passes to compile",
-    "sharpening": "six feature passes to compile",
-}
 
-
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in EXPERIMENTS],
-)
+# which have a figure and a table; each of the others compiles its own feature passes and replays
+@pytest.mark.slow_but("fig3", "tab1")
+@pytest.mark.parametrize("name", EXPERIMENTS)
 def test_experiment_runs_at_its_smallest_size(name, tmp_path, monkeypatch):
     monkeypatch.setenv("NTK_TT_RUNS", str(tmp_path / "runs"))
     monkeypatch.setenv("NTK_TT_DATA", str(tmp_path / "no data"))

@@ -23,6 +23,7 @@ def case_and_inputs(number: int = 11):
     return case, np.asarray(case.inputs(number, 0))
 
 
+@pytest.mark.slow
 def test_a_plan_says_what_will_be_computed_and_computes_it():
     case, inputs = case_and_inputs()
     plan = plan_features(
@@ -47,6 +48,7 @@ def test_a_plan_says_what_will_be_computed_and_computes_it():
     )
 
 
+@pytest.mark.slow_but("2-2048")
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="an accelerator takes larger blocks")
 @pytest.mark.parametrize(("num_outputs", "num_projections"), [(2, 2048), (8, 4096), (4, 16384)])
 def test_a_block_on_a_cpu_stays_below_what_the_allocator_keeps(num_outputs, num_projections):
@@ -138,6 +140,7 @@ def test_a_kernel_that_cannot_fit_says_so(monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_features_on_disk_are_those_in_memory_and_predict_the_same(tmp_path):
     case, inputs = case_and_inputs()
     labels = np.arange(11) % 3

@@ -50,6 +50,7 @@ def test_finetune_imports_nothing_of_the_prediction():
     }
 
 
+@pytest.mark.slow_but("5-ce", "100-mse")
 @pytest.mark.parametrize("loss", ["ce", "mse"])
 @pytest.mark.parametrize("block_size", [5, 7, 100])
 def test_gradient_descent_equals_a_plain_loop_in_any_block_size(loss, block_size):
@@ -83,6 +84,7 @@ def test_gradient_descent_equals_a_plain_loop_in_any_block_size(loss, block_size
     )
 
 
+@pytest.mark.slow
 def test_by_default_a_cpu_trains_in_small_blocks_with_the_same_numbers(monkeypatch):
     case, x, labels = problem_of(12, num_samples=70)
     optimizer, blocks = OptimizerConfig(0.2, 0.9), []
@@ -253,6 +255,7 @@ def gap(width, learning_rate, num_steps, **setting):
     return np.abs(predicted.loss - real.loss).max() / (real.loss[0] - real.loss[-1])
 
 
+@pytest.mark.slow
 def test_agreement_tightens_with_width():
     gaps = [gap(width, 1.0, 300) for width in (8, 64, 512)]
     assert gaps[0] > 2 * gaps[1] > 4 * gaps[2]
@@ -265,6 +268,7 @@ def test_agreement_tightens_with_smaller_steps():
     assert gaps[2] < 0.02
 
 
+@pytest.mark.slow_but("1.1")
 @pytest.mark.parametrize("side", [0.9, 1.1, 2.0])
 def test_past_the_stability_bound_real_training_diverges_and_the_verdict_says_so(side):
     """Just past the bound a real network is thrown to a flatter place and recovers; well past it,

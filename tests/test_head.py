@@ -1,6 +1,7 @@
 """A real head on an expanded backbone, against training in weight space and dense kernels."""
 
 import dataclasses
+import functools
 
 import equinox as eqx
 import jax
@@ -21,16 +22,21 @@ from ntk_tt.surrogate.head_parts import split_head
 from ntk_tt.surrogate.head_pass import linearize_head
 from ntk_tt.surrogate.real_head import HeadState
 from ntk_tt.surrogate.second_point import ANCHOR_FALL, path_to
+from tests.networks import drawn, normal
 
 SAMPLES, INPUTS, FEATURES, CLASSES = 12, 5, 6, 3
+
+
+def _linear(x):
+    return x
 
 
 class Network(nnx.Module):
     """φ = activation(x A + a), f = φ W + b."""
 
     def __init__(self, activation, num_features, rngs):
-        self.first = nnx.Linear(INPUTS, num_features, rngs=rngs)
-        self.head = nnx.Linear(num_features, CLASSES, rngs=rngs)
+        self.first = nnx.Linear(INPUTS, num_features, rngs=rngs, kernel_init=drawn)
+        self.head = nnx.Linear(num_features, CLASSES, rngs=rngs, kernel_init=drawn)
         self.activation = activation
 
     def features(self, x):
@@ -40,6 +46,7 @@ class Network(nnx.Module):
         return self.head(self.features(x))
 
 
+@functools.cache
 def network(activation=jnp.tanh, num_features=FEATURES):
     return ntk_tt.from_nnx(
         Network(activation, num_features, nnx.Rngs(0)), head="head", num_classes=CLASSES
@@ -48,10 +55,7 @@ def network(activation=jnp.tanh, num_features=FEATURES):
 
 @pytest.fixture
 def data():
-    inputs, labels = jax.random.split(jax.random.key(1))
-    return jax.random.normal(inputs, (SAMPLES, INPUTS)), np.asarray(
-        jax.random.randint(labels, (SAMPLES,), 0, CLASSES)
-    )
+    return normal(1, SAMPLES, INPUTS), np.random.default_rng(1).integers(0, CLASSES, SAMPLES)
 
 
 def full(model, data, **options):
@@ -90,19 +94,26 @@ def trained_in_weight_space(model, data, optimizer, num_steps, batches):
         optimizer.momentum or None,
         nesterov=optimizer.nesterov,
     )
-    state, curve = chain.init(params), [losses(params).mean()]
-    for batch in (
-        np.arange(SAMPLES)[None].repeat(num_steps, 0) if batches is None else np.asarray(batches)
-    ):
-        gradient = jax.grad(lambda params, batch=batch: losses(params)[batch].mean())(params)
+
+    @jax.jit
+    def step(params, state, batch):
+        gradient = jax.grad(lambda params: losses(params)[batch].mean())(params)
         weights = {**dict(params), "delta": jax.tree.map(jnp.add, params["delta"], parts.backbone)}
         gradient = jax.tree.map(lambda g, w: g + optimizer.weight_decay * w, gradient, weights)
         updates, state = chain.update(gradient, state, params)
         params = optax.apply_updates(params, updates)
-        curve.append(losses(params).mean())
+        return params, state, losses(params).mean()
+
+    state, curve = chain.init(params), [losses(params).mean()]
+    for batch in (
+        np.arange(SAMPLES)[None].repeat(num_steps, 0) if batches is None else np.asarray(batches)
+    ):
+        params, state, loss = step(params, state, batch)
+        curve.append(loss)
     return np.asarray(curve)
 
 
+@pytest.mark.slow_but("optimizer1", "optimizer2")
 @pytest.mark.parametrize(
     "optimizer",
     [
@@ -122,6 +133,7 @@ def test_replay_is_training_of_the_model_in_weight_space(data, optimizer):
     np.testing.assert_allclose(found.loss, expected, rtol=2e-5)
 
 
+@pytest.mark.slow_but("optimizer1")
 @pytest.mark.parametrize(
     "optimizer",
     [
@@ -130,7 +142,7 @@ def test_replay_is_training_of_the_model_in_weight_space(data, optimizer):
     ],
 )
 def test_prediction_is_real_training_where_the_backbone_is_linear(data, optimizer):
-    model = network(activation=lambda x: x)
+    model = network(activation=_linear)
     real = ntk_tt.finetune(model.apply, model.params, *data, optimizer, 30)
     np.testing.assert_allclose(
         ntk_tt.predict(full(model, data, curvature=False), optimizer, 30).loss, real.loss, rtol=1e-4
@@ -152,7 +164,7 @@ def test_tangent_is_the_dense_kernel(data):
     ntk = np.asarray(ntk_tt.empirical_ntk(model.apply, model.params, data[0])).reshape(
         SAMPLES, CLASSES, SAMPLES, CLASSES
     )
-    vector = jax.random.normal(jax.random.key(5), (SAMPLES, CLASSES))
+    vector = normal(5, SAMPLES, CLASSES)
     np.testing.assert_allclose(
         tangent.kernel.product(vector), np.einsum("iajb,jb->ia", ntk, vector), rtol=1e-4, atol=1e-5
     )
@@ -176,8 +188,8 @@ def test_tangent_on_the_way_is_the_derivative_of_the_logits(data):
     assert 0 < float(problem.curvature.share(state.backbone)) < 2
     kernel = problem.tangent(state).kernel
     backbone, rows = (
-        jax.random.normal(jax.random.key(5), state.backbone.shape),
-        jax.random.normal(jax.random.key(6), kernel.zero()[1].shape),
+        normal(5, *state.backbone.shape),
+        normal(6, *kernel.zero()[1].shape),
     )
     step = HeadState(backbone, jnp.zeros(()), rows[:-1], rows[-1])
     np.testing.assert_allclose(
@@ -186,7 +198,7 @@ def test_tangent_on_the_way_is_the_derivative_of_the_logits(data):
         rtol=1e-4,
         atol=1e-4,
     )
-    vector = jax.random.normal(jax.random.key(7), (SAMPLES, CLASSES))
+    vector = normal(7, SAMPLES, CLASSES)
     pulled = jax.vjp(problem.logits, state)[1](vector)[0]
     np.testing.assert_allclose(kernel.pull(vector)[0], pulled.backbone, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(
@@ -203,6 +215,7 @@ def test_tangent_on_the_way_is_the_derivative_of_the_logits(data):
     )
 
 
+@pytest.mark.slow
 def test_stability_of_both_problems_agrees_at_the_start_and_follows_the_kernel_later(data):
     model = network()
     optimizer = ntk_tt.OptimizerConfig(0.5)
@@ -246,7 +259,7 @@ def test_curvature_is_exact_at_both_ends_of_a_quadratic_backbone(data):
             seen @ inside, (moved - problem.embeddings) @ inside, rtol=1e-3, atol=1e-4
         )
     # and its Jacobian is that of the network at w₀ + u₁
-    direction = jax.random.normal(jax.random.key(7), flat.shape)
+    direction = normal(7, *flat.shape)
     _, expected = jax.jvp(
         lambda weights: parts.embed(restore(weights), data[0]),
         (flat + curvature.displacement,),
@@ -262,6 +275,7 @@ def test_curvature_is_exact_at_both_ends_of_a_quadratic_backbone(data):
     )
 
 
+@pytest.mark.slow
 def test_the_second_point_is_nearer_where_the_network_has_no_finite_features(data):
     model = network(activation=jnp.square)
     whole = full(model, data).curvature
@@ -300,6 +314,7 @@ def test_the_path_to_the_second_point_takes_smaller_steps_where_it_blows_up(data
     assert alike > 0.8
 
 
+@pytest.mark.slow
 def test_curvature_brings_the_prediction_closer_to_real_training(data):
     # wide enough that two points tell of the way between
     model, optimizer = (
@@ -321,6 +336,7 @@ def test_curvature_brings_the_prediction_closer_to_real_training(data):
     assert curved < head < 0.6 * frozen
 
 
+@pytest.mark.slow
 def test_projected_problem_is_near_the_exact_one(data):
     model, optimizer = network(), ntk_tt.OptimizerConfig(0.2, 0.9)
     exact = ntk_tt.predict(full(model, data), optimizer, 30)
@@ -365,13 +381,13 @@ def test_directions_hold_the_head_and_its_path(data):
 
 
 def test_mse_and_head_without_bias(data):
-    model = network(activation=lambda x: x)
+    model = network(activation=_linear)
     model = eqx.tree_at(
         lambda model: model.params,
         model,
         {**model.params, "head": {"kernel": model.params["head"]["kernel"]}},
     )
-    inner = network(activation=lambda x: x)
+    inner = network(activation=_linear)
     bare = dataclasses.replace(
         model,
         apply=lambda params, x: (
@@ -417,6 +433,7 @@ def test_what_cannot_be_split_is_refused_with_the_remedy(data, unchecked):
         )
 
 
+@pytest.mark.slow
 def test_trained_parts_and_adapters_are_split_too(data):
     model = network()
     lora = ntk_tt.restrict(model, "lora:2+head")
@@ -426,10 +443,11 @@ def test_trained_parts_and_adapters_are_split_too(data):
     np.testing.assert_allclose(ntk_tt.predict(problem, optimizer, 3).loss, real.loss, rtol=2e-2)
 
 
+@pytest.mark.slow
 def test_a_prediction_keeps_the_path_that_its_verdict_goes_by(data):
     model, optimizer = network(), ntk_tt.OptimizerConfig(0.3, 0.5)
     problem = full(model, data)
-    for record_every, count in ((1, 7), (4, 6), (3, 7), (40, 2)):
+    for record_every, count in ((4, 6), (40, 2)):
         run = ntk_tt.predict(problem, optimizer, 40, record_every=record_every).runs[0]
         assert run.states is not None
         assert len(run.states) == count  # spans of whole records, and the rest

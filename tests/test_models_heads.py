@@ -93,6 +93,7 @@ def problem(num_classes, count=60):
     return jnp.asarray(images, jnp.float32), labels
 
 
+@pytest.mark.slow_but("2")
 @pytest.mark.parametrize("num_classes", [2, 3])
 def test_a_fitted_head_is_where_the_gradient_vanishes(num_classes):
     model = from_nnx(Pooled(num_classes), num_classes=num_classes, head="head")
@@ -121,6 +122,7 @@ def test_a_fitted_head_is_where_the_gradient_vanishes(num_classes):
     assert accuracy > 0.8
 
 
+@pytest.mark.slow
 def test_only_the_head_changes():
     model = load_model("resnet8", num_classes=3)
     images = jax.random.normal(jax.random.key(0), (9, 8, 8, 3))

@@ -10,6 +10,7 @@ from ntk_tt.prediction.one_shot import affordable_steps, predict_after
 from tests.test_head import SAMPLES, data, network  # noqa: F401
 
 
+@pytest.mark.slow_but("optimizer1")
 @pytest.mark.parametrize(
     "optimizer",
     [
@@ -31,6 +32,7 @@ def test_goes_on_as_real_training_does_where_the_backbone_is_linear(data, optimi
     np.testing.assert_allclose(curve.error, real.error, atol=0.1)
 
 
+@pytest.mark.slow
 def test_records_join_without_a_gap_and_seeds_differ_only_later(data):  # noqa: F811
     model = network()
     found = predict_after(

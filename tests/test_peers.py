@@ -24,6 +24,7 @@ def test_logits_are_those_of_pytorch(weights_root, monkeypatch, name, side, conv
     np.testing.assert_allclose(logits, reference[f"{name}_logits"][:2], rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow_but("1-3", "2-4")
 @pytest.mark.parametrize("side", [1, 2, 3, 4])
 @pytest.mark.parametrize("stride", [1, 2])
 def test_im2col_is_the_same_convolution(side, stride):

@@ -58,6 +58,7 @@ def test_gram_matrix_is_unbiased_with_the_expected_error(kind):
     assert np.sqrt((errors**2).mean()) == pytest.approx(expected, rel=0.2)
 
 
+@pytest.mark.slow_but("fold")
 @pytest.mark.parametrize("kind", KINDS)
 def test_projection_is_linear_and_a_function_of_its_key(kind):
     one, two = tree(4, 1), tree(4, 2)
@@ -151,6 +152,7 @@ def test_advice_on_a_small_dimension(arguments, advice):
         assert re.search(advice, said)
 
 
+@pytest.mark.slow_but("fold")
 @pytest.mark.parametrize("kind", KINDS)
 def test_features_of_a_network_approximate_its_kernel(kind):
     case = mlp(2, inputs=20, width=128, depth=2)

@@ -16,13 +16,10 @@ from ntk_tt.jacobian import layers as layer_rules
 from ntk_tt.jacobian.bfloat16 import in_bfloat16
 from ntk_tt.jacobian.layers import Formed
 from ntk_tt.jacobian.self_check import _two_samples, check_pass
-from tests.networks import CASES, Case, mlp
+from tests.networks import CASES, Case, mlp, normal
 
-X = jax.random.normal(jax.random.key(0), (7, 6, 6, 3))
-PARAMS = {
-    "w": 0.1 * jax.random.normal(jax.random.key(1), (108, 8)),
-    "head": 0.3 * jax.random.normal(jax.random.key(2), (8, 3)),
-}
+X = normal(0, 7, 6, 6, 3)
+PARAMS = {"w": 0.1 * normal(1, 108, 8), "head": 0.3 * normal(2, 8, 3)}
 
 
 def hidden(params, x):
@@ -56,6 +53,9 @@ DEPENDENT = {
 }
 
 
+@pytest.mark.slow_but(
+    "batch norm", "the maximum", "attention", "the size of the batch", "dropout with a key"
+)
 @pytest.mark.parametrize("name", DEPENDENT)
 def test_samples_that_see_each_other_are_refused(name):
     with pytest.raises(
@@ -164,6 +164,12 @@ def test_networks_that_draw_random_numbers_are_refused():
         check_pass(when_called, PARAMS, X, path="plain")
 
 
+@pytest.mark.slow_but(
+    "batch-norm-structured-bfloat16",
+    "mlp-structured-float16",
+    "convolution-structured-float32",
+    "mlp-plain-float32",
+)
 @pytest.mark.parametrize(
     ("path", "dtype"),
     [
@@ -179,10 +185,11 @@ def test_networks_that_are_right_pass_in_every_type(name, dtype, path):
     check_pass(case.apply, case.params, case.inputs(4, 0), path=path)
 
 
+@pytest.mark.slow_but("False")
 @pytest.mark.parametrize("rounded", [False, True])
 def test_the_bundled_network_passes(rounded):
     model = load_model("resnet8", num_classes=4)
-    x = jax.random.normal(jax.random.key(0), (4, 16, 16, 3))
+    x = normal(0, 4, 16, 16, 3)
     check_pass(in_bfloat16(model.apply) if rounded else model.apply, model.params, x)
 
 
@@ -268,10 +275,9 @@ def test_gradients_that_cancel_are_no_fault():
         h = (weights @ x + p["shift"]).mean(1)
         return (h - h.mean(-1, keepdims=True)) @ p["head"]
 
-    keys = jax.random.split(jax.random.key(3), 3)
     params = {
-        name: jax.random.normal(key, (9, size))
-        for key, (name, size) in zip(keys, (("q", 4), ("k", 4), ("head", 3)), strict=True)
+        name: normal(seed, 9, size)
+        for seed, (name, size) in enumerate((("q", 4), ("k", 4), ("head", 3)))
     }
     check_pass(apply, params | {"key_bias": 10 * jnp.ones(4), "shift": jnp.ones(())}, X)
 
@@ -324,6 +330,7 @@ def test_a_callable_that_cannot_be_hashed_is_taken():
 # Axes of length one that a network drops
 
 
+@pytest.mark.slow_but("1-1", "4-3")
 @pytest.mark.parametrize("num_outputs", [1, 3])
 @pytest.mark.parametrize("number", [1, 4])
 def test_squeezed_logits_are_what_they_are(num_outputs, number, tmp_path):

@@ -17,27 +17,26 @@ from ntk_tt.jacobian.layers import Product
 from ntk_tt.jacobian.network import jacobian_block
 from ntk_tt.jacobian.structured import layers, structured_jacobian
 from ntk_tt.kernels.empirical import empirical_ntk
-from tests.networks import Case, dense_jacobian
+from tests.networks import Case, dense_jacobian, normal
 
 
 def _random(seed: int, **shapes) -> dict:
-    keys = jax.random.split(jax.random.key(seed), len(shapes))
     return {
-        name: 0.5 * jax.random.normal(key, shape)
-        for key, (name, shape) in zip(keys, shapes.items(), strict=True)
+        name: normal(1000 * seed + index, *shape)
+        for index, (name, shape) in enumerate(shapes.items())
     }
 
 
 def _images(number: int, seed: int) -> jax.Array:
-    return jax.random.normal(jax.random.key(seed), (number, 7, 6, 4))
+    return normal(seed, number, 6, 4, 4)
 
 
 def _vectors(number: int, seed: int) -> jax.Array:
-    return jax.random.normal(jax.random.key(seed), (number, 5))
+    return normal(seed, number, 5)
 
 
 def _sequences(number: int, seed: int) -> jax.Array:
-    return jax.random.normal(jax.random.key(seed), (number, 6, 8))
+    return normal(seed, number, 6, 8)
 
 
 def _convolution(kernel_shape, spec=("NHWC", "HWIO", "NHWC"), **options) -> Case:
@@ -386,6 +385,33 @@ CASES = (
 )
 
 
+# each rule once
+QUICK = (
+    "convolution, stride and padding",
+    "convolution, grouped",
+    "convolution, transposed",
+    "convolution, channels first",
+    "wide dense layers",
+    "kernel as a matrix",
+    "kernel on the left",
+    "attention and layer norm",
+    "scan over layers",
+    "remat",
+    "custom jvp",
+    "custom vjp",
+    "embedding",
+    "functions of parameters alone",
+    "cond and while",
+    "complex: lax.complex, real, conj",
+    "complex: the spectrum of a parameter",
+    "complex: a loop",
+    "casts to whole numbers",
+    "stopped gradients",
+    "an empty parameter",
+)
+
+
+@pytest.mark.slow_but(*QUICK)
 @pytest.mark.parametrize("name", CASES)
 def test_equals_one_output_at_a_time(name):
     case = CASES[name]
@@ -402,7 +428,7 @@ def test_equals_one_output_at_a_time(name):
     truth = dense_jacobian(case, x)
     assert np.linalg.norm(flat - truth) <= 1e-5 * np.linalg.norm(truth)
     assert np.linalg.norm(truth) > 0
-    plain = jacobian_block(case.apply, case.params, x)
+    plain = jax.jit(lambda params, x: jacobian_block(case.apply, params, x))(case.params, x)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5 * np.abs(truth).max()),
         structured,
@@ -410,6 +436,15 @@ def test_equals_one_output_at_a_time(name):
     )
 
 
+@pytest.mark.slow_but(
+    "convolution, grouped",
+    "wide dense layers",
+    "tied weights",
+    "scan over layers",
+    "complex: a phase",
+    "repeated and turned",
+    "an empty parameter that is unused",
+)
 @pytest.mark.parametrize("name", CASES)
 def test_kernel_and_features_equal_the_plain_path(name):
     """Whatever way each layer takes: Gram block or gradients, folded before or after they are
@@ -491,7 +526,7 @@ def _grouped_query_attention(params, x):
 
 
 def _in_double(number: int, seed: int) -> jax.Array:
-    return jax.random.normal(jax.random.key(seed), (number, 6), jnp.float64)
+    return normal(seed, number, 6, dtype=jnp.float64)
 
 
 @pytest.mark.parametrize(
@@ -565,8 +600,8 @@ def test_each_fold_is_taken(
     assert fold.moves_less_unformed(num_positions) == unformed
     num_rows = math.prod(shape[:-1])
     activations, signals = (
-        jax.random.normal(jax.random.key(1), (2, num_positions, num_rows)),
-        jax.random.normal(jax.random.key(2), (2, num_outputs, num_positions, shape[-1])),
+        normal(1, 2, num_positions, num_rows),
+        normal(2, 2, num_outputs, num_positions, shape[-1]),
     )
     formed = jnp.einsum("npk,ncpo->ncko", activations, signals, precision="highest").reshape(
         2 * num_outputs, *shape
