@@ -30,20 +30,18 @@ wheel-demo:
 	cd out && $(THREADS) ../.venv-wheel/bin/ntk-tt verify $(SMALL) \
 	  --plot wheel-demo.png --json wheel-demo.json
 
-# Most of what quick tests cost is compilation. LLVM optimises less for them, which takes a third of it away;
-# slow tests, and all tests of `make test-all`, run programs as users do.
-test: $(VENV)/.installed-dev
-	$(THREADS) XLA_FLAGS="$(XLA_FLAGS) --xla_backend_optimization_level=0" $(BIN)/python -m pytest -m "not slow"
+# Most of what tests cost is compilation, and LLVM takes a third less for it where it optimises nothing.
+# `make test-all` compiles as users' programs are compiled.
+test test-slow: export XLA_FLAGS := $(XLA_FLAGS) --xla_backend_optimization_level=0
 
-test-all: $(VENV)/.installed-dev
-	$(THREADS) $(BIN)/python -m pytest
+test: $(VENV)/.installed-dev
+	$(THREADS) $(BIN)/python -m pytest -m "not slow"
 
 test-slow: $(VENV)/.installed-dev
 	$(THREADS) $(BIN)/python -m pytest -m "slow and not nightly"
 
-# The .ipynb files, with outputs, from the scripts beside them.
-notebooks: $(VENV)/.installed
-	$(THREADS) $(BIN)/python -m tools.notebooks
+test-all: $(VENV)/.installed-dev
+	$(THREADS) $(BIN)/python -m pytest
 
 # What `benchmarks/gpu.sh` needs besides code: about 25 MiB in benchmarks/gpu-data, to be carried
 # to the GPU.

@@ -363,7 +363,14 @@ def test_bad_input_leaves_no_files_and_no_older_report_is_lost(tmp_path, capsys)
 def test_features_that_cannot_be_stored_say_where_and_why(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     with pytest.raises(SystemExit) as exit_:
-        main(["features", *TINY_TASK[:-2], "--projections", "8", "--store", str(tmp_path / "file")])
+        main(
+            [
+                "features",
+                *("--model", "mlp", "--weights", "random"),
+                *TINY_TASK[:-2],
+                *("--projections", "8", "--store", str(tmp_path / "file")),
+            ]
+        )
     assert exit_.value.code == 1
     err = capsys.readouterr().err
     assert err.startswith(f"ntk-tt: store: cannot make a store in {tmp_path / 'file'}")
@@ -566,6 +573,7 @@ def check_times(times: dict, num_steps: int) -> None:
         assert steps is None or (isinstance(steps, int) and 0 <= steps <= num_steps)
 
 
+@pytest.mark.slow
 def test_verify_writes_report_figure_and_table(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "200")  # no line is broken
     main(
@@ -727,7 +735,7 @@ def test_predict_does_not_train(tiny_run, monkeypatch, capsys):
     assert "would take about" in out
 
 
-@pytest.mark.slow_but("replay", "ode", "sde-diagonal")
+@pytest.mark.slow_but("replay", "ode")
 @pytest.mark.parametrize(
     "method", ["replay", "ode", "sde", "sde-diagonal", "sde-diagonal-constant"]
 )
@@ -785,6 +793,7 @@ def test_near_the_bound_the_times_are_longer_but_for_the_real_steps(unchecked):
     assert early < late
 
 
+@pytest.mark.slow
 def test_real_steps_first(tiny_run, plain):
     report = tiny_run(
         "predict", *BATCHES, "--learning-rate", "0.01", "--method", "one-shot", "--first-steps", "1"

@@ -19,8 +19,7 @@ from experiments.registry import EXPERIMENTS, find
 from tools import readme
 
 
-# which have a figure and a table; each of the others compiles its own feature passes and replays
-@pytest.mark.slow_but("fig3", "tab1")
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_experiment_runs_at_its_smallest_size(name, tmp_path, monkeypatch):
     monkeypatch.setenv("NTK_TT_RUNS", str(tmp_path / "runs"))
@@ -107,6 +106,7 @@ def test_guesses_see_only_the_first_real_steps():
         )
 
 
+@pytest.mark.slow
 def test_single_rate_is_the_slope_of_gradient_flow():
     """d log L/dt of the linear model at t = 0, by a small real step of replay."""
     setting = comparison.Setting()
