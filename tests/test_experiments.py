@@ -18,9 +18,18 @@ from experiments.paper import fig1
 from experiments.registry import EXPERIMENTS, find
 from tools import readme
 
+# by far the dearest: two tasks, the runs of two others, or six and seven feature passes to compile
+NIGHTLY = ("fig1", "fig5", "accuracy", "curvature", "sharpening")
+
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.nightly] if name in NIGHTLY else [])
+        for name in EXPERIMENTS
+    ],
+)
 def test_experiment_runs_at_its_smallest_size(name, tmp_path, monkeypatch):
     monkeypatch.setenv("NTK_TT_RUNS", str(tmp_path / "runs"))
     monkeypatch.setenv("NTK_TT_DATA", str(tmp_path / "no data"))

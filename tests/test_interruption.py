@@ -131,7 +131,7 @@ def test_an_installation_that_cannot_be_imported_is_one_line(tmp_path):
     assert "Traceback" in traced.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("delay", "number", "line", "status"),
     [(delay, *end) for delay, end in zip((1.5, 8.0, 16.0), ENDS, strict=True)],

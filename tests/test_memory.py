@@ -550,7 +550,7 @@ print(json.dumps({
 """
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_what_is_planned_is_what_is_taken():
     """Features of 256 MB: no second copy of them, of Θ, or of the gathered rows of half the
@@ -579,7 +579,7 @@ def test_what_is_planned_is_what_is_taken():
         assert taken[name] < slack, (name, taken)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not hold to this limit")
 @pytest.mark.parametrize("method", ["replay", "curvature"])
 def test_a_thousand_images_of_twenty_classes_fit_into_eight_gibibytes_of_addresses(
