@@ -36,7 +36,7 @@ from ntk_tt.surrogate.head_pass import linearize_head
 from ntk_tt.surrogate.linear_pass import linearize
 from ntk_tt.surrogate.sharpness import batch_curvature_variance, largest_curvature
 from ntk_tt.training import finetune
-from tests.networks import convolutional, mlp
+from tests.networks import convolutional, mlp, normal
 
 GIB = 1 << 30
 
@@ -187,6 +187,7 @@ def test_amounts_that_are_none(text):
         memory.parse_bytes(text)
 
 
+@pytest.mark.slow_but("1000")
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not hold to this limit")
 @pytest.mark.parametrize("mebibytes", [700, 1000, 1300])
 def test_a_limit_too_tight_for_the_compiler_ends_in_one_line(mebibytes):
@@ -265,6 +266,7 @@ def test_the_space_gives_way_without_another_result(task, monkeypatch):
         np.testing.assert_allclose(one.loss, other.loss, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_projections_give_way_and_the_note_says_what_that_means(monkeypatch):
     case = mlp(3, width=128)
     inputs, labels = np.asarray(case.inputs(200, 0)), np.arange(200) % 3
@@ -297,9 +299,7 @@ def test_the_projections_give_way_and_the_note_says_what_that_means(monkeypatch)
 
 
 def test_the_sketch_error_of_a_few_samples_is_that_of_all():
-    samples = jax.random.normal(jax.random.key(0), (60, 2, 200)) + jax.random.normal(
-        jax.random.key(1), (200,)
-    )
+    samples = normal(0, 60, 2, 200) + normal(1, 200)
     rows = np.asarray(samples.reshape(120, 200), np.float64)
     ntk = rows @ rows.T
     of_all = sketch_error(samples, 60)
@@ -318,6 +318,7 @@ def head_task():
     )
 
 
+@pytest.mark.slow
 def test_both_passes_of_a_real_head_share_what_may_be_used(monkeypatch):
     model, images, labels = head_task()
     roomy = linearize_head(model, images, labels)
@@ -347,7 +348,7 @@ def test_both_passes_of_a_real_head_share_what_may_be_used(monkeypatch):
 
 def test_products_of_a_few_rows_at_a_time_are_those_of_all(monkeypatch):
     features, generator = (
-        jax.random.normal(jax.random.key(0), (23, 3, 17)),
+        normal(0, 23, 3, 17),
         np.random.default_rng(0),
     )
     residuals = jnp.asarray(generator.normal(size=(23, 3)), jnp.float32)
@@ -377,6 +378,7 @@ def test_products_of_a_few_rows_at_a_time_are_those_of_all(monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_gradients_and_stability_of_a_real_head_do_not_depend_on_the_rows_at_a_time(monkeypatch):
     model, images, labels = head_task()
     problem = linearize_head(model, images, labels, options=FeatureOptions(num_projections=300))
@@ -401,7 +403,7 @@ def test_gradients_and_stability_of_a_real_head_do_not_depend_on_the_rows_at_a_t
 
 @pytest.mark.parametrize("shape", [(7, 2, 5), (300, 1, 9), (40, 15, 30)])
 def test_the_kernel_is_the_same_by_blas_by_tiles_and_traced(shape):
-    features = jax.random.normal(jax.random.key(0), shape)
+    features = normal(0, *shape)
     rows = np.asarray(features, np.float64).reshape(-1, shape[2])
     for found in (
         ntk_from_features(features),

@@ -50,6 +50,7 @@ def agree(one: dict, other: dict) -> None:
     assert one["primal full"] != one["primal batches"]
 
 
+@pytest.mark.slow_but("8")
 @pytest.mark.parametrize("devices", [2, 8])
 def test_devices(alone, devices):
     """13 samples over 2 and 8 devices: padded, one device even without a sample of its own."""
@@ -58,6 +59,7 @@ def test_devices(alone, devices):
     agree(alone, spread)
 
 
+@pytest.mark.slow
 def test_two_processes(alone):
     """Two processes with two devices each, joined by gloo: both get what one process alone gets."""
     with socket.socket() as free:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import ntk_tt
-from tests.networks import mlp
+from tests.networks import mlp, normal
 
 LABELS = np.arange(12) % 3
 TYPES = {
@@ -87,10 +87,9 @@ def test_a_real_head_and_the_first_steps_too(dtype):
         return jnp.tanh(x @ params["w"])
 
     def losses(dtype):
-        keys = jax.random.split(jax.random.key(0), 3)
         params = {
-            "w": 0.4 * jax.random.normal(keys[0], (6, 8)),
-            "head": {"kernel": 0.3 * jax.random.normal(keys[1], (8, 3)), "bias": jnp.zeros(3)},
+            "w": 0.4 * normal(0, 6, 8),
+            "head": {"kernel": 0.3 * normal(1, 8, 3), "bias": jnp.zeros(3)},
         }
         params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16).astype(dtype), params)
         model = dataclasses.replace(
@@ -102,7 +101,7 @@ def test_a_real_head_and_the_first_steps_too(dtype):
             apply_features=features,
             head="head",
         )
-        x, setting = jax.random.normal(keys[2], (12, 6)), ntk_tt.OptimizerConfig(0.1, momentum=0.5)
+        x, setting = normal(2, 12, 6), ntk_tt.OptimizerConfig(0.1, momentum=0.5)
         problem = ntk_tt.linearize_head(
             model, x, LABELS, options=ntk_tt.FeatureOptions(num_projections="exact")
         )

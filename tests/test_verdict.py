@@ -74,6 +74,7 @@ def test_the_safe_rate_is_a_fixed_point_from_wherever_it_is_asked_for(kernel, se
     assert max(rates) < 1.25 * min(rates)
 
 
+@pytest.mark.slow
 def test_a_verdict_just_below_the_rate_that_it_called_safe_does_not_take_that_back(data):  # noqa: F811
     model = network()
     problem = ntk_tt.linearize_head(
