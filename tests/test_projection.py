@@ -18,7 +18,7 @@ from ntk_tt.features.feature_options import FeatureOptions
 from ntk_tt.features.one_block import projected_jacobian
 from ntk_tt.features.projection_by_name import make_projection
 from ntk_tt.features.projections import Identity
-from tests.networks import mlp
+from tests.networks import mlp, normal
 
 KINDS = ["fold", "achlioptas", "gaussian"]
 SHAPES = {"a": (3, 5), "b": (40,), "c": (7, 2, 3)}
@@ -26,10 +26,9 @@ SIZE = 97
 
 
 def tree(rows: int, seed: int = 0) -> dict:
-    keys = jax.random.split(jax.random.key(seed), len(SHAPES))
     return {
-        name: jax.random.normal(key, (rows, *shape))
-        for key, (name, shape) in zip(keys, SHAPES.items(), strict=True)
+        name: normal(1000 * seed + index, rows, *shape)
+        for index, (name, shape) in enumerate(SHAPES.items())
     }
 
 

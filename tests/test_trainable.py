@@ -17,6 +17,7 @@ from ntk_tt.models import Model, from_nnx
 from ntk_tt.models.lora import LoRA
 from ntk_tt.models.trainable import restrict
 from ntk_tt.runtime.parameter_names import named_leaves
+from tests.networks import normal
 
 
 class Block(nnx.Module):
@@ -48,7 +49,7 @@ def model() -> Model:
 
 @pytest.fixture(scope="module")
 def images():
-    return jax.random.normal(jax.random.key(1), (6, 6, 6, 2))
+    return normal(1, 6, 6, 6, 2)
 
 
 @pytest.fixture(scope="module")
@@ -279,7 +280,7 @@ def test_the_jacobian_of_adapters_is_that_of_their_product(at_start, model, imag
     # B ≠ 0, the kernels moved back by as much: the network, and so G, stays the same
     if not at_start:
         pairs = {
-            name: {"a": pair["a"], "b": jax.random.normal(jax.random.key(index), pair["b"].shape)}
+            name: {"a": pair["a"], "b": normal(index, *pair["b"].shape)}
             for index, (name, pair) in enumerate(params["lora"].items())
         }
         moved = jax.tree_util.tree_map_with_path(
