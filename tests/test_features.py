@@ -48,7 +48,7 @@ def test_a_plan_says_what_will_be_computed_and_computes_it():
     )
 
 
-@pytest.mark.slow_but("2-2048")
+@pytest.mark.slow
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="an accelerator takes larger blocks")
 @pytest.mark.parametrize(("num_outputs", "num_projections"), [(2, 2048), (8, 4096), (4, 16384)])
 def test_a_block_on_a_cpu_stays_below_what_the_allocator_keeps(num_outputs, num_projections):

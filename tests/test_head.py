@@ -22,7 +22,7 @@ from ntk_tt.surrogate.head_parts import split_head
 from ntk_tt.surrogate.head_pass import linearize_head
 from ntk_tt.surrogate.real_head import HeadState
 from ntk_tt.surrogate.second_point import ANCHOR_FALL, path_to
-from tests.networks import drawn, normal
+from tests.networks import normal
 
 SAMPLES, INPUTS, FEATURES, CLASSES = 12, 5, 6, 3
 
@@ -35,8 +35,8 @@ class Network(nnx.Module):
     """φ = activation(x A + a), f = φ W + b."""
 
     def __init__(self, activation, num_features, rngs):
-        self.first = nnx.Linear(INPUTS, num_features, rngs=rngs, kernel_init=drawn)
-        self.head = nnx.Linear(num_features, CLASSES, rngs=rngs, kernel_init=drawn)
+        self.first = nnx.Linear(INPUTS, num_features, rngs=rngs)
+        self.head = nnx.Linear(num_features, CLASSES, rngs=rngs)
         self.activation = activation
 
     def features(self, x):
@@ -55,7 +55,10 @@ def network(activation=jnp.tanh, num_features=FEATURES):
 
 @pytest.fixture
 def data():
-    return normal(1, SAMPLES, INPUTS), np.random.default_rng(1).integers(0, CLASSES, SAMPLES)
+    inputs, labels = jax.random.split(jax.random.key(1))
+    return jax.random.normal(inputs, (SAMPLES, INPUTS)), np.asarray(
+        jax.random.randint(labels, (SAMPLES,), 0, CLASSES)
+    )
 
 
 def full(model, data, **options):

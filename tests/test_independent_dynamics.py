@@ -347,7 +347,8 @@ def test_moments_of_sgd_are_those_of_the_sde(replacement):
     check_moments(logits, known, moments(known, RATE, STEPS, 1, variance)[-1])
 
 
-@pytest.mark.parametrize("noise", ["diagonal", pytest.param("full", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("noise", ["diagonal", "full"])
 def test_a_full_batch_without_replacement_has_no_noise(noise):
     known = noisy()
     for batch_size in (None, NOISY[0]):

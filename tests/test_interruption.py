@@ -40,7 +40,10 @@ COMPILED = (
 
 def run(work, number, grace=30.0, after="", times=1):
     program = PROGRAM.format(
-        path=str(ROOT / "ntk_tt" / "interruption.py"), work=work, grace=grace, after=after
+        path=str(ROOT / "ntk_tt" / "runtime" / "interruption.py"),
+        work=work,
+        grace=grace,
+        after=after,
     )
     with subprocess.Popen(
         [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

@@ -24,6 +24,7 @@ REFERENCES = {
 }
 
 
+@pytest.mark.slow_but("resnet18")
 @pytest.mark.weights
 @pytest.mark.parametrize("name", REFERENCES)
 def test_a_published_network_gives_its_reference_outputs(name, weights_root):

@@ -51,6 +51,7 @@ def test_seeds_give_an_interval_that_holds_the_median(task):
     np.testing.assert_allclose(prediction.loss, np.mean([run.loss for run in prediction.runs], 0))
 
 
+@pytest.mark.slow
 def test_no_noise_means_one_run(task):
     *_, problem = task
     assert len(ntk_tt.predict(problem, ntk_tt.OptimizerConfig(0.1), 10).runs) == 1

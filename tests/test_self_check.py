@@ -330,7 +330,7 @@ def test_a_callable_that_cannot_be_hashed_is_taken():
 # Axes of length one that a network drops
 
 
-@pytest.mark.slow_but("1-1", "4-3")
+@pytest.mark.slow_but("4-3")
 @pytest.mark.parametrize("num_outputs", [1, 3])
 @pytest.mark.parametrize("number", [1, 4])
 def test_squeezed_logits_are_what_they_are(num_outputs, number, tmp_path):

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.slow  # each process compiles everything anew
 ROOT = Path(__file__).parents[1]
 
 

@@ -90,6 +90,7 @@ def wrapped(kernel):
 # Products
 
 
+@pytest.mark.slow_but("all streamed-False", "one block resident-True")
 @pytest.mark.parametrize("contrasts", [False, True])
 def test_products_equal_those_in_memory(kernels, contrasts):
     streamed, held = (wrapped(kernel) if contrasts else kernel for kernel in kernels)
@@ -184,6 +185,12 @@ SETTINGS = {
 }
 
 
+@pytest.mark.slow_but(
+    "ce-gradient descent",
+    "ce-epochs, nesterov",
+    "mse-replacement",
+    "mse-nesterov, decay",
+)
 @pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)
 @pytest.mark.parametrize("loss", ["ce", "mse"])
 def test_replay_equals_the_one_in_memory(store, features, setting, loss):
@@ -242,6 +249,7 @@ def test_replay_of_given_batches(store, features):
     np.testing.assert_allclose(streamed.logits, held.logits, rtol=1e-4, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_many_settings_equal_one_by_one(store, features):
     optimizers = [
         OptimizerConfig(named_schedule("cosine", rate, 30), **SETTINGS[name])

@@ -439,10 +439,8 @@ def test_equals_one_output_at_a_time(name):
 @pytest.mark.slow_but(
     "convolution, grouped",
     "wide dense layers",
-    "tied weights",
     "scan over layers",
     "complex: a phase",
-    "repeated and turned",
     "an empty parameter that is unused",
 )
 @pytest.mark.parametrize("name", CASES)
@@ -576,6 +574,7 @@ def test_the_ways_to_an_inner_product_are_chosen_by_their_cost():
     assert not kernel.prefers_gram_block(100)
 
 
+@pytest.mark.slow_but("3-*")
 @pytest.mark.parametrize(
     ("shape", "num_projections", "num_positions", "factors", "rounds", "unformed"),
     [

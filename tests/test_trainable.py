@@ -242,6 +242,7 @@ def test_bad_specifications_are_refused(network, specification, message):
 # Jacobians
 
 
+@pytest.mark.slow_but("head", "glob:*")
 @pytest.mark.parametrize("specification", ["head", "norm", "last:1", "glob:block1.*+bias"])
 def test_the_jacobian_is_the_columns_of_the_whole_one(specification, model, images, jacobian):
     restricted = restrict(model, specification)
@@ -268,6 +269,7 @@ def kernel_matrix(array, lead: int):
     return array.reshape(*array.shape[:lead], -1, array.shape[-1])
 
 
+@pytest.mark.slow_but("False")
 @pytest.mark.parametrize("at_start", [True, False])
 def test_the_jacobian_of_adapters_is_that_of_their_product(at_start, model, images, jacobian):
     """∂f/∂B = (α/r)·Aᵀ G and ∂f/∂A = (α/r)·G Bᵀ, G the dense Jacobian of the kernel as a matrix
@@ -420,6 +422,7 @@ def test_features_and_batch_statistics_follow(model, images):
     )
 
 
+@pytest.mark.slow_but("head-*")
 @pytest.mark.parametrize(
     ("specification", "learning_rate", "tolerance"),
     [

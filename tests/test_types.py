@@ -63,13 +63,14 @@ def curves(dtype, logits_dtype, **options) -> dict[str, np.ndarray]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "outputs"),
     [
         ("bfloat16 parameters", "logits"),
         ("both", "logits"),
-        pytest.param("float16 parameters", "logits", marks=pytest.mark.slow),
-        pytest.param("bfloat16 parameters", "contrasts", marks=pytest.mark.slow),
+        ("float16 parameters", "logits"),
+        ("bfloat16 parameters", "contrasts"),
     ],
 )
 def test_every_method_gives_the_curve_of_single_precision(name, outputs):
@@ -81,6 +82,7 @@ def test_every_method_gives_the_curve_of_single_precision(name, outputs):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_a_real_head_and_the_first_steps_too(dtype):
     def features(params, x):

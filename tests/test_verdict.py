@@ -53,7 +53,7 @@ def problem_with(kernel, network_data):
     )
 
 
-@pytest.mark.slow_but("setting1-frozen", "setting1-head")
+@pytest.mark.slow_but("setting1-*")
 @pytest.mark.parametrize("kernel", ["frozen", "head"])
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_the_safe_rate_is_a_fixed_point_from_wherever_it_is_asked_for(kernel, setting, data):  # noqa: F811
