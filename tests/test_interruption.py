@@ -38,6 +38,18 @@ COMPILED = (
 )
 
 
+@pytest.fixture(autouse=True)
+def heard():
+    """A child inherits what its parent ignores, as under `nohup`; here signals are to be heard."""
+    before = {number: signal.getsignal(number) for number, _, _ in ENDS}
+    for number, handler in before.items():
+        if handler is signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 def run(work, number, grace=30.0, after="", times=1):
     program = PROGRAM.format(
         path=str(ROOT / "ntk_tt" / "runtime" / "interruption.py"),
