@@ -121,7 +121,7 @@ class CountSketch(AbstractSketch):
             total, (formed * signs).sum(3).swapaxes(2, 3).reshape(len(total), -1), offset
         )
 
-    def folds_products(self, shape: tuple[int, ...]) -> bool:
+    def takes_products(self, shape: tuple[int, ...]) -> bool:
         """Whether a parameter of this shape is folded as the matrix of its last axis and all
         others, so that `add_product` can.
         """

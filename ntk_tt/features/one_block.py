@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from ntk_tt.features.count_sketch import CountSketch
 from ntk_tt.features.feature_options import JacobianPath
 from ntk_tt.features.projections import AbstractProjection, AbstractSketch
 from ntk_tt.jacobian.layers import Layer, Product
@@ -48,12 +47,7 @@ def _sketch(
         name, shape = names[layer.source.leaf], leaves[layer.source.leaf].shape
         if 0 in shape:
             continue
-        if (
-            isinstance(layer, Product)
-            and isinstance(projection, CountSketch)
-            and layer.is_leaf_matrix
-            and projection.folds_products(shape)
-        ):
+        if isinstance(layer, Product) and layer.is_leaf_matrix and projection.takes_products(shape):
             total = projection.add_product(total, name, shape, layer.activations, layer.signals)
         else:
             total = projection.add(total, name, _flat_rows(layer.gradient(leaves)))

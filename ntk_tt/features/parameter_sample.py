@@ -45,8 +45,8 @@ class ParameterSample(AbstractSketch):
         num_projections: D', the number of entries in all.
     """
 
-    entries: dict[str, Int[np.ndarray, " m"]]
-    weights: dict[str, Float[np.ndarray, " m"]]
+    entries: dict[str, Int[np.ndarray, " _"]]
+    weights: dict[str, Float[np.ndarray, " _"]]
     num_projections: int = eqx.field(static=True)
 
     def start(self, num_rows, dtype):
@@ -75,14 +75,13 @@ class ParameterSample(AbstractSketch):
         found = _entries_of_product(activations, signals, rows, columns, total.dtype)
         return self._put(total, name, found.reshape(len(total), -1))
 
-    def folds_products(self, shape: tuple[int, ...]) -> bool:
-        """Whether `add_product` takes a parameter of this shape."""
+    def takes_products(self, shape):
         return len(shape) > 1
 
     def finish(self, total):
         return total
 
-    def values(self, params: PyTree) -> dict[str, Float[Array, " m"]]:
+    def values(self, params: PyTree) -> dict[str, Float[Array, " _"]]:
         """The sampled entries' values in a tree of parameters."""
         leaves = named_leaves(params)
         return {
@@ -133,7 +132,7 @@ def sample_parameters(
     if num_entries >= sum(sizes.values()):
         entries = {name: np.arange(size) for name, size in sizes.items()}
         ones = {name: np.ones(size, np.float32) for name, size in sizes.items()}
-        return ParameterSample(entries, ones, sum(sizes.values()))
+        return ParameterSample(entries=entries, weights=ones, num_projections=sum(sizes.values()))
     squares = mean_squares(apply, params, inputs, key)
     scores = {name: squares[name].astype(np.float64) for name in sizes}
     for name, score in scores.items():
@@ -146,7 +145,7 @@ def sample_parameters(
 
 def mean_squares(
     apply: Apply, params: PyTree, inputs: Float[Array | np.ndarray, "n ..."], key: Key[Array, ""]
-) -> dict[str, Float[np.ndarray, " size"]]:
+) -> dict[str, Float[np.ndarray, " _"]]:
     """The sum over outputs of squared derivatives, mean over a few samples, for every entry."""
     chosen = np.unique(np.linspace(0, len(inputs) - 1, _PILOT).astype(int))
     few = jnp.asarray(np.stack([np.asarray(inputs[int(number)]) for number in chosen]))
@@ -181,8 +180,8 @@ def _mean_squares(apply, params, few, signs):
 
 
 def inclusion_probabilities(
-    scores: dict[str, Float[np.ndarray, " size"]], total: int
-) -> dict[str, Float[np.ndarray, " size"]]:
+    scores: dict[str, Float[np.ndarray, " _"]], total: int
+) -> dict[str, Float[np.ndarray, " _"]]:
     """π ∝ scores, at most 1, so that their sum is `total` and each parameter expects a few."""
     least = {name: min(len(score), _LEAST) for name, score in scores.items()}
     if sum(least.values()) > total:
@@ -199,11 +198,12 @@ def inclusion_probabilities(
             if part.sum() < least[name] * (1 - 1e-9)
         ]
         if not poor or len(poor) == len(others):
-            return {**own, **dict(zip(others, parts, strict=True))}
+            own |= dict(zip(others, parts, strict=True))
+            return {name: own[name] for name in scores}
         own |= {name: _capped(scores[name], least[name]) for name in poor}
 
 
-def _capped(scores: Float[np.ndarray, " size"], total: float) -> Float[np.ndarray, " size"]:
+def _capped(scores: Float[np.ndarray, " size"], total: int) -> Float[np.ndarray, " size"]:
     """min(1, c·scores) with the c that makes their sum `total`."""
     if total >= len(scores):
         return np.ones(len(scores))
@@ -217,7 +217,7 @@ def _capped(scores: Float[np.ndarray, " size"], total: float) -> Float[np.ndarra
 
 
 def _drawn(
-    chances: dict[str, Float[np.ndarray, " size"]], total: int, key: Key[Array, ""]
+    chances: dict[str, Float[np.ndarray, " _"]], total: int, key: Key[Array, ""]
 ) -> ParameterSample:
     """Systematic sampling: entries in random order lie side by side, each as long as its chance;
     a comb of unit spacing takes those that its teeth hit.
@@ -234,7 +234,9 @@ def _drawn(
         position = float(ends[-1])
         entries[name] = index
         weights[name] = (1 / chance[index]).astype(np.float32)
-    return ParameterSample(entries, weights, sum(map(len, entries.values())))
+    return ParameterSample(
+        entries=entries, weights=weights, num_projections=sum(map(len, entries.values()))
+    )
 
 
 def _entries_of_product(

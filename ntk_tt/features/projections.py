@@ -70,6 +70,25 @@ class AbstractSketch(AbstractProjection):
     def add(self, total: Array, name: str, gradient: Float[Array, "rows ..."]) -> Array:
         """The total with the gradient of the parameter of this name."""
 
+    def takes_products(self, shape: tuple[int, ...]) -> bool:
+        """Whether `add_product` can take the gradients of a parameter of this shape, as a matrix of
+        its last axis and all others.
+        """
+        return False
+
+    def add_product(
+        self,
+        total: Array,
+        name: str,
+        shape: tuple[int, ...],
+        activations: Float[Array, "n p k"],
+        signals: Float[Array, "n c p o"],
+    ) -> Array:
+        """`add` for the gradients Σ_p activationsᵀ signals of a parameter of this shape, without
+        forming them where that is cheaper.
+        """
+        raise NotImplementedError
+
     @abc.abstractmethod
     def finish(self, total: Array) -> Float[Array, "rows d"]:
         """The features of a total."""
