@@ -72,7 +72,8 @@ def measure(name: str, config: Config) -> list[dict]:
         key=jax.random.key(config.seed),
     )
     images = model.preprocess(task.images)
-    jacobian = ntk_tt.jacobian_features(model.apply, model.params, images, num_projections="exact")
+    whole = ntk_tt.FeatureOptions(num_projections="exact")
+    jacobian = ntk_tt.jacobian_features(model.apply, model.params, images, options=whole)
     jacobian = np.asarray(jacobian).reshape(len(images) * config.classes, -1)
     exact = jacobian @ jacobian.T
     trace, norm = np.trace(exact), np.linalg.norm(exact)

@@ -8,6 +8,7 @@ from ntk_tt.features.contrasts import Outputs, contrast_basis, in_contrasts, sto
 from ntk_tt.features.count_sketch import CountSketch
 from ntk_tt.features.dimension import choose_num_projections, projection_advice
 from ntk_tt.features.feature_options import FeatureOptions
+from ntk_tt.features.parameter_sample import ParameterSample, sample_parameters
 from ntk_tt.features.plan import FeaturePlan, plan_features
 from ntk_tt.features.projection_by_name import make_projection
 from ntk_tt.features.projections import (
@@ -31,6 +32,7 @@ __all__ = [
     "Gaussian",
     "Identity",
     "Outputs",
+    "ParameterSample",
     "choose_num_projections",
     "compute_features",
     "contrast_basis",
@@ -40,6 +42,7 @@ __all__ = [
     "make_projection",
     "plan_features",
     "projection_advice",
+    "sample_parameters",
     "stored_outputs",
     "write_features",
 ]
