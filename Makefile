@@ -30,8 +30,8 @@ wheel-demo:
 	cd out && $(THREADS) ../.venv-wheel/bin/ntk-tt verify $(SMALL) \
 	  --plot wheel-demo.png --json wheel-demo.json
 
-# Most of what tests cost is compilation, and LLVM takes a third less for it where it optimises nothing.
-# `make test-all` compiles as users' programs are compiled.
+# Most of what tests cost is compilation, and LLVM takes a third less for it where it optimises
+# nothing. `make test-all` compiles as users' programs are compiled.
 test test-slow: export XLA_FLAGS := $(XLA_FLAGS) --xla_backend_optimization_level=0
 
 test: $(VENV)/.installed-dev
@@ -42,6 +42,10 @@ test-slow: $(VENV)/.installed-dev
 
 test-all: $(VENV)/.installed-dev
 	$(THREADS) $(BIN)/python -m pytest
+
+# The .ipynb files, with outputs, from the scripts beside them.
+notebooks: $(VENV)/.installed
+	$(THREADS) $(BIN)/python -m tools.notebooks
 
 # What `benchmarks/gpu.sh` needs besides code: about 25 MiB in benchmarks/gpu-data, to be carried
 # to the GPU.

@@ -321,7 +321,7 @@ def test_what_is_no_network_is_refused(apply, params, message, unchecked):
 # the examples, end to end
 
 
-@pytest.mark.slow_but("plain_function.py-*")
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("file", "head", "has_features", "has_statistics"),
     [

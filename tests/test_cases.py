@@ -30,7 +30,6 @@ def close(name, found, truth) -> None:
 # what tests/test_structured.py hasn't among its quick ones
 QUICK = (
     "convolution causal in one dimension",
-    "gated recurrent unit",
     "einsum with a kernel a position",
     "parameter in different roles",
     "one output",

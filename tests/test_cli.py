@@ -735,7 +735,7 @@ def test_predict_does_not_train(tiny_run, monkeypatch, capsys):
     assert "would take about" in out
 
 
-@pytest.mark.slow_but("replay", "ode")
+@pytest.mark.slow_but("replay")
 @pytest.mark.parametrize(
     "method", ["replay", "ode", "sde", "sde-diagonal", "sde-diagonal-constant"]
 )
@@ -813,7 +813,7 @@ def plain_full_batch(tiny_run) -> dict:
     return tiny_run(*FULL_BATCH)
 
 
-@pytest.mark.slow_but("--nesterov", "--schedule")
+@pytest.mark.slow_but("--nesterov")
 @pytest.mark.parametrize(
     "setting",
     [["--nesterov"], ["--schedule", "cosine"], ["--loss", "mse"], ["--weight-decay", "0.5"]],
@@ -841,6 +841,7 @@ def test_trained_batch_norm_changes_the_truth_only(tiny_run, plain):
     assert abs(report["truth"]["loss"][-1] - plain["truth"]["loss"][-1]) > 1e-4
 
 
+@pytest.mark.slow_but("1000-ce-True")
 @pytest.mark.parametrize(
     ("learning_rate", "loss", "diverges"),
     [

@@ -62,7 +62,7 @@ def test_a_folder_that_cannot_be_written_is_left_alone(tmp_path, what):
     assert run(folders[what]) == ["3.0", "0", "None"]
 
 
-@pytest.mark.slow_but("a bit flipped")
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "damage", ["empty", "truncated", "zeros", "a bit flipped", "a folder", "a pipe"]
 )

@@ -102,6 +102,7 @@ def test_extrapolations_continue_curves_of_their_own_family():
         np.testing.assert_allclose(extrapolate(steps[seen], curve[seen], steps), curve, rtol=0.02)
 
 
+@pytest.mark.slow
 def test_guesses_see_only_the_first_real_steps():
     steps = np.arange(0, 151, 3)
     loss, error = 1.6 * np.exp(-steps / 40), np.linspace(0.8, 0, len(steps))

@@ -116,7 +116,7 @@ def trained_in_weight_space(model, data, optimizer, num_steps, batches):
     return np.asarray(curve)
 
 
-@pytest.mark.slow_but("optimizer1", "optimizer2")
+@pytest.mark.slow_but("optimizer2")
 @pytest.mark.parametrize(
     "optimizer",
     [

@@ -169,6 +169,7 @@ def test_the_resolvent_of_more_samples_is_the_deterministic_equivalent(name, noi
     assert abs(alone / limit_of_resolvent(variances, target, noise, 15_000, 0.3) - 1) > 0.1
 
 
+@pytest.mark.slow
 def test_many_samples_of_few_directions_decay_as_their_population():
     """d = 20 directions, from 200 samples to 10⁶: L(τ) is that of the covariance itself, ½ Σ β² λ
     e^{−2λτ}.
@@ -191,6 +192,7 @@ def test_many_samples_of_few_directions_decay_as_their_population():
     np.testing.assert_allclose(np.mean(curves, 0), truth, atol=0.015 * total)
 
 
+@pytest.mark.slow
 def test_effective_dimension_is_that_of_ridge_regression():
     """N(1 − z/κ) on the sample is tr Σ(Σ + κ)⁻¹, the degrees of freedom of ridge regression at
     κ.
