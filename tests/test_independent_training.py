@@ -639,6 +639,7 @@ HEADS = quick(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "loss", "num_outputs", "bias"), HEADS)
 def test_replay_with_a_real_head_is_optax_on_its_product(name, loss, num_outputs, bias):
     *_, network, _, _ = head_problem(loss, num_outputs, bias, False)
@@ -652,6 +653,7 @@ def test_replay_with_a_real_head_is_optax_on_its_product(name, loss, num_outputs
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "loss", "num_outputs", "bias"), HEADS)
 def test_replay_with_curvature_is_optax_on_the_documented_model(name, loss, num_outputs, bias):
     """φ = φ₀ + Ψu + s Bu − ½ s² Bu₁, s = ⟨u, u₁⟩/‖u₁‖² within 0 … 2, B the change of the dense

@@ -245,6 +245,7 @@ def free(monkeypatch, count: int):
     monkeypatch.setattr(memory, "host_bytes", lambda: count)
 
 
+@pytest.mark.slow
 def test_the_space_gives_way_without_another_result(task, monkeypatch):
     case, inputs, labels = task
     roomy = linearize(

@@ -79,6 +79,7 @@ def assert_close(result, stored):
     )
 
 
+@pytest.mark.slow_but("resnet18", "densenet", "vision_transformer", "alexnet")
 @pytest.mark.parametrize("case", CASES)
 def test_logits_and_features_are_those_of_torchvision(case, load):
     reference = REFERENCES[case]

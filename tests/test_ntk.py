@@ -19,13 +19,7 @@ def relative_error(value, truth) -> float:
     return float(np.linalg.norm(np.asarray(value, np.float64) - truth) / np.linalg.norm(truth))
 
 
-@pytest.mark.slow_but(
-    "batch-norm-2-structured",
-    "convolution-1-structured",
-    "convolution-2-plain",
-    "mlp-5-structured",
-    "mlp-1-plain",
-)
+@pytest.mark.slow_but("batch-norm-2-structured", "convolution-2-plain", "mlp-1-plain")
 @pytest.mark.parametrize("path", ["structured", "plain"])
 @pytest.mark.parametrize("num_outputs", [1, 2, 5])
 @pytest.mark.parametrize("name", CASES)
@@ -45,7 +39,7 @@ def test_exact_ntk_equals_dense(name, num_outputs, path):
     )
 
 
-@pytest.mark.slow_but("mlp")
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_exact_ntk_in_double_precision(name):
     with jax.enable_x64(True):

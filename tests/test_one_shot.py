@@ -62,6 +62,7 @@ def test_wrong_first_steps(data):  # noqa: F811
         predict_after(network(), *data, ntk_tt.OptimizerConfig(0.1), 10, first_steps=10)
 
 
+@pytest.mark.slow
 def test_default_is_at_most_a_quarter(data):  # noqa: F811
     found = predict_after(
         network(),

@@ -139,6 +139,7 @@ def test_small_steps_of_the_bundled_network_agree_within_three_steps(setting, fa
             assert abs(prediction.times[family][name] - time) <= 3, (family, name)
 
 
+@pytest.mark.slow
 def test_contrasts_give_the_same_curves_as_logits():
     """Cross-entropy does not see the sum of a sample's logits: C−1 outputs carry the same dynamics,
     weight decay and curvature.

@@ -133,6 +133,13 @@ ENTRIES = {
 }
 
 
+@pytest.mark.slow_but(
+    "structured-jacobian_features",
+    "structured-write_features",
+    "structured-empirical_ntk",
+    "structured-linearize",
+    "plain-jacobian_features",
+)
 @pytest.mark.parametrize("entry", ENTRIES)
 @pytest.mark.parametrize("path", ["structured", "plain"])
 def test_every_entry_looks(entry, path, tmp_path):
@@ -185,7 +192,7 @@ def test_networks_that_are_right_pass_in_every_type(name, dtype, path):
     check_pass(case.apply, case.params, case.inputs(4, 0), path=path)
 
 
-@pytest.mark.slow_but("False")
+@pytest.mark.slow
 @pytest.mark.parametrize("rounded", [False, True])
 def test_the_bundled_network_passes(rounded):
     model = load_model("resnet8", num_classes=4)
@@ -330,7 +337,7 @@ def test_a_callable_that_cannot_be_hashed_is_taken():
 # Axes of length one that a network drops
 
 
-@pytest.mark.slow_but("4-3")
+@pytest.mark.slow
 @pytest.mark.parametrize("num_outputs", [1, 3])
 @pytest.mark.parametrize("number", [1, 4])
 def test_squeezed_logits_are_what_they_are(num_outputs, number, tmp_path):

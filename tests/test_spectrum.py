@@ -100,6 +100,7 @@ def test_same_size_gives_the_exact_curve():
     )
 
 
+@pytest.mark.slow
 def test_estimators_without_a_law_find_a_larger_sample_of_a_known_operator():
     """Mean over eight subsets, whose scatter is not the estimators' fault."""
     matrix, delta = sampled(1200, np.random.default_rng(2))
