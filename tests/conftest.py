@@ -1,7 +1,6 @@
 """Shapes are checked at run time in every test; where the real image sets and weights lie."""
 
 import os
-import signal
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -14,8 +13,6 @@ install_import_hook("ntk_tt", "beartype.beartype")  # before anything imports nt
 from ntk_tt.runtime.compilation import keep_compiled  # noqa: E402
 
 os.environ["NTK_TT_TRACEBACK"] = "1"  # of what nobody foresaw, tests want all
-# a shell that starts a job in the background has it ignore Ctrl-C, and its children with it
-signal.signal(signal.SIGINT, signal.default_int_handler)
 ROOT = Path(__file__).resolve().parents[1]
 
 
