@@ -422,7 +422,7 @@ FAULTS = [
     (AssertionError(), 70, "this is a fault of ntk-tt, not of yours: AssertionError:"),
     (KeyError("x" * 10_000), 70, "xxx…"),
     (MemoryError(), 1, "out of memory (MemoryError: ); take a smaller --memory, --projections"),
-    (np._core._exceptions._ArrayMemoryError((2**40,), np.dtype("float32")), 1, "out of memory ("),  # pyright: ignore[reportAttributeAccessIssue]
+    (np._core._exceptions._ArrayMemoryError((2**40,), np.dtype("float32")), 1, "out of memory ("),
     (
         jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 2 bytes"),
         1,
@@ -783,7 +783,7 @@ def test_near_the_bound_the_times_are_longer_but_for_the_real_steps(unchecked):
     run = Trajectory(steps, np.exp(-steps / 10), np.linspace(1, 0, 41))
     recording = Recording(40, 1, (0.5,), (0.5,), 1)
     optimizer = OptimizerConfig(0.1)
-    before = Predicted(None, summarize_runs([run], 10, **recording.of_times), None, 4, {})  # pyright: ignore[reportArgumentType]
+    before = Predicted(None, summarize_runs([run], 10, **recording.of_times), None, 4, {})
     assert as_slow_as(before, "curvature", 100.0, recording, optimizer, 8) is before
     after = as_slow_as(before, "curvature", 0.5, recording, optimizer, 8)
     assert after.slowdown == slowdown("curvature", 0.5) > 1

@@ -31,8 +31,11 @@ from ntk_tt.prediction.residual import Residual
 from ntk_tt.prediction.safe_rate import SafeRate, safe_learning_rate
 from ntk_tt.prediction.verdict import judge
 from ntk_tt.training import TrainingRun
-from tests.test_head import data, network  # noqa: F401
+from tests import test_head
+from tests.test_head import network
 from tests.test_learning_rate import make
+
+data = test_head.data  # the fixture
 
 STEPS = 60
 SETTINGS = [
@@ -56,7 +59,7 @@ def problem_with(kernel, network_data):
 @pytest.mark.slow_but("setting1-*")
 @pytest.mark.parametrize("kernel", ["frozen", "head"])
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_the_safe_rate_is_a_fixed_point_from_wherever_it_is_asked_for(kernel, setting, data):  # noqa: F811
+def test_the_safe_rate_is_a_fixed_point_from_wherever_it_is_asked_for(kernel, setting, data):
     problem, rates = problem_with(kernel, data), []
     for rate in (1e-6, 0.1, 30.0):
         optimizer = OptimizerConfig(rate, **setting)
@@ -75,7 +78,7 @@ def test_the_safe_rate_is_a_fixed_point_from_wherever_it_is_asked_for(kernel, se
 
 
 @pytest.mark.slow
-def test_a_verdict_just_below_the_rate_that_it_called_safe_does_not_take_that_back(data):  # noqa: F811
+def test_a_verdict_just_below_the_rate_that_it_called_safe_does_not_take_that_back(data):
     model = network()
     problem = ntk_tt.linearize_head(
         model, *data, options=ntk_tt.FeatureOptions(num_projections="exact")
@@ -292,7 +295,7 @@ def test_real_steps_that_led_nowhere_are_not_gone_on_from(changes, message):
 
 
 @pytest.mark.parametrize("batch_size", [None, 4])
-def test_one_shot_stops_at_a_blown_up_start(batch_size, data):  # noqa: F811
+def test_one_shot_stops_at_a_blown_up_start(batch_size, data):
     for rate in (1e5, 1e30):
         with pytest.raises(ValueError, match=r"learning_rate: .*take a smaller one"):
             predict_after(

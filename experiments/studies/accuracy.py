@@ -49,9 +49,8 @@ CLAIM = (
     "fine-tuning"
 )
 PAPER = "– (its future work: closed loop; its limit: the frozen kernel)"
-# (learning rate over the largest stable one, momentum, batch size)
 NEARBY = 0.98  # learning rate of a full-batch run's other one, over its own
-SETTINGS = (
+SETTINGS = (  # (learning rate over the largest stable one, momentum, batch size)
     (0.05, 0.9, 32),
     (0.2, 0.0, 32),
     (0.5, 0.0, 32),

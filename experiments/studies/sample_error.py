@@ -20,16 +20,13 @@ import tyro
 
 import ntk_tt
 from experiments.common.experiment import RESULTS as ALL_RESULTS
-from experiments.common.tasks import data_folder, weights_folder
+from experiments.common.tasks import TaskConfig, load
 from ntk_tt.features.parameter_sample import Importance, sample_parameters
 from ntk_tt.report.document import environment
 from ntk_tt.runtime.parameter_names import named_leaves
 
 RESULTS = ALL_RESULTS / "sample_error"
-NETWORKS = {  # weights, side and data
-    "resnet20": ("resnet20_cifar10.safetensors", 32, "cifar10"),
-    "resnet18": ("resnet18_tinyimagenet.safetensors", 64, "cub200"),
-}
+NETWORKS = {"resnet20": "cifar10", "resnet18": "cub200"}  # and their data
 IMPORTANCES: tuple[Importance, ...] = ("square", "root")
 
 
@@ -56,22 +53,8 @@ def main(config: Config) -> None:
 
 def measure(name: str, config: Config) -> list[dict]:
     """The errors of one network's samples, by D' and importance."""
-    weights, size, data = NETWORKS[name]
-    task = ntk_tt.load_task(
-        f"folder:{data_folder() / data}",
-        num_classes=config.classes,
-        per_class=config.per_class,
-        image_size=size,
-        seed=config.seed,
-    )
-    model = ntk_tt.load_model(
-        name,
-        weights=str(weights_folder() / weights),
-        num_classes=config.classes,
-        image_size=size,
-        key=jax.random.key(config.seed),
-    )
-    images = model.preprocess(task.images)
+    task = TaskConfig(name, NETWORKS[name], config.classes, config.per_class, config.seed)
+    model, images, _ = load(task)
     whole = ntk_tt.FeatureOptions(num_projections="exact")
     jacobian = ntk_tt.jacobian_features(model.apply, model.params, images, options=whole)
     jacobian = np.asarray(jacobian).reshape(len(images) * config.classes, -1)
@@ -98,7 +81,7 @@ def measure(name: str, config: Config) -> list[dict]:
             rows.append(
                 {
                     "network": name,
-                    "data": NETWORKS[name][2],
+                    "data": NETWORKS[name],
                     "importance": importance,
                     "dimension": dimension,
                     "errors": errors,

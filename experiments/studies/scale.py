@@ -190,7 +190,8 @@ def play(config: Config, folder: Path) -> dict[str, Any]:
 def peak_bytes() -> int:
     """The most memory this process has had, mapped pages included."""
     if sys.platform == "linux":  # where ru_maxrss begins at the parent's
-        return 1024 * int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])  # pyright: ignore[reportOptionalSubscript]
+        (kilobytes,) = re.findall(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())
+        return 1024 * int(kilobytes)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 

@@ -21,19 +21,17 @@ import numpy as np
 import tyro
 
 import ntk_tt
+from experiments.common import tasks
 from experiments.common.experiment import RESULTS as ALL_RESULTS
-from experiments.common.tasks import data_folder, weights_folder
+from experiments.common.tasks import TaskConfig
 from ntk_tt.features.count_sketch import CountSketch
 from ntk_tt.features.dimension import expected_relative_error
 from ntk_tt.features.one_block import projected_jacobian
 from ntk_tt.report.document import environment
 
 RESULTS = ALL_RESULTS / "sketch_error"
-# Weights, side, the data that is reported on, and the data that the fold's 512 rows were chosen on.
-NETWORKS = {
-    "resnet20": ("resnet20_cifar10.safetensors", 32, "cifar10", "cifar100"),
-    "resnet18": ("resnet18_tinyimagenet.safetensors", 64, "cub200", "dtd"),
-}
+# The data that is reported on, and the data that the fold's 512 rows were chosen on.
+NETWORKS = {"resnet20": ("cifar10", "cifar100"), "resnet18": ("cub200", "dtd")}
 REPORTED = {"fold": 512, "periods everywhere": 1 << 30}
 TUNED = {f"{rows} rows": rows for rows in (128, 256, 512)} | {"periods everywhere": 1 << 30}
 
@@ -54,23 +52,11 @@ class Config:
 
 def load(name: str, config: Config) -> tuple[ntk_tt.Model, jax.Array, str]:
     """The network, its images and the name of the data set."""
-    weights, size, reported, tuned = NETWORKS[name]
+    reported, tuned = NETWORKS[name]
     data = tuned if config.tuning else reported
-    task = ntk_tt.load_task(
-        f"folder:{data_folder() / data}",
-        num_classes=config.classes,
-        per_class=config.per_class,
-        image_size=size,
-        seed=config.seed,
-    )
-    model = ntk_tt.load_model(
-        name,
-        weights=str(weights_folder() / weights),
-        num_classes=config.classes,
-        image_size=size,
-        key=jax.random.key(config.seed),
-    )
-    return model, model.preprocess(task.images), data
+    task = TaskConfig(name, data, config.classes, config.per_class, config.seed)
+    loaded = tasks.load(task)
+    return loaded.model, loaded.images, data
 
 
 def errors_of(

@@ -84,10 +84,17 @@ class AbstractSketch(AbstractProjection):
         activations: Float[Array, "n p k"],
         signals: Float[Array, "n c p o"],
     ) -> Array:
-        """`add` for the gradients Σ_p activationsᵀ signals of a parameter of this shape, without
-        forming them where that is cheaper.
+        """`add` for the gradients Σ_p activationsᵀ signals of a parameter of this shape: formed
+        here, and not where a sketch has a cheaper way.
         """
-        raise NotImplementedError
+        gradient = jnp.einsum(
+            "npk,ncpo->ncko",
+            activations,
+            signals,
+            precision=jax.lax.Precision.HIGHEST,
+            preferred_element_type=total.dtype,
+        )
+        return self.add(total, name, gradient.reshape(len(total), *shape))
 
     @abc.abstractmethod
     def finish(self, total: Array) -> Float[Array, "rows d"]:

@@ -70,7 +70,8 @@ def from_equinox(
     given = 1 if state is None else 2
     call = read_call(module.__call__, given, "module")
     has_features = has_method(module, "features")
-    features_call = read_call(module.features, given, "module") if has_features else call  # pyright: ignore[reportAttributeAccessIssue]
+    of_features: Any = getattr(module, "features", None)
+    features_call = read_call(of_features, given, "module") if has_features else call
 
     def batched(function, images, state, arguments, named, key=None):
         """(logits, new state) of a batch; the state is the same for all samples, and with `key`

@@ -132,7 +132,8 @@ def from_nnx(
         )
     call = read_call(type(module).__call__, 2, label)
     has_features = callable(getattr(type(module), "features", None))
-    features_call = read_call(type(module).features, 2, label) if has_features else call  # pyright: ignore[reportAttributeAccessIssue]
+    of_features: Any = getattr(type(module), "features", None)
+    features_call = read_call(of_features, 2, label) if has_features else call
     frozen_graph, param_state, rest = nnx.split(_switched(module, training=False), nnx.Param, ...)
     training_graph = nnx.graphdef(_switched(module, training=True))
     randoms, statistics = named_leaves(_values(nnx.state(module, nnx.RngState))), _values(rest)

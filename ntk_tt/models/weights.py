@@ -117,7 +117,8 @@ def _open_safetensors(file: Path) -> Iterator[tuple[dict[str, Stored], dict[str,
     with ExitStack() as stack:
         with _explained(file):
             opened = stack.enter_context(safetensors.safe_open(str(file), framework="numpy"))
-            slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 (no mapping: it has keys() only)
+            names = opened.keys()  # no mapping: it has no more than that
+            slices = {name: opened.get_slice(name) for name in names}
             dtypes = {name: each.get_dtype() for name, each in slices.items()}
             shapes = {name: tuple(each.get_shape()) for name, each in slices.items()}
 

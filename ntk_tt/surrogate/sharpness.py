@@ -174,7 +174,8 @@ def _largest(
             raise FloatingPointError
         return result
 
-    operator: Any = scipy.sparse.linalg.LinearOperator((size, size), matvec, dtype=np.float64)  # pyright: ignore
+    linear: Any = scipy.sparse.linalg.LinearOperator
+    operator = linear((size, size), matvec, dtype=np.float64)
     begin = np.random.default_rng(0).standard_normal(size)
     if start is not None:  # not alone: an eigenvector would be taken for the largest
         begin = (
