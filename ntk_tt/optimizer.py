@@ -4,76 +4,231 @@ and truth.
 
 import dataclasses
 import functools
-import math
-import operator
+import inspect
 from collections.abc import Callable
 from typing import Any, Literal, get_args
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import Array
+
+from ntk_tt.runtime.limits import is_fraction, is_positive, is_whole, is_zero
+from ntk_tt.schedules import rates_of
 
 MAX_STEPS = 10**7  # a replay keeps a rate, and perhaps the samples, of each step
 MAX_SEEDS = 10**4
 
 Sampling = Literal["epoch", "replacement"]
-ScheduleName = Literal["constant", "cosine", "linear", "exponential", "warmup-cosine"]
+OptimizerName = Literal["sgd", "adam", "adamw", "lion", "rmsprop", "adagrad"]
+Transformation = optax.GradientTransformation | optax.MultiSteps
+
+_DEFAULT_RATE: Any = object()  # stands for 0.01, or for 1 where a transformation has a rate itself
+_REAL_HEADS = ("head", "curvature", "one-shot")
+_DECOUPLED = ("adamw", "lion")
+_HAS_NOT: dict[str, tuple[str, ...]] = {
+    "sgd": ("betas", "eps"),
+    "adam": ("momentum", "nesterov"),
+    "adamw": ("momentum", "nesterov"),
+    "lion": ("momentum", "nesterov", "eps"),
+    "rmsprop": ("betas",),
+    "adagrad": ("momentum", "nesterov", "betas"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """SGD as PyTorch and optax define it: d = ∇L + λ w; a ← m a + d; w ← w − η a (Nesterov: w ← w −
-    η (d + m a)).
+    """An optimiser of optax by name, or a chain of your own, with the batches that it sees.
+
+    Of SGD, as PyTorch and optax define it: d = ∇L + λ w; a ← m a + d; w ← w − η a (Nesterov: w ←
+    w − η (d + m a)).
 
     Attributes:
         learning_rate: η, a number or any optax schedule (step -> η); a function of the step alone.
-        momentum: m in [0, 1).
+            By default 0.01. It multiplies the updates of a `transformation`, by default by 1.
+        momentum: m in [0, 1), of sgd and rmsprop.
         nesterov: Nesterov's momentum instead of the heavy ball.
-        weight_decay: λ, the L2 coefficient, on all trainable parameters.
+        weight_decay: λ, on all trainable parameters: L2, added to the gradient, and decoupled from
+            it (w ← w − η λ w) with adamw and lion.
         batch_size: B; None is the full batch (gradient descent).
         sampling: `epoch` shuffles once an epoch and drops the incomplete last batch; `replacement`
             draws every sample of every batch on its own.
+        name: `sgd`, `adam`, `adamw`, `lion`, `rmsprop` or `adagrad`.
+        betas: β₁ and β₂ of adam, adamw and lion; None takes optax's.
+        eps: ε of adam, adamw, rmsprop and adagrad; None takes optax's.
+        clip_norm: the gradient's norm over all parameters is cut to it, before anything else.
+        transformation: any `optax.GradientTransformation` instead of all this but the learning
+            rate and the batches; its updates are added to the parameters, as optax's are.
     """
 
-    learning_rate: float | Callable = 0.01
+    learning_rate: float | Callable = _DEFAULT_RATE
     momentum: float = 0.0
     nesterov: bool = False
     weight_decay: float = 0.0
     batch_size: int | None = None
     sampling: Sampling = "epoch"
+    name: OptimizerName = "sgd"
+    betas: tuple[float, float] | None = None
+    eps: float | None = None
+    clip_norm: float | None = None
+    transformation: Transformation | None = None
 
     def __post_init__(self):
-        if not callable(self.learning_rate) and not (
-            _is_number(self.learning_rate)
-            and math.isfinite(self.learning_rate)
-            and self.learning_rate > 0
-        ):
+        if self.learning_rate is _DEFAULT_RATE:
+            rate = 0.01 if self.transformation is None else 1.0
+            object.__setattr__(self, "learning_rate", rate)
+        if not callable(self.learning_rate) and not is_positive(self.learning_rate):
             raise ValueError(
                 "learning_rate: must be positive and finite, or a schedule (step -> rate), got "
                 f"{self.learning_rate!r}"
             )
-        if not (_is_number(self.momentum) and 0 <= self.momentum < 1):
+        if self.name not in get_args(OptimizerName):
+            raise ValueError(
+                f"name: unknown {self.name!r}; known: {', '.join(get_args(OptimizerName))}; for "
+                "any other give its optax chain as transformation"
+            )
+        if not is_fraction(self.momentum):
             raise ValueError(f"momentum: must lie in [0, 1), got {self.momentum!r}")
+        self._check_what_it_has()
         if self.nesterov and self.momentum == 0:
             raise ValueError("nesterov: needs a momentum above 0; give one or leave nesterov out")
-        if not (
-            _is_number(self.weight_decay)
-            and math.isfinite(self.weight_decay)
-            and self.weight_decay >= 0
-        ):
+        if not (is_positive(self.weight_decay) or is_zero(self.weight_decay)):
             raise ValueError(
                 f"weight_decay: must be 0 or more and finite, got {self.weight_decay!r}"
             )
-        if self.batch_size is not None and not (
-            _is_whole(self.batch_size) and self.batch_size >= 1
+        if self.betas is not None and not (
+            isinstance(self.betas, tuple | list)
+            and len(self.betas) == 2
+            and all(map(is_fraction, self.betas))
         ):
+            raise ValueError(f"betas: must be two numbers in [0, 1), got {self.betas!r}")
+        for name in ("eps", "clip_norm"):
+            value = getattr(self, name)
+            if value is not None and not is_positive(value):
+                raise ValueError(
+                    f"{name}: must be positive and finite (or None), got {value!r}; leave it out "
+                    f"for {'the default' if name == 'eps' else 'no clipping'}"
+                )
+        if self.batch_size is not None and not (is_whole(self.batch_size) and self.batch_size >= 1):
             raise ValueError(
                 "batch_size: must be a whole number of at least 1 (or None for the full batch), "
                 f"got {self.batch_size!r}"
             )
         if self.sampling not in get_args(Sampling):
             raise ValueError(f"sampling: unknown {self.sampling!r}; give 'epoch' or 'replacement'")
+
+    def _check_what_it_has(self) -> None:
+        """Raises ValueError for a number that this optimiser does not have."""
+        given = {
+            "momentum": self.momentum != 0,
+            "nesterov": self.nesterov,
+            "weight_decay": not is_zero(self.weight_decay),
+            "betas": self.betas is not None,
+            "eps": self.eps is not None,
+            "clip_norm": self.clip_norm is not None,
+        }
+        if self.transformation is not None:
+            check_transformation(self.transformation)
+            given |= {"name": self.name != "sgd"}
+            for field in (each for each, is_given in given.items() if is_given):
+                raise ValueError(
+                    f"{field}: a transformation has its own, got {getattr(self, field)!r}; leave "
+                    "it out, and put what it does into the chain"
+                )
+        for field in _HAS_NOT[self.name]:
+            if given[field]:
+                has = [name for name, missing in _HAS_NOT.items() if field not in missing]
+                raise ValueError(
+                    f"{field}: {self.name} has none, got {getattr(self, field)!r}; leave it out, "
+                    f"or take {' or '.join(has)}"
+                )
+
+    @classmethod
+    def of(
+        cls,
+        transformation: Transformation,
+        *,
+        batch_size: int | None = None,
+        sampling: Sampling = "epoch",
+        learning_rate: float | Callable = 1.0,
+    ) -> "OptimizerConfig":
+        """The setting of an optax chain that has everything but the batches, such as
+        `optax.adamw(1e-4)`.
+
+        Args:
+            transformation: any `optax.GradientTransformation`, or `optax.MultiSteps`.
+            batch_size, sampling: see the class.
+            learning_rate: multiplies its updates; a schedule too.
+
+        Raises:
+            ValueError: it is no transformation, or one of the others is out of range.
+        """
+        return cls(
+            learning_rate, batch_size=batch_size, sampling=sampling, transformation=transformation
+        )
+
+    @property
+    def is_sgd(self) -> bool:
+        """Whether it is SGD without clipping: linear in the gradient, as a frozen kernel needs."""
+        return self.transformation is None and self.name == "sgd" and self.clip_norm is None
+
+    @property
+    def label(self) -> str:
+        """For messages: its name, and whether it clips."""
+        if self.transformation is not None:
+            return "a transformation of your own"
+        return self.name if self.clip_norm is None else f"{self.name} with clip_norm"
+
+    @property
+    def numbers(self) -> dict[str, Any]:
+        """β₁, β₂ and ε by the names that optax has for them (`b1`, `b2`, `eps`): what was given,
+        else optax's; only those that this optimiser has.
+        """
+        if self.transformation is not None:
+            return {}
+        missing = _HAS_NOT[self.name]
+        given = dict(zip(("b1", "b2"), self.betas or (None, None), strict=True))
+        given = (given if "betas" not in missing else {}) | (
+            {"eps": self.eps} if "eps" not in missing else {}
+        )
+        own = inspect.signature(getattr(optax, self.name)).parameters
+        return {
+            name: own[name].default if value is None else value for name, value in given.items()
+        }
+
+    def chain(
+        self, num_steps: int, scale: float | Array = 1.0
+    ) -> optax.GradientTransformationExtraArgs:
+        """The whole optimiser as one optax chain, whose updates `optax.apply_updates` adds.
+
+        Its rates are those of `learning_rates`, by the number of updates so far, so that all who
+        use it see the same numbers.
+
+        Args:
+            num_steps: T; later steps have the last rate.
+            scale: multiplies the learning rate; a tracer too, so that settings can be vmapped.
+
+        Raises:
+            ValueError: see `learning_rates`.
+        """
+        rates = jnp.asarray(self.learning_rates(num_steps))
+
+        def rate(count):
+            return scale * rates[count]
+
+        if self.transformation is not None:
+            return optax.chain(_plain(self.transformation), optax.scale_by_schedule(rate))
+        decoupled = {"weight_decay": self.weight_decay} if self.name in _DECOUPLED else {}
+        moving: dict[str, Any] = (
+            {"momentum": self.momentum or None, "nesterov": self.nesterov}
+            if "momentum" not in _HAS_NOT[self.name]
+            else {}
+        )
+        named = getattr(optax, self.name)(rate, **moving, **self.numbers, **decoupled)
+        before = [] if self.clip_norm is None else [optax.clip_by_global_norm(self.clip_norm)]
+        if not decoupled:
+            before.append(optax.add_decayed_weights(self.weight_decay))
+        return optax.chain(*before, named)
 
     def learning_rates(self, num_steps: int) -> np.ndarray:
         """η of each step, shape (num_steps,).
@@ -91,7 +246,7 @@ class OptimizerConfig:
             return np.full(num_steps, float(self.learning_rate))
         if num_steps in self._known_rates:
             return self._known_rates[num_steps].copy()
-        rates = _scheduled(self.learning_rate, num_steps)
+        rates = rates_of(self.learning_rate, num_steps)
         allowed = np.isfinite(rates) & (rates >= 0)
         if not allowed.all():
             worst = int(np.argmin(allowed))
@@ -132,24 +287,22 @@ class OptimizerConfig:
         return size
 
 
-def named_schedule(name: ScheduleName, peak: float, num_steps: int) -> float | optax.Schedule:
-    """The learning rate by schedule name, `peak` at its highest.
+def as_setting(
+    optimizer: OptimizerConfig | Transformation, batch_size: int | None = None
+) -> OptimizerConfig:
+    """The setting that an optax chain with a batch size makes; a setting is one already.
 
-    `constant`; `cosine` and `linear` fall to 0 at `num_steps`; `exponential` falls to peak/100;
-    `warmup-cosine` rises over the first tenth of the steps.
+    Raises:
+        ValueError: it is neither, or a batch size is given with a setting, which has its own.
     """
-    if name == "constant":
-        return peak
-    if name == "cosine":
-        return optax.cosine_decay_schedule(peak, num_steps)
-    if name == "linear":
-        return optax.linear_schedule(peak, 0.0, num_steps)
-    if name == "exponential":
-        return optax.exponential_decay(peak, num_steps, 0.01)
-    if name == "warmup-cosine":
-        warmup = max(1, num_steps // 10)
-        return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, max(warmup + 1, num_steps))
-    raise ValueError(f"schedule: unknown {name!r}; known: {', '.join(get_args(ScheduleName))}")
+    if not isinstance(optimizer, OptimizerConfig):
+        return OptimizerConfig.of(optimizer, batch_size=batch_size)
+    if batch_size is not None:
+        raise ValueError(
+            f"batch_size: the setting has its own, {optimizer.batch_size}, got {batch_size}; give "
+            "it there, or an optax chain instead of a setting"
+        )
+    return optimizer
 
 
 def scaled(optimizer: OptimizerConfig, factor: float) -> OptimizerConfig:
@@ -159,6 +312,28 @@ def scaled(optimizer: OptimizerConfig, factor: float) -> OptimizerConfig:
         optimizer,
         learning_rate=(lambda step: factor * rate(step)) if callable(rate) else factor * rate,
     )
+
+
+def check_sgd(optimizer: OptimizerConfig, method: str) -> None:
+    """Raises ValueError where a method that carries SGD only is asked for another optimiser."""
+    if not optimizer.is_sgd:
+        raise ValueError(
+            f"optimizer: method {method!r} knows SGD only, got {optimizer.label}; "
+            + (
+                "take sgd without clipping"
+                if method in _REAL_HEADS
+                else "take method='head' or 'curvature'"
+            )
+        )
+
+
+def check_transformation(value: Any) -> None:
+    """Raises ValueError where something is no optax transformation."""
+    if not isinstance(value, Transformation):
+        raise ValueError(
+            f"transformation: must be an optax.GradientTransformation, got {type(value).__name__}; "
+            "give one such as optax.adamw(1e-4)"
+        )
 
 
 def check_num_steps(num_steps: int, least: int = 1) -> None:
@@ -172,7 +347,7 @@ def check_num_seeds(num_seeds: int) -> None:
 
 
 def _check_count(name: str, value: Any, least: int, most: int) -> None:
-    if not _is_whole(value) or value < least:
+    if not is_whole(value) or value < least:
         raise ValueError(f"{name}: must be a whole number of at least {least}, got {value!r}")
     if value > most:
         raise ValueError(
@@ -180,69 +355,7 @@ def _check_count(name: str, value: Any, least: int, most: int) -> None:
         )
 
 
-def _is_number(value: Any) -> bool:
-    return (
-        not isinstance(value, str | bytes | bool | complex)
-        and np.ndim(value) == 0
-        and hasattr(value, "__float__")
-    )
-
-
-def _is_whole(value: Any) -> bool:
-    try:
-        operator.index(value)
-    except TypeError:
-        return False
-    return not isinstance(value, bool | np.bool_)
-
-
-def _scheduled(schedule: Callable, num_steps: int) -> np.ndarray:
-    """What a schedule gives at each step, in float64: by one call where it is a function of
-    arrays.
-    """
-
-    def one_by_one(step: int) -> Any:
-        return schedule(np.int32(step))  # an array to those who want one, a number to Python
-
-    rates, together = np.zeros(0), False
-    try:
-        rates = np.asarray(jax.jit(jax.vmap(schedule))(jnp.arange(num_steps, dtype=jnp.int32)))
-        together = rates.shape == (num_steps,) and _is_real(rates)
-    except Exception:  # whatever a schedule does that tracers do not stand
-        pass
-    rates = (
-        rates.astype(np.float64)
-        if together
-        else np.asarray([_rate(one_by_one, step) for step in range(num_steps)])
-    )
-    # One that counts its calls gives all steps the same when it is called once for all, and another
-    # rate each time when it is not.
-    if not together or (rates == rates[0]).all():
-        again = _rate(one_by_one, num_steps - 1)
-        if not np.isclose(again, rates[-1], rtol=1e-4, atol=0, equal_nan=True):
-            raise ValueError(
-                f"learning_rate: the schedule gives {rates[-1]} at step {num_steps - 1}, and "
-                f"{again} when it is called again; it must depend on the step alone"
-            )
-    return rates
-
-
-def _rate(schedule: Callable[[int], Any], step: int) -> float:
-    try:
-        rate = schedule(step)
-    except Exception as error:
-        raise ValueError(
-            f"learning_rate: the schedule fails at step {step} ({type(error).__name__}: "
-            f"{' '.join(str(error).split())[:200]})"
-        ) from error
-    value = np.asarray(rate)
-    if value.ndim != 0 or not _is_real(value):
-        raise ValueError(
-            f"learning_rate: the schedule gives {rate!r} at step {step}; it must give one real "
-            "number"
-        )
-    return float(value)
-
-
-def _is_real(values: np.ndarray) -> bool:
-    return jnp.issubdtype(values.dtype, jnp.floating) or jnp.issubdtype(values.dtype, jnp.integer)
+def _plain(transformation: Transformation) -> optax.GradientTransformation:
+    if isinstance(transformation, optax.MultiSteps):
+        return transformation.gradient_transformation()
+    return transformation

@@ -19,7 +19,7 @@ import optax
 from jaxtyping import Array, Float, PyTree
 
 from ntk_tt.models.model import Apply, BatchStatistics
-from ntk_tt.optimizer import OptimizerConfig, check_num_steps
+from ntk_tt.optimizer import OptimizerConfig, Transformation, as_setting, check_num_steps
 from ntk_tt.runtime.memory import compiled_blocks
 from ntk_tt.runtime.progress import Progress, silent
 from ntk_tt.targets import Labels, chance_loss, check_outputs, encode_targets, wrong
@@ -43,14 +43,15 @@ class TrainingRun(eqx.Module):
         params: the trained parameters.
         seconds: of the T steps alone, without compilation and without the evaluations.
         evaluation_seconds, compile_seconds: those.
-        velocity: the optimiser's momentum after the last step, a tree like `params`; None without
-            momentum.
+        velocity: SGD's momentum after the last step, a tree like `params`; None without momentum,
+            and for other optimisers.
         diverged_at: the first step with a non-finite loss, where the run stopped; None if there was
             none.
         collapsed_at: the first record from which on the outputs are the same for all samples, to
             rounding, although they were not or the loss had spiked before: the network is dead (all
             its units off), its loss stays at that of chance or above and no gradient but that of
             the last bias is left. None for a run that is alive, however slow.
+        opt_state: the whole state of `OptimizerConfig.chain` after the last step.
     """
 
     steps: np.ndarray
@@ -63,6 +64,7 @@ class TrainingRun(eqx.Module):
     diverged_at: int | None = None
     velocity: PyTree | None = None
     collapsed_at: int | None = None
+    opt_state: PyTree | None = None
 
 
 def finetune(
@@ -70,9 +72,10 @@ def finetune(
     params: PyTree,
     inputs: Float[Array | np.ndarray, "n ..."],
     labels: Labels,
-    optimizer: OptimizerConfig,
+    optimizer: OptimizerConfig | Transformation,
     num_steps: int,
     *,
+    batch_size: int | None = None,
     loss: str = "ce",
     seed: int = 0,
     record_every: int = 1,
@@ -87,8 +90,10 @@ def finetune(
         params: where training starts.
         inputs: (N, ...).
         labels: (N,) class indices, or (N, C) real targets.
-        optimizer: SGD, momentum, Nesterov, weight decay, schedule, batch size.
-        num_steps: T.
+        optimizer: the setting, or any optax chain, such as `optax.adamw(1e-4)`. The chain is given
+            the parameters themselves, so `masked` and `multi_transform` go by their names.
+        num_steps: T, each with a batch of its own; `MultiSteps` moves only every k of them.
+        batch_size: of an optax chain; None is the full batch. A setting has its own.
         loss: `ce`, or `mse` for ½‖f − y‖².
         seed: of the order of the data.
         record_every: steps between records; the last step is always recorded. With the full batch a
@@ -111,6 +116,7 @@ def finetune(
         block_size = _CPU_BLOCK if jax.default_backend() == "cpu" else _DEVICE_BLOCK
     if block_size < 1:
         raise ValueError(f"block_size: must be at least 1, got {block_size}")
+    optimizer = as_setting(optimizer, batch_size)
     num_samples = len(inputs)
     if len(labels) != num_samples:
         raise ValueError(f"labels: there are {len(labels)} for {num_samples} inputs; give one each")
@@ -123,19 +129,10 @@ def finetune(
     targets = encode_targets(
         labels, num_outputs, jnp.promote_types(output.dtype, jnp.float32), loss=loss
     )
-    rates = jnp.asarray(optimizer.learning_rates(num_steps))
-    chain = optax.chain(
-        optax.add_decayed_weights(optimizer.weight_decay),
-        optax.sgd(
-            lambda count: rates[count], optimizer.momentum or None, nesterov=optimizer.nesterov
-        ),
-    )
+    chain = optimizer.chain(num_steps)
     network = _Network(apply, statistics, loss)
-    params, state, opt_state = (
-        jax.tree.map(jnp.array, params),
-        network.initial_state,
-        chain.init(params),
-    )
+    params, state = jax.tree.map(jnp.array, params), network.initial_state
+    opt_state = _initial_state(chain, params)
     batches = batches_in_order(num_samples, batch_size, full_batch, optimizer.sampling, seed)
     whole = np.arange(num_samples)
     # The blocks of a batch are a Python loop around one compiled step: XLA runs convolutions inside
@@ -221,9 +218,34 @@ def finetune(
         evaluation_seconds,
         compile_seconds,
         diverged_at,
-        optax.tree_utils.tree_get(opt_state, "trace"),
+        _velocity(optimizer, opt_state),
         collapsed_at,
+        opt_state,
     )
+
+
+def _initial_state(chain: optax.GradientTransformationExtraArgs, params: PyTree) -> PyTree:
+    """The chain's state before training, after a look at whether it takes these parameters.
+
+    Raises:
+        ValueError: it does not: a mask or a label that does not fit, or an update that needs more
+            than the gradient.
+    """
+    try:
+        opt_state = chain.init(params)
+        jax.eval_shape(chain.update, params, opt_state, params)
+    except Exception as error:
+        raise ValueError(
+            f"optimizer: it fails on these parameters ({type(error).__name__}: "
+            f"{' '.join(str(error).split())[:300]}); correct the optax chain"
+        ) from error
+    return opt_state
+
+
+def _velocity(optimizer: OptimizerConfig, opt_state: PyTree) -> PyTree | None:
+    if optimizer.transformation is not None or optimizer.name != "sgd":
+        return None
+    return optax.tree_utils.tree_get(opt_state, "trace")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,8 @@ from ntk_tt.dynamics import replay, simulate, solve_closed_form, solve_ode, solv
 from ntk_tt.dynamics.batches import batch_indices, noise_variance
 from ntk_tt.dynamics.sde import _integrate
 from ntk_tt.kernels.operators import DualKernel, PrimalKernel
-from ntk_tt.optimizer import OptimizerConfig, named_schedule
+from ntk_tt.optimizer import OptimizerConfig
+from ntk_tt.schedules import named_schedule
 from tests.networks import dense_jacobian, mlp
 
 NUM_SAMPLES, NUM_OUTPUTS = 12, 3

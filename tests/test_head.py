@@ -17,7 +17,7 @@ from ntk_tt.dynamics import replay, states_along
 from ntk_tt.dynamics.batches import batch_indices
 from ntk_tt.features.contrasts import contrast_basis
 from ntk_tt.features.directions import head_directions
-from ntk_tt.optimizer import named_schedule
+from ntk_tt.schedules import named_schedule
 from ntk_tt.surrogate.head_parts import split_head
 from ntk_tt.surrogate.head_pass import linearize_head
 from ntk_tt.surrogate.real_head import HeadState

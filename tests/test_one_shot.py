@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 import ntk_tt
-from ntk_tt.optimizer import named_schedule
 from ntk_tt.prediction.one_shot import affordable_steps, predict_after
+from ntk_tt.schedules import named_schedule
 from tests.test_head import SAMPLES, data, network  # noqa: F401
 
 

@@ -10,9 +10,11 @@ import pytest
 
 from ntk_tt import OptimizerConfig, optimizer
 from ntk_tt.optimizer import MAX_SEEDS, MAX_STEPS, scaled
+from ntk_tt.schedules import named_schedule
 
 # as users have it: without the types that tests check first
 UNCHECKED = runpy.run_path(optimizer.__file__)
+CHAIN = optax.adamw(1e-3)
 
 
 @pytest.mark.parametrize(
@@ -105,6 +107,72 @@ def test_settings_out_of_range(arguments):
     (name,) = arguments
     with pytest.raises(ValueError, match=f"{name}: must"):
         UNCHECKED["OptimizerConfig"](**arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"name": "muon"}, "name: unknown 'muon'; known: sgd, adam, .*transformation"),
+        ({"name": "adam", "momentum": 0.9}, "momentum: adam has none, .*take sgd or rmsprop"),
+        ({"name": "adamw", "nesterov": True}, "nesterov: adamw has none"),
+        ({"name": "adagrad", "betas": (0.9, 0.99)}, "betas: adagrad has none, .*take adam or"),
+        ({"betas": (0.9, 0.99)}, "betas: sgd has none"),
+        ({"name": "lion", "eps": 1e-8}, "eps: lion has none"),
+        ({"name": "adam", "betas": (0.9, 1.0)}, r"betas: must be two numbers in \[0, 1\)"),
+        ({"name": "adam", "betas": (0.9,)}, "betas: must be two numbers"),
+        ({"name": "adam", "betas": 0.9}, "betas: must be two numbers"),
+        ({"name": "adam", "eps": 0.0}, "eps: must be positive and finite .* got 0.0; leave it out"),
+        ({"name": "adam", "eps": "small"}, "eps: must be positive"),
+        ({"clip_norm": 0}, "clip_norm: must be positive .*no clipping"),
+        ({"clip_norm": math.inf}, "clip_norm: must be positive"),
+        ({"transformation": optax.adam}, "transformation: must be an optax.Gradient.*function"),
+        ({"transformation": CHAIN, "name": "adam"}, "name: a transformation has its own"),
+        ({"transformation": CHAIN, "momentum": 0.5}, "momentum: a transformation has its own"),
+        ({"transformation": CHAIN, "weight_decay": 0.1}, "weight_decay: a transformation has"),
+        ({"transformation": CHAIN, "clip_norm": 1.0}, "clip_norm: a transformation has its own"),
+        ({"transformation": CHAIN, "learning_rate": -1.0}, "learning_rate: must be positive"),
+    ],
+)
+def test_what_an_optimizer_does_not_have_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        UNCHECKED["OptimizerConfig"](**arguments)
+
+
+def test_numbers_that_are_not_given_are_those_of_optax():
+    assert OptimizerConfig(name="adam").numbers == {"b1": 0.9, "b2": 0.999, "eps": 1e-8}
+    assert OptimizerConfig(name="lion").numbers == {"b1": 0.9, "b2": 0.99}
+    assert OptimizerConfig(name="adagrad", eps=1e-3).numbers == {"eps": 1e-3}
+    assert OptimizerConfig().numbers == OptimizerConfig.of(CHAIN).numbers == {}
+
+
+def test_only_sgd_without_clipping_is_sgd():
+    assert OptimizerConfig(0.1, 0.9, True, 0.1, 4).is_sgd
+    assert not OptimizerConfig(clip_norm=1.0).is_sgd
+    assert not OptimizerConfig(name="adam").is_sgd
+    assert not OptimizerConfig.of(CHAIN).is_sgd
+
+
+@pytest.mark.parametrize(
+    ("name", "after"), [("constant", [8.0] * 4), ("linear", [8.0, 6.0, 4.0, 2.0])]
+)
+def test_a_warm_up_rises_from_zero_before_the_schedule(name, after):
+    schedule = named_schedule(name, 8.0, 8, warmup_steps=4)
+    np.testing.assert_allclose(
+        OptimizerConfig(schedule).learning_rates(8), [0.0, 2.0, 4.0, 6.0, *after], rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "message"),
+    [
+        ("cosine", 8, "warmup_steps: must lie in 0 … 7, .*got 8"),
+        ("cosine", -1, "warmup_steps: must lie in 0 … 7"),
+        ("warmup-cosine", 2, "warmup_steps: 'warmup-cosine' has a warm-up of its own"),
+    ],
+)
+def test_warm_ups_that_leave_nothing_or_come_twice(name, steps, message):
+    with pytest.raises(ValueError, match=message):
+        named_schedule(name, 0.1, 8, steps)
 
 
 def test_numbers_of_any_library_are_settings():

@@ -16,7 +16,8 @@ from ntk_tt.features.store import FeatureStore
 from ntk_tt.kernels import streaming
 from ntk_tt.kernels.operators import ContrastKernel, PrimalKernel
 from ntk_tt.kernels.streaming import StreamedKernel
-from ntk_tt.optimizer import OptimizerConfig, named_schedule
+from ntk_tt.optimizer import OptimizerConfig
+from ntk_tt.schedules import named_schedule
 from ntk_tt.surrogate.linear import LinearizedProblem
 from ntk_tt.surrogate.sharpness import (
     batch_curvature_variance,

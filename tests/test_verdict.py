@@ -15,7 +15,7 @@ import pytest
 
 import ntk_tt
 from ntk_tt.kernels.operators import DualKernel
-from ntk_tt.optimizer import OptimizerConfig, named_schedule, scaled
+from ntk_tt.optimizer import OptimizerConfig, scaled
 from ntk_tt.prediction import safe_rate
 from ntk_tt.prediction.by_method import (
     Predicted,
@@ -30,6 +30,7 @@ from ntk_tt.prediction.one_shot import check_beginning, predict_after
 from ntk_tt.prediction.residual import Residual
 from ntk_tt.prediction.safe_rate import SafeRate, safe_learning_rate
 from ntk_tt.prediction.verdict import judge
+from ntk_tt.schedules import named_schedule
 from ntk_tt.training import TrainingRun
 from tests import test_head
 from tests.test_head import network

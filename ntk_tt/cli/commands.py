@@ -10,7 +10,7 @@ from ntk_tt.cli.options import Features, Predict, Verify, Watch
 from ntk_tt.cli.parts import cost_part, optimizer_part, prediction_part, task_part
 from ntk_tt.features.contrasts import Outputs
 from ntk_tt.features.store import FeatureStore
-from ntk_tt.optimizer import OptimizerConfig, named_schedule
+from ntk_tt.optimizer import OptimizerConfig
 from ntk_tt.prediction.assessment import assess
 from ntk_tt.prediction.by_method import (
     Predicted,
@@ -32,6 +32,7 @@ from ntk_tt.runtime import terminal
 from ntk_tt.runtime.memory import format_bytes
 from ntk_tt.runtime.progress import progress_bar
 from ntk_tt.runtime.stopwatch import Stopwatch
+from ntk_tt.schedules import named_schedule
 from ntk_tt.times.crossing import training_times
 from ntk_tt.times.loss_log import LossLog
 from ntk_tt.times.prior import predictor_of

@@ -6,9 +6,9 @@ from typing import Annotated, Literal
 
 import tyro
 
-from ntk_tt.optimizer import ScheduleName
 from ntk_tt.prediction.by_method import CommandLineMethod
 from ntk_tt.prediction.setup import Setup
+from ntk_tt.schedules import ScheduleName
 from ntk_tt.times.crossing import DEFAULT_THRESHOLDS
 
 

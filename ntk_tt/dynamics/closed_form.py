@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 from ntk_tt.dynamics.ode import clock
 from ntk_tt.dynamics.trajectory import Trajectory, record_steps
 from ntk_tt.kernels.operators import DualKernel, PrimalKernel
-from ntk_tt.optimizer import OptimizerConfig, check_num_steps
+from ntk_tt.optimizer import OptimizerConfig, check_num_steps, check_sgd
 from ntk_tt.surrogate.linear import LinearizedProblem, check_in_memory
 
 
@@ -26,11 +26,13 @@ def solve_closed_form(
     square in p_k, which appendix D drops, is needed for Σ p_k = ‖f₀ − y‖².
 
     Raises:
-        ValueError: the loss is not `mse`, weight decay is not zero, or the features are streamed.
+        ValueError: the loss is not `mse`, the optimiser is not SGD, weight decay is not zero, or
+            the features are streamed.
 
     Cost: one eigen-decomposition, (N·C)³.
     """
     check_num_steps(num_steps)
+    check_sgd(optimizer, "closed-form")
     check_in_memory(problem, "closed-form")
     if problem.loss != "mse":
         raise ValueError(

@@ -9,7 +9,7 @@ from ntk_tt.dynamics.ode import solve_ode
 from ntk_tt.dynamics.optimizer_replay import replay
 from ntk_tt.dynamics.sde import Noise, solve_sde
 from ntk_tt.dynamics.trajectory import Trajectory
-from ntk_tt.optimizer import OptimizerConfig
+from ntk_tt.optimizer import OptimizerConfig, check_sgd
 from ntk_tt.surrogate.problem import Problem
 
 Method = Literal["replay", "ode", "sde", "sde-diagonal", "sde-diagonal-constant", "closed-form"]
@@ -58,6 +58,7 @@ def simulate(
             record_every=record_every,
             save_logits=save_logits,
         )
+    check_sgd(optimizer, method)
     frozen = problem.frozen(method)
     match method:
         case "ode":

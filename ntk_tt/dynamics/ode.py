@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from ntk_tt import losses
 from ntk_tt.dynamics.trajectory import Trajectory, record_steps
-from ntk_tt.optimizer import OptimizerConfig, check_num_steps
+from ntk_tt.optimizer import OptimizerConfig, check_num_steps, check_sgd
 from ntk_tt.surrogate.linear import LinearizedProblem, State, check_in_memory
 from ntk_tt.surrogate.sharpness import effective_learning_rate
 
@@ -53,13 +53,15 @@ def solve_ode(
         relative_tolerance, absolute_tolerance: of the step-size controller.
 
     Raises:
-        ValueError: an argument out of range, a flow too stiff for the solver, or streamed features.
+        ValueError: an argument out of range, another optimiser than SGD, a flow too stiff for the
+            solver, or streamed features.
 
     Implicit solvers work in double precision, which takes twice the kernel's memory: their steps
     may be thousands of times what the fastest mode allows, and rounding of that mode in single
     precision, as many times larger, would be all that the error estimate sees.
     """
     check_num_steps(num_steps)
+    check_sgd(optimizer, "ode")
     check_in_memory(problem, "ode")
     steps = record_steps(num_steps, record_every)
     times = clock(optimizer, num_steps)[steps]

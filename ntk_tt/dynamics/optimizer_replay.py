@@ -12,7 +12,7 @@ from ntk_tt.dynamics.batches import batch_indices, checked_batches
 from ntk_tt.dynamics.replay_streamed import train
 from ntk_tt.dynamics.sgd import sgd_step
 from ntk_tt.dynamics.trajectory import Trajectory, record_steps
-from ntk_tt.optimizer import OptimizerConfig, check_num_steps
+from ntk_tt.optimizer import OptimizerConfig, check_num_steps, check_sgd
 from ntk_tt.surrogate.problem import Problem
 
 PATH_SPANS = 6  # spans between the states that a replay keeps
@@ -54,8 +54,8 @@ def replay(
             None keeps none, or 6 spans where the kernel changes on the way.
 
     Raises:
-        ValueError: an argument out of range, or a batch larger than the data; with streamed
-            features, a velocity or states to keep.
+        ValueError: an argument out of range, another optimiser than SGD, or a batch larger than the
+            data; with streamed features, a velocity or states to keep.
 
     Cost: T·2·B·C·(N·C or D') flops, and a full product at each record in the primal space; with a
     real head a step reads the batch's rows of Ψ (and of the second pass) twice, 4·B·(r + C−1)·D'
@@ -63,6 +63,7 @@ def replay(
     which gives the record too; else the batch's rows at each step, and all at each record.
     """
     check_num_steps(num_steps)
+    check_sgd(optimizer, "head" if problem.follows_kernel else "replay")
     steps = record_steps(num_steps, record_every)
     rates = jnp.asarray(optimizer.learning_rates(num_steps), problem.dtype)
     indices = (

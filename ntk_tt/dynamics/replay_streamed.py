@@ -14,7 +14,7 @@ from ntk_tt import losses
 from ntk_tt.dynamics.sgd import sgd_step
 from ntk_tt.dynamics.trajectory import Trajectory, record_steps
 from ntk_tt.kernels.operators import Respond
-from ntk_tt.optimizer import OptimizerConfig, check_num_steps
+from ntk_tt.optimizer import OptimizerConfig, check_num_steps, check_sgd
 from ntk_tt.surrogate.linear import LinearizedProblem, State, decayed
 
 
@@ -41,7 +41,8 @@ def replay_many(
         save_logits: keep f at each record, (S, N, C) a setting.
 
     Raises:
-        ValueError: an argument out of range, no settings, or one with mini-batches.
+        ValueError: an argument out of range, no settings, or one with mini-batches or another
+            optimiser than SGD.
 
     Cost: T+1 passes over the features, 4·N·C·D' flops a pass and setting; memory N·C + 3·D' numbers
     a setting.
@@ -50,6 +51,7 @@ def replay_many(
     if not optimizers:
         raise ValueError("optimizers: there are none; give at least one setting")
     for index, optimizer in enumerate(optimizers):
+        check_sgd(optimizer, "replay")
         if not optimizer.is_full_batch(problem.num_samples):
             raise ValueError(
                 f"optimizers: number {index} takes mini-batches of {optimizer.batch_size}; replay "

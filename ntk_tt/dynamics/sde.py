@@ -15,7 +15,7 @@ from ntk_tt import losses
 from ntk_tt.dynamics.batches import noise_variance
 from ntk_tt.dynamics.trajectory import Trajectory, record_steps
 from ntk_tt.kernels.operators import PrimalKernel, sum_of_rows
-from ntk_tt.optimizer import OptimizerConfig, check_num_steps
+from ntk_tt.optimizer import OptimizerConfig, check_num_steps, check_sgd
 from ntk_tt.surrogate.linear import LinearizedProblem, State, check_in_memory
 from ntk_tt.surrogate.sharpness import effective_learning_rate, largest_curvature_bound
 
@@ -64,12 +64,13 @@ def solve_sde(
             (D',) for diagonal.
 
     Raises:
-        ValueError: an argument out of range, a batch larger than the data, diagonal noise without
-            features, or streamed features.
+        ValueError: an argument out of range, another optimiser than SGD, a batch larger than the
+            data, diagonal noise without features, or streamed features.
 
     Cost: T·substeps products with Θ (full), or 2·N·C·D' flops a step (diagonal).
     """
     check_num_steps(num_steps)
+    check_sgd(optimizer, "sde")
     check_in_memory(problem, "sde")
     if noise not in get_args(Noise):
         raise ValueError(f"noise: unknown {noise!r}; give one of {', '.join(get_args(Noise))}")

@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 
 from ntk_tt.dynamics.optimizer_replay import PATH_SPANS
 from ntk_tt.jacobian.network import Apply
-from ntk_tt.optimizer import OptimizerConfig
+from ntk_tt.optimizer import OptimizerConfig, check_sgd
 from ntk_tt.prediction.margin import PredictedPath, margin_on_the_way, predicted_path, stability
 from ntk_tt.prediction.residual import linearization_residual
 from ntk_tt.prediction.safe_rate import safe_learning_rate
@@ -52,11 +52,12 @@ def assess(
         seed: of the sample.
 
     Raises:
-        ValueError: an argument out of range.
+        ValueError: an argument out of range, or another optimiser than SGD.
 
     Cost: one replay where there is no `path`, two or three short ones for the largest safe rate, a
     few hundred products with Θ, and about 10 steps' worth of 64 samples.
     """
+    check_sgd(optimizer, "assess")
     if path is None or len(path) < PATH_SPANS:
         path = predicted_path(problem, optimizer, num_steps, key=key)
     margin, _ = stability(problem, optimizer, num_steps, path)

@@ -14,7 +14,7 @@ from ntk_tt.dynamics import Method
 from ntk_tt.dynamics.trajectory import Trajectory
 from ntk_tt.features.contrasts import Outputs
 from ntk_tt.features.store import FeatureStore
-from ntk_tt.optimizer import OptimizerConfig
+from ntk_tt.optimizer import OptimizerConfig, check_sgd
 from ntk_tt.prediction.one_setting import Prediction, plateau_window, predict, summarize_runs
 from ntk_tt.prediction.one_shot import check_beginning, predict_after
 from ntk_tt.prediction.setup import Loaded, Setup, find_features
@@ -87,7 +87,11 @@ def predict_by(
 ) -> Predicted:
     """The prediction of one setting; the feature pass is looked for on disk where the frozen kernel
     takes one.
+
+    Raises:
+        ValueError: another optimiser than SGD, or whatever is out of range.
     """
+    check_sgd(optimizer, method)
     features, dynamics = Stopwatch(), Stopwatch()
     key, orders = jax.random.key(setup.seed), jax.random.key(setup.seed + 1)
     model, images, labels = loaded.model, loaded.images, loaded.task.labels

@@ -13,7 +13,7 @@ from ntk_tt.dynamics.batches import batch_indices, noise_variance
 from ntk_tt.dynamics.optimizer_replay import PATH_SPANS, hyper, replay
 from ntk_tt.dynamics.sgd import sgd_step
 from ntk_tt.losses import mean_loss
-from ntk_tt.optimizer import OptimizerConfig, check_num_steps
+from ntk_tt.optimizer import OptimizerConfig, check_num_steps, check_sgd
 from ntk_tt.surrogate.problem import Problem
 from ntk_tt.surrogate.sharpness import (
     batch_curvature_variance,
@@ -78,7 +78,11 @@ def stability(
     lower: `safe_learning_rate` is the rate that holds on its own way.
 
     The margin is 0 where the way itself leaves the finite numbers.
+
+    Raises:
+        ValueError: the optimiser is not SGD, whose bound this is.
     """
+    check_sgd(optimizer, "stability")
     points = predicted_path(problem, optimizer, num_steps) if path is None else path
     looked = _Looked(problem, optimizer)
     for point in points:
@@ -161,7 +165,11 @@ def margin_on_the_way(
 
     Near the bound curvature rises and falls again within a few dozen steps, between the points of
     `predicted_path`. A way on which the loss rises to three times what it was has a margin of 0.
+
+    Raises:
+        ValueError: the optimiser is not SGD.
     """
+    check_sgd(optimizer, "margin_on_the_way")
     highest = optimizer.learning_rates(num_steps).max()
     looked, first = _Looked(problem, optimizer), None
     for point in _way(problem, optimizer, num_steps, key):

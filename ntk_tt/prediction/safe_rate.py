@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Array, Key
 
-from ntk_tt.optimizer import OptimizerConfig, scaled
+from ntk_tt.optimizer import OptimizerConfig, check_sgd, scaled
 from ntk_tt.prediction.margin import margin_on_the_way, stability
 from ntk_tt.surrogate.problem import Problem
 
@@ -58,11 +58,12 @@ def safe_learning_rate(
             disk.
 
     Raises:
-        ValueError: an argument out of range.
+        ValueError: an argument out of range, or another optimiser than SGD.
 
     Cost: a replay until the loss is learnt, or the bound is passed, for each of the ways, two or
     three as a rule.
     """
+    check_sgd(optimizer, "safe_learning_rate")
     highest = float(optimizer.learning_rates(num_steps).max())
     first = margin_on_the_way(problem, optimizer, num_steps, key=key) if margin is None else margin
     if highest == 0 or not np.isfinite(first):
