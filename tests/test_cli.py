@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -16,6 +17,9 @@ from PIL import Image
 import ntk_tt.models
 from ntk_tt import OptimizerConfig
 from ntk_tt.cli import commands, main
+from ntk_tt.cli.options import Predict
+from ntk_tt.cli.parts import optimizer_part
+from ntk_tt.cli.setting import optimizer_of
 from ntk_tt.dynamics.trajectory import Trajectory
 from ntk_tt.models import save_weights
 from ntk_tt.prediction.by_method import Predicted, Recording, as_slow_as
@@ -66,6 +70,12 @@ def drop_channels(arrays: dict[str, np.ndarray]) -> None:
 def below_a_file(folder: Path) -> str:
     (folder / "file").write_text("")
     return str(folder / "file" / "report.json")
+
+
+def chain_file(folder: Path, body: str) -> str:
+    """A file of the user's whose `factory` makes an optimiser."""
+    (folder / "chain.py").write_text(f"import optax\ndef factory(num_steps):\n    {body}\n")
+    return f"{folder / 'chain.py'}:factory"
 
 
 # What is given (as text, or as what makes it from an empty folder), then what the one line must
@@ -164,6 +174,63 @@ BAD_INPUT = {
         "weight-decay",
         "got -0.0001",
         "must be 0 or more",
+    ),
+    "unknown optimizer": (
+        ["--optimizer", "adamax"],
+        "optimizer",
+        "'adamax'",
+        "give sgd, adam, adamw, lion, rmsprop, adagrad, or path/to/file.py:function",
+    ),
+    "optimizer of no file": (
+        ["--optimizer", "none.py:factory"],
+        "optimizer",
+        "'none.py'",
+        "give path/to/file.py:function",
+    ),
+    "optimizer that is no chain": (
+        ["--optimizer", lambda folder: chain_file(folder, "return 3")],
+        "optimizer",
+        "something of type int",
+        "return an optax.GradientTransformation",
+    ),
+    "optimizer that fails": (
+        ["--optimizer", lambda folder: chain_file(folder, "return optax.adamw()")],
+        "optimizer",
+        "(line 3)",
+        "correct it",
+    ),
+    "a chain with flags": (
+        [
+            "--optimizer",
+            lambda folder: chain_file(folder, "return optax.adamw(0.1)"),
+            "--weight-decay",
+            "0.1",
+        ],
+        "weight-decay",
+        "got 0.1",
+        "put what it does into the chain",
+    ),
+    "a frozen kernel and another optimizer": (
+        ["--optimizer", "adamw"],
+        "optimizer",
+        "method 'replay' knows SGD only, got adamw",
+        "take method=",
+    ),
+    "momentum of adam": (
+        ["--optimizer", "adam", "--momentum", "0.9"],
+        "momentum",
+        "adam has none",
+        "take sgd or rmsprop",
+    ),
+    "betas of sgd": (["--betas", "0.9", "0.99"], "betas", "sgd has none", "take adam or adamw"),
+    "eps 0": (["--optimizer", "adam", "--eps", "0"], "eps", "got 0.0", "must be positive"),
+    "clipping to 0": (["--clip-norm", "0"], "clip-norm", "got 0.0", "must be positive"),
+    "only warm-up": (["--warmup-steps", "150"], "warmup-steps", "got 150", "0 … 149"),
+    "two warm-ups": (
+        ["--warmup-steps", "5", "--schedule", "warmup-cosine"],
+        "warmup-steps",
+        "got 5 steps",
+        "take the schedule 'cosine'",
     ),
     "threshold 0": (["--thresholds", "0"], "thresholds", "got 0.0", "between 0 and 1"),
     "threshold above 1": (
@@ -482,9 +549,8 @@ def factory(num_classes):
 def test_that_a_file_of_the_users_own_is_run_is_said(capsys):
     with pytest.raises(SystemExit):
         main(["predict", "--help"])
-    assert "that file is run as any Python program" in " ".join(
-        capsys.readouterr().out.replace("│", " ").split()
-    )
+    out = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert out.count("that file is run as any Python program") == 2  # a network, an optimiser
 
 
 def test_a_full_disk_is_one_line(monkeypatch, capsys):
@@ -656,6 +722,7 @@ def test_brackets_in_names_are_printed_as_they_are(capsys):
                 "weight_decay": 0,
                 "learning_rate": 0.1,
                 "schedule": "constant",
+                "name": "chain.py:[bold]",
             },
             "cost": {
                 "train_measured": False,
@@ -667,7 +734,9 @@ def test_brackets_in_names_are_printed_as_they_are(capsys):
             },
         }
     )
-    assert "mine[bold] on folder:x/[/red]/y: 4 images" in capsys.readouterr().out
+    out = " ".join(capsys.readouterr().out.split())
+    assert "chain.py:[bold], learning rate 0.1" in out
+    assert "mine[bold] on folder:x/[/red]/y: 4 images" in out
 
 
 class TinyNetwork(nnx.Module):
@@ -718,6 +787,72 @@ def tiny_run(tmp_path_factory):
 @pytest.fixture(scope="module")
 def plain(tiny_run) -> dict:
     return tiny_run("verify", *BATCHES, "--learning-rate", "0.01")
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ({}, OptimizerConfig(0.001, 0.9)),
+        (
+            {"momentum": 0.5, "nesterov": True, "weight_decay": 0.1, "batch_size": 4},
+            OptimizerConfig(0.001, 0.5, True, 0.1, 4),
+        ),
+        (
+            {"optimizer": "adamw", "betas": (0.8, 0.9), "eps": 1e-6, "clip_norm": 2.0},
+            OptimizerConfig(0.001, name="adamw", betas=(0.8, 0.9), eps=1e-6, clip_norm=2.0),
+        ),
+        ({"optimizer": "rmsprop"}, OptimizerConfig(0.001, name="rmsprop")),
+        (
+            {"optimizer": "lion", "learning_rate": 0.1, "sampling": "replacement"},
+            OptimizerConfig(0.1, name="lion", sampling="replacement"),
+        ),
+    ],
+)
+def test_flags_are_a_setting(flags, expected):
+    assert optimizer_of(Predict(**flags)) == expected
+
+
+def test_a_warm_up_comes_before_any_schedule():
+    options = Predict(steps=6, warmup_steps=2, learning_rate=0.4, schedule="linear")
+    np.testing.assert_allclose(
+        optimizer_of(options).learning_rates(6), [0.0, 0.2, 0.4, 0.3, 0.2, 0.1], rtol=1e-6
+    )
+
+
+def test_a_chain_of_the_users_own_is_what_a_setting_has(tmp_path):
+    file = chain_file(tmp_path, "return optax.sgd(optax.linear_schedule(1.0, 0.0, num_steps))")
+    found = optimizer_of(Predict(optimizer=file, steps=4, batch_size=3))
+    assert (found.learning_rate, found.batch_size, found.is_sgd) == (1.0, 3, False)
+    chain, params = found.chain(4), {"w": jnp.ones(2)}
+    _, state = chain.update(params, chain.init(params), params)
+    updates, _ = chain.update(params, state, params)
+    np.testing.assert_allclose(updates["w"], [-0.75, -0.75])
+    assert optimizer_of(Predict(optimizer=file, learning_rate=0.5)).learning_rate == 0.5
+
+
+@pytest.mark.parametrize(
+    ("flags", "numbers"),
+    [
+        ({}, {"name": "sgd", "momentum": 0.9, "betas": None, "eps": None, "clip_norm": None}),
+        (
+            {"optimizer": "adam", "clip_norm": 2.0, "warmup_steps": 3},
+            {
+                "name": "adam",
+                "learning_rate": 0.001,
+                "warmup_steps": 3,
+                "momentum": 0.0,
+                "betas": [0.9, 0.999],
+                "eps": 1e-8,
+                "clip_norm": 2.0,
+            },
+        ),
+        ({"optimizer": "lion"}, {"betas": [0.9, 0.99], "eps": None}),
+    ],
+)
+def test_the_report_has_the_numbers_of_the_optimizer(flags, numbers):
+    options = Predict(**flags)
+    part = optimizer_part(options, optimizer_of(options))
+    assert {name: part[name] for name in numbers} == numbers
 
 
 def test_predict_does_not_train(tiny_run, monkeypatch, capsys):
@@ -816,7 +951,13 @@ def plain_full_batch(tiny_run) -> dict:
 @pytest.mark.slow_but("--nesterov")
 @pytest.mark.parametrize(
     "setting",
-    [["--nesterov"], ["--schedule", "cosine"], ["--loss", "mse"], ["--weight-decay", "0.5"]],
+    [
+        ["--nesterov"],
+        ["--schedule", "cosine"],
+        ["--loss", "mse"],
+        ["--weight-decay", "0.5"],
+        ["--warmup-steps", "2"],
+    ],
     ids=lambda setting: setting[0],
 )
 def test_every_setting_reaches_prediction_and_truth(setting, tiny_run, plain_full_batch):

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 
 from ntk_tt.cli.options import Predict, Watch
-from ntk_tt.optimizer import MAX_SEEDS, MAX_STEPS, OptimizerConfig
+from ntk_tt.optimizer import MAX_SEEDS, MAX_STEPS
 from ntk_tt.runtime.files import check_writable
 from ntk_tt.runtime.limits import MAX_PER_CLASS, check_range
 from ntk_tt.times.crossing import check_thresholds
@@ -36,7 +36,9 @@ def check_watch(options: Watch) -> None:
 
 
 def check_prediction(options: Predict) -> None:
-    """Raises ValueError where a flag of `predict` or `verify` is wrong, alone or with others."""
+    """Raises ValueError where a flag of `predict` or `verify` is wrong, alone or with others; the
+    optimiser's are checked where it is made (`cli.setting`).
+    """
     check_range("steps", options.steps, 1, MAX_STEPS)
     check_thresholds(options.thresholds, options.loss_thresholds)
     options.check()
@@ -53,13 +55,6 @@ def check_prediction(options: Predict) -> None:
         np.isfinite(options.price_per_hour) and options.price_per_hour >= 0
     ):
         raise ValueError(f"price-per-hour: must be 0 or more, got {options.price_per_hour}")
-    OptimizerConfig(
-        options.learning_rate,
-        options.momentum,
-        options.nesterov,
-        options.weight_decay,
-        None if options.batch_size == "full" else options.batch_size,
-    )
     _check_files(options)
 
 

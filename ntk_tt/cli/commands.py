@@ -3,18 +3,18 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from ntk_tt.cli.checks import check_prediction, check_watch, record_every
+from ntk_tt.cli.checks import check_prediction, check_watch
 from ntk_tt.cli.options import Features, Predict, Verify, Watch
 from ntk_tt.cli.parts import cost_part, optimizer_part, prediction_part, task_part
+from ntk_tt.cli.setting import Setting, optimizer_of
 from ntk_tt.features.contrasts import Outputs
 from ntk_tt.features.store import FeatureStore
-from ntk_tt.optimizer import OptimizerConfig
+from ntk_tt.optimizer import check_sgd
 from ntk_tt.prediction.assessment import assess
 from ntk_tt.prediction.by_method import (
     Predicted,
-    Recording,
     as_slow_as,
     first_order,
     first_real_steps,
@@ -32,7 +32,6 @@ from ntk_tt.runtime import terminal
 from ntk_tt.runtime.memory import format_bytes
 from ntk_tt.runtime.progress import progress_bar
 from ntk_tt.runtime.stopwatch import Stopwatch
-from ntk_tt.schedules import named_schedule
 from ntk_tt.times.crossing import training_times
 from ntk_tt.times.loss_log import LossLog
 from ntk_tt.times.prior import predictor_of
@@ -91,13 +90,15 @@ def _show(status: Status) -> None:
 def run(options: Predict) -> dict[str, Any]:
     """Everything behind `predict` and `verify`; returns the report."""
     check_prediction(options)
+    optimizer = optimizer_of(options)
+    check_sgd(optimizer, options.method)
     loaded = load(options)
     reports.print_notes([loaded.model.note, *loaded.task.notes])
-    setting = Setting.of(options, len(loaded.task.labels))
+    setting = Setting.of(options, optimizer, len(loaded.task.labels))
     predicted, verdict, watches = _predict(options, loaded, setting)
     report = {
         "task": task_part(options, loaded, predicted),
-        "optimizer": optimizer_part(options),
+        "optimizer": optimizer_part(options, optimizer),
         "prediction": prediction_part(options, predicted, setting.recording.smoothing, verdict),
         "truth": None,
         "cost": cost_part(options, watches, _estimate(options, verdict, setting), None),
@@ -111,36 +112,6 @@ def run(options: Predict) -> dict[str, Any]:
         report["cost"] = cost_part(options, watches, seconds, truth)
     _print_and_save(options, report, predicted.prediction)
     return report
-
-
-class Setting(NamedTuple):
-    """What is predicted and trained alike: the optimiser, and how times are read off curves."""
-
-    optimizer: OptimizerConfig
-    recording: Recording
-    num_samples: int
-
-    @classmethod
-    def of(cls, options: Predict, num_samples: int) -> "Setting":
-        """The setting that the flags ask for, on so many samples."""
-        optimizer = OptimizerConfig(
-            learning_rate=named_schedule(options.schedule, options.learning_rate, options.steps),
-            momentum=options.momentum,
-            nesterov=options.nesterov,
-            weight_decay=options.weight_decay,
-            batch_size=None if options.batch_size == "full" else options.batch_size,
-            sampling=options.sampling,
-        )
-        optimizer.checked_batch_size(num_samples)
-        full = optimizer.is_full_batch(num_samples)
-        recording = Recording(
-            options.steps,
-            record_every(options, full),
-            options.thresholds,
-            options.loss_thresholds,
-            options.smoothing or (1 if full else 3),
-        )
-        return cls(optimizer, recording, num_samples)
 
 
 def _predict(

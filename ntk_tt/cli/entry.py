@@ -66,7 +66,7 @@ def _status(arguments: list[str] | None) -> int:
     except ValueError as error:
         place = _place_in_users_file(error, options)
         terminal.say(
-            (f"model: {place}: " if place else "")
+            (f"{place}: " if place else "")
             + str(error)
             + ("" if _is_ours(error) else "; NTK_TT_TRACEBACK=1 shows where")
         )
@@ -132,9 +132,7 @@ def _fault(error: Exception, options: Any) -> int:
         )
         return 1
     if place := _place_in_users_file(error, options):
-        terminal.say(
-            f"model: {place}: {text}; correct it (NTK_TT_TRACEBACK=1 shows the whole way there)"
-        )
+        terminal.say(f"{place}: {text}; correct it (NTK_TT_TRACEBACK=1 shows the whole way there)")
         return 2
     terminal.say(
         f"this is a fault of ntk-tt, not of yours: {text}; please report it with what "
@@ -150,15 +148,18 @@ def _is_ours(error: Exception) -> bool:
 
 
 def _place_in_users_file(error: Exception, options: Any) -> str:
-    """`FILE.py, line 12, in apply` where a network of the user's own was at work; empty
-    otherwise.
+    """`model: FILE.py, line 12, in apply` where a network or an optimiser of the user's own was at
+    work; empty otherwise.
     """
-    file, _, name = str(getattr(options, "model", "")).rpartition(":")
-    if not name or not file.endswith(".py"):
-        return ""
-    found = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if os.path.realpath(frame.filename) == os.path.realpath(file)
-    ]
-    return f"{file}, line {found[-1].lineno}, in {found[-1].name}" if found else ""
+    for flag in ("model", "optimizer"):
+        file, _, name = str(getattr(options, flag, "")).rpartition(":")
+        if not name or not file.endswith(".py"):
+            continue
+        found = [
+            frame
+            for frame in traceback.extract_tb(error.__traceback__)
+            if os.path.realpath(frame.filename) == os.path.realpath(file)
+        ]
+        if found:
+            return f"{flag}: {file}, line {found[-1].lineno}, in {found[-1].name}"
+    return ""

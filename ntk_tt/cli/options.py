@@ -75,14 +75,27 @@ class Predict(Setup):
     handwritten digits.
     """
 
-    learning_rate: float = 0.001
-    """The highest rate of the schedule."""
-    momentum: float = 0.9
-    """Of SGD, in [0, 1)."""
+    optimizer: str = "sgd"
+    """`sgd`, `adam`, `adamw`, `lion`, `rmsprop`, `adagrad`, or `path/to/file.py:factory` for an
+    optax chain of your own: that file is run as any Python program is, so give only one that you
+    trust.
+    """
+    learning_rate: float | None = None
+    """The highest rate of the schedule; by default 0.001. It multiplies the updates of a chain of
+    your own, by default by 1.
+    """
+    momentum: float | None = None
+    """Of sgd and rmsprop, in [0, 1); by default 0.9 for sgd, and 0 for rmsprop."""
     nesterov: bool = False
     """Nesterov's momentum instead of the heavy ball."""
     weight_decay: float = 0.0
-    """L2 coefficient."""
+    """L2 coefficient; of adamw and lion the decoupled one."""
+    betas: tuple[float, float] | None = None
+    """Of adam, adamw and lion, each in [0, 1); by default optax's."""
+    eps: float | None = None
+    """Of adam, adamw, rmsprop and adagrad; by default optax's."""
+    clip_norm: float | None = None
+    """Cut the gradient's norm over all parameters to this, before anything else."""
     batch_size: int | Literal["full"] = "full"
     """Samples a step; `full` is gradient descent."""
     sampling: Literal["epoch", "replacement"] = "epoch"
@@ -91,6 +104,8 @@ class Predict(Setup):
     """Optimiser steps, T."""
     schedule: ScheduleName = "constant"
     """Of the learning rate."""
+    warmup_steps: int = 0
+    """Steps over which the learning rate first rises from 0; the schedule takes the others."""
     method: CommandLineMethod = "replay"
     """How the curve is predicted, see docs/method.md: `replay`, `ode`, `sde`, … freeze the kernel;
     `head` keeps the head real; `curvature` adds the backbone's; `one-shot` begins with real

@@ -5,6 +5,8 @@ from typing import Any
 import jax
 
 from ntk_tt.cli.options import Predict
+from ntk_tt.cli.setting import peak_rate
+from ntk_tt.optimizer import OptimizerConfig
 from ntk_tt.prediction.by_method import Predicted, diverged_at, intervals
 from ntk_tt.prediction.setup import Loaded, precision_error
 from ntk_tt.prediction.verdict import Verdict
@@ -44,16 +46,22 @@ def task_part(options: Predict, loaded: Loaded, predicted: Predicted) -> dict[st
     }
 
 
-def optimizer_part(options: Predict) -> dict[str, Any]:
-    """The setting, as it was asked for."""
+def optimizer_part(options: Predict, optimizer: OptimizerConfig) -> dict[str, Any]:
+    """The setting, with the numbers that flags left to their defaults."""
+    numbers = optimizer.numbers
     return {
-        "learning_rate": options.learning_rate,
+        "name": options.optimizer,
+        "learning_rate": peak_rate(options),
         "schedule": options.schedule,
-        "momentum": options.momentum,
-        "nesterov": options.nesterov,
-        "weight_decay": options.weight_decay,
-        "batch_size": None if options.batch_size == "full" else options.batch_size,
-        "sampling": options.sampling,
+        "warmup_steps": options.warmup_steps,
+        "momentum": optimizer.momentum,
+        "nesterov": optimizer.nesterov,
+        "weight_decay": optimizer.weight_decay,
+        "betas": [numbers["b1"], numbers["b2"]] if "b1" in numbers else None,
+        "eps": numbers.get("eps"),
+        "clip_norm": optimizer.clip_norm,
+        "batch_size": optimizer.batch_size,
+        "sampling": optimizer.sampling,
         "steps": options.steps,
     }
 

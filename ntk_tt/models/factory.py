@@ -1,13 +1,8 @@
 """The network that a function in a file of the user's makes."""
 
 import dataclasses
-import importlib.util
-import inspect
 import sys
-import traceback
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from types import ModuleType
+from collections.abc import Mapping
 from typing import Any, Unpack, cast
 
 import equinox as eqx
@@ -23,7 +18,7 @@ from ntk_tt.models.model import Apply, Model, from_nnx
 from ntk_tt.models.switches import (
     is_training_mode,
 )
-from ntk_tt.runtime.files import is_plain_file
+from ntk_tt.runtime.user_file import place_of, read_function
 
 
 def load_factory(
@@ -49,36 +44,13 @@ def load_factory(
         ValueError: no such file or function, a failure in either (the line is named), another
             return type, or logits that are not (N, C).
     """
-    path, function, name = _read_factory(reference)
-    offered = {
-        "num_classes": num_classes,
-        "image_size": image_size,
-        "key": jax.random.key(0) if key is None else key,
-    }
-    parameters = _parameters(function)
-    everything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
-    required = [
-        p.name
-        for p in parameters
-        if p.default is p.empty
-        and p.name not in offered
-        and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
-    ]
-    if required:
-        raise ValueError(
-            f"model: {name!r} in {str(path)!r} needs {required[0]!r}, which is not offered; take "
-            "only num_classes, image_size and key, or give it a default"
-        )
-    try:
-        made = function(
-            **{
-                option: value
-                for option, value in offered.items()
-                if everything or any(option == parameter.name for parameter in parameters)
-            }
-        )
-    except (Exception, SystemExit) as error:
-        raise ValueError(f"model: {name!r} failed {_where(error, path)}; correct it") from error
+    found = read_function(reference, flag="model", makes="the network")
+    path, name = found.path, found.name
+    made = found.call(
+        num_classes=num_classes,
+        image_size=image_size,
+        key=jax.random.key(0) if key is None else key,
+    )
     model = _as_model(made, reference, name=name, num_classes=num_classes, image_size=image_size)
     if not isinstance(made, Model):
         model = dataclasses.replace(
@@ -97,7 +69,7 @@ def load_factory(
             raise ValueError(f"model: of {reference!r}: {error}") from error
         raise ValueError(
             f"model: the network of {reference!r} does not run on images of shape (N, "
-            f"{image_size}, {image_size}, 3): it failed {_where(error, path)}; correct it"
+            f"{image_size}, {image_size}, 3): it failed {place_of(error, path)}; correct it"
         ) from error
     if shape != (2, num_classes):
         raise ValueError(
@@ -105,63 +77,6 @@ def load_factory(
             f"{num_classes} classes, (2, {num_classes}), are needed; use num_classes in {name!r}"
         )
     return model
-
-
-def _read_factory(reference: str) -> tuple[Path, Callable, str]:
-    """The file, the function in it, and its name."""
-    file, _, name = reference.rpartition(":")
-    if not file or not name or not file.endswith(".py"):
-        raise ValueError(f"model: cannot read {reference!r}; give path/to/file.py:function")
-    path = Path(file)
-    if not is_plain_file(path):
-        raise ValueError(f"model: there is no file {file!r}; give path/to/file.py:function")
-    namespace = vars(_import(path))
-    if name not in namespace:
-        functions = [
-            other
-            for other, value in namespace.items()
-            if inspect.isfunction(value)
-            and value.__module__ == namespace["__name__"]
-            and not other.startswith("_")
-        ]
-        raise ValueError(
-            f"model: {file} has no {name!r}; it has the functions "
-            f"{', '.join(functions) or '(none)'}"
-        )
-    if not callable(namespace[name]):
-        raise ValueError(
-            f"model: {name!r} in {file} is {what_it_is(namespace[name])}; give a function that "
-            "makes "
-            "the network"
-        )
-    return path, namespace[name], name
-
-
-def _parameters(function: Callable) -> list[inspect.Parameter]:
-    # NNX classes hide the signature of their `__init__` behind a metaclass
-    if inspect.isclass(function):
-        return list(inspect.signature(function.__init__).parameters.values())[1:]
-    return list(inspect.signature(function).parameters.values())
-
-
-def _import(path: Path) -> ModuleType:
-    """The file as a module of its own; its folder is searched for what it imports."""
-    spec = importlib.util.spec_from_file_location(f"ntk_tt_user_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise ValueError(f"model: {str(path)!r} is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses and pickles look for it
-    sys.path.insert(0, str(path.resolve().parent))
-    try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        del sys.modules[spec.name]
-        raise ValueError(
-            f"model: {str(path)!r} cannot be imported: it failed {_where(error, path)}; correct it"
-        ) from error
-    finally:
-        sys.path.remove(str(path.resolve().parent))
-    return module
 
 
 def _as_model(made: Any, reference: str, **description: Unpack[Description]) -> Model:
@@ -192,25 +107,3 @@ def _as_model(made: Any, reference: str, **description: Unpack[Description]) -> 
         "params)"
     )
     raise ValueError(f"model: {reference!r} returned {given}; {remedy}")
-
-
-def _where(error: BaseException, path: Path) -> str:
-    """`with TypeError: … (line 3)`: the last line of the user's file on the way to the error."""
-    line = (
-        error.lineno
-        if isinstance(error, SyntaxError)
-        else next(
-            (
-                frame.lineno
-                for frame in reversed(traceback.extract_tb(error.__traceback__))
-                if Path(frame.filename).resolve() == path.resolve()
-            ),
-            None,
-        )
-    )
-    message = next(iter(str(error).splitlines()), "")
-    return (
-        f"with {type(error).__name__}"
-        + (f": {message}" if message else "")
-        + (f" (line {line})" if line else "")
-    )

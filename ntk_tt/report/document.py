@@ -91,7 +91,7 @@ def print_report(report: dict[str, Any]) -> None:
     last = prediction["steps"][-1]
     console.print(
         f"\n[bold]{escape(task['model'])}[/bold] on {escape(task['data'])}: {task['num_samples']} "
-        f"images, {task['num_classes']} classes; {_setting(optimizer)}; {last} steps"
+        f"images, {task['num_classes']} classes; {escape(_setting(optimizer))}; {last} steps"
     )
 
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
@@ -210,9 +210,12 @@ def _setting(optimizer: dict[str, Any]) -> str:
         else ""
     )
     decay = f", weight decay {optimizer['weight_decay']:g}" if optimizer["weight_decay"] else ""
+    name = optimizer.get("name", "sgd")  # reports of before have none
+    kind = "" if name == "sgd" else f"{name}, "
+    clipped = f", norm cut to {optimizer['clip_norm']:g}" if optimizer.get("clip_norm") else ""
     return (
-        f"learning rate {optimizer['learning_rate']:g} "
-        f"({optimizer['schedule']}){momentum}{decay}, {batch}"
+        f"{kind}learning rate {optimizer['learning_rate']:g} "
+        f"({optimizer['schedule']}){momentum}{decay}{clipped}, {batch}"
     )
 
 

@@ -68,9 +68,11 @@ def plot_report(report: dict[str, Any], runs: list[dict[str, Any]], path: Path) 
     refused = (
         "; refused: trust none" if (report.get("verdict") or {}).get("trust") == "none" else ""
     )
+    name = optimizer.get("name", "sgd")  # reports of before have none
+    kind = f"momentum {optimizer['momentum']:g}" if name == "sgd" else name
     title = (
         f"{task['model']} on {task['data']}: learning rate {optimizer['learning_rate']:g}, "
-        f"momentum {optimizer['momentum']:g}, {batch}{refused}"
+        f"{kind}, {batch}{refused}"
     )
     # Names of files are no formulas, whatever dollar signs they have, and may hold bytes that are
     # no text.
