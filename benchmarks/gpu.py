@@ -258,7 +258,7 @@ def prediction(network: str, method: str, precision: Precision, bench: Bench) ->
 
     def prepare() -> Any:
         if method == "curvature":
-            return ntk_tt.linearize_head(
+            return ntk_tt.expand(
                 setup.model,
                 setup.images,
                 setup.labels,

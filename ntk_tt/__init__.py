@@ -35,10 +35,10 @@ from ntk_tt.scaling import (
     extrapolate_resolvent,
     measure_alpha,
 )
-from ntk_tt.surrogate.head_pass import linearize_head
+from ntk_tt.surrogate.expansion import expand
 from ntk_tt.surrogate.linear import LinearizedProblem
 from ntk_tt.surrogate.linear_pass import linearize
-from ntk_tt.surrogate.real_head import HeadProblem
+from ntk_tt.surrogate.small_network import SmallNetwork
 from ntk_tt.times.calibration import slowdown, slowed
 from ntk_tt.times.crossing import training_times
 from ntk_tt.times.online import Forecast, Predictor, loss_callback
@@ -55,7 +55,6 @@ __all__ = [
     "FeatureOptions",
     "FeatureStore",
     "Forecast",
-    "HeadProblem",
     "LinearizedProblem",
     "LoRA",
     "Model",
@@ -63,6 +62,7 @@ __all__ = [
     "OptimizerConfig",
     "Prediction",
     "Predictor",
+    "SmallNetwork",
     "Spectrum",
     "Task",
     "TrainingRun",
@@ -72,6 +72,7 @@ __all__ = [
     "assess",
     "describe_data",
     "empirical_ntk",
+    "expand",
     "extrapolate_loss",
     "extrapolate_power_law",
     "extrapolate_resolvent",
@@ -86,7 +87,6 @@ __all__ = [
     "judge",
     "linearization_residual",
     "linearize",
-    "linearize_head",
     "list_data",
     "list_models",
     "load_factory",

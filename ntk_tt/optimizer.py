@@ -24,7 +24,6 @@ OptimizerName = Literal["sgd", "adam", "adamw", "lion", "rmsprop", "adagrad"]
 Transformation = optax.GradientTransformation | optax.MultiSteps
 
 _DEFAULT_RATE: Any = object()  # stands for 0.01, or for 1 where a transformation has a rate itself
-_REAL_HEADS = ("head", "curvature", "one-shot")
 _DECOUPLED = ("adamw", "lion")
 _HAS_NOT: dict[str, tuple[str, ...]] = {
     "sgd": ("betas", "eps"),
@@ -212,23 +211,22 @@ class OptimizerConfig:
             ValueError: see `learning_rates`.
         """
         rates = jnp.asarray(self.learning_rates(num_steps))
+        kind, numbers = self.kind_and_numbers()
+        return chain_of(kind, numbers, rates, scale)
 
-        def rate(count):
-            return scale * rates[count]
-
-        if self.transformation is not None:
-            return optax.chain(_plain(self.transformation), optax.scale_by_schedule(rate))
-        decoupled = {"weight_decay": self.weight_decay} if self.name in _DECOUPLED else {}
-        moving: dict[str, Any] = (
-            {"momentum": self.momentum or None, "nesterov": self.nesterov}
-            if "momentum" not in _HAS_NOT[self.name]
-            else {}
+    def kind_and_numbers(self) -> tuple["ChainKind", dict[str, float]]:
+        """The form of the chain, and the numbers in it, which may be traced: see `chain_of`."""
+        kind = ChainKind(
+            self.name,
+            bool(self.momentum),
+            self.nesterov,
+            self.clip_norm is not None,
+            self.transformation,
         )
-        named = getattr(optax, self.name)(rate, **moving, **self.numbers, **decoupled)
-        before = [] if self.clip_norm is None else [optax.clip_by_global_norm(self.clip_norm)]
-        if not decoupled:
-            before.append(optax.add_decayed_weights(self.weight_decay))
-        return optax.chain(*before, named)
+        given = {"momentum": self.momentum, "weight_decay": self.weight_decay}
+        if self.clip_norm is not None:
+            given["clip_norm"] = self.clip_norm
+        return kind, given | self.numbers if self.transformation is None else {}
 
     def learning_rates(self, num_steps: int) -> np.ndarray:
         """η of each step, shape (num_steps,).
@@ -287,6 +285,47 @@ class OptimizerConfig:
         return size
 
 
+@dataclasses.dataclass(frozen=True)
+class ChainKind:
+    """The form of an optimiser, all that its chain is built of but numbers."""
+
+    name: OptimizerName
+    has_momentum: bool
+    nesterov: bool
+    clips: bool
+    transformation: Transformation | None
+
+
+def chain_of(
+    kind: ChainKind,
+    numbers: dict[str, Any],
+    rates: Array,
+    scale: float | Array = 1.0,
+) -> optax.GradientTransformationExtraArgs:
+    """The chain of a form with these numbers (`OptimizerConfig.kind_and_numbers`) and these rates,
+    one a step; all but the form may be traced.
+    """
+
+    def rate(count):
+        return scale * rates[count]
+
+    if kind.transformation is not None:
+        return optax.chain(_plain(kind.transformation), optax.scale_by_schedule(rate))
+    own = {name: numbers[name] for name in ("b1", "b2", "eps") if name in numbers}
+    if kind.name in _DECOUPLED:
+        own["weight_decay"] = numbers["weight_decay"]
+    if "momentum" not in _HAS_NOT[kind.name]:
+        own |= {
+            "momentum": numbers["momentum"] if kind.has_momentum else None,
+            "nesterov": kind.nesterov,
+        }
+    named = getattr(optax, kind.name)(rate, **own)
+    before = [optax.clip_by_global_norm(numbers["clip_norm"])] if kind.clips else []
+    if kind.name not in _DECOUPLED:
+        before.append(optax.add_decayed_weights(numbers["weight_decay"]))
+    return optax.chain(*before, named)
+
+
 def as_setting(
     optimizer: OptimizerConfig | Transformation, batch_size: int | None = None
 ) -> OptimizerConfig:
@@ -318,12 +357,8 @@ def check_sgd(optimizer: OptimizerConfig, method: str) -> None:
     """Raises ValueError where a method that carries SGD only is asked for another optimiser."""
     if not optimizer.is_sgd:
         raise ValueError(
-            f"optimizer: method {method!r} knows SGD only, got {optimizer.label}; "
-            + (
-                "take sgd without clipping"
-                if method in _REAL_HEADS
-                else "take method='head' or 'curvature'"
-            )
+            f"optimizer: method {method!r} knows SGD only, got {optimizer.label}; take "
+            "method='head' or 'curvature'"
         )
 
 

@@ -7,7 +7,7 @@ import pytest
 import ntk_tt
 from ntk_tt.prediction.one_shot import affordable_steps, predict_after
 from ntk_tt.schedules import named_schedule
-from tests.test_head import SAMPLES, data, network  # noqa: F401
+from tests.test_small_network import SAMPLES, data, network  # noqa: F401
 
 
 @pytest.mark.slow_but("optimizer1")

@@ -8,6 +8,7 @@ import pytest
 from ntk_tt.features.one_block import projected_jacobian
 from ntk_tt.features.parameter_sample import (
     ParameterSample,
+    draw,
     inclusion_probabilities,
     mean_squares,
     sample_parameters,
@@ -45,7 +46,7 @@ def test_all_parameters_are_the_jacobian_itself():
     np.testing.assert_allclose(found, JACOBIAN, rtol=2e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("importance", ["square", "root"])
+@pytest.mark.parametrize("importance", ["square", "root", "both"])
 def test_the_kernel_is_unbiased(importance):
     """The mean over draws comes as near as its own standard error says."""
     estimates = []
@@ -114,13 +115,18 @@ def test_chances_add_up_and_leave_no_parameter_out():
     np.testing.assert_allclose(equal, 0.4)
 
 
-def test_the_number_of_entries_is_exact_and_the_draw_is_a_function_of_the_key():
-    draw = lambda seed, number: sample_parameters(  # noqa: E731
-        CASE.apply, CASE.params, INPUTS, number, key=jax.random.key(seed)
-    )
+def test_the_number_of_entries_is_coarse_and_the_draw_is_a_function_of_the_key():
+    def of_network(seed, number):
+        return sample_parameters(CASE.apply, CASE.params, INPUTS, number, key=jax.random.key(seed))
+
     for number in (6, 61, 200):
-        assert draw(0, number).num_projections == number
-    one, two, other = draw(3, 61), draw(3, 61), draw(4, 61)
+        sample = of_network(0, number)
+        assert sample.num_projections == pytest.approx(number, rel=0.1)
+        assert sample.num_projections == sum(map(len, sample.entries.values()))
+        for name, index in sample.entries.items():  # eight numbers for each factor of two
+            whole = len(index) == named_leaves(CASE.params)[name].size
+            assert whole or len(index) % (1 << max(0, len(index).bit_length() - 4)) == 0
+    one, two, other = of_network(3, 61), of_network(3, 61), of_network(4, 61)
     for name, index in one.entries.items():
         np.testing.assert_array_equal(index, two.entries[name])
         assert len(set(index.tolist())) == len(index)
@@ -128,7 +134,7 @@ def test_the_number_of_entries_is_exact_and_the_draw_is_a_function_of_the_key():
         index.tolist() != other.entries[name].tolist() for name, index in one.entries.items()
     )
     with pytest.raises(ValueError, match=r"num_entries: 5 leave some of 6 parameters without"):
-        draw(0, 5)
+        of_network(0, 5)
 
 
 def test_values_are_the_parameters_own():
@@ -152,3 +158,34 @@ def test_squares_are_those_of_the_jacobian_on_average_over_signs():
     np.testing.assert_allclose(found.sum(), exact.sum(), rtol=0.1)
     large = exact > np.median(exact)
     assert np.corrcoef(np.log(found[large]), np.log(exact[large]))[0, 1] > 0.95
+
+
+def test_the_draw_of_a_parameter_depends_on_its_name_and_chances_alone():
+    rng = np.random.default_rng(0)
+    squares = {name: np.exp(2 * rng.normal(size=200)) for name in ("a", "b")}
+    one = draw(squares, 100, key=jax.random.key(1))
+    turned = draw(dict(reversed(squares.items())), 100, key=jax.random.key(1))
+    for name in squares:
+        np.testing.assert_array_equal(one.entries[name], turned.entries[name])
+    alike = draw(dict.fromkeys(squares, squares["a"]), 100, key=jax.random.key(1))
+    assert alike.entries["a"].tolist() != alike.entries["b"].tolist()
+
+
+def test_both_importances_are_the_mean_of_the_two():
+    """Chances of equal parts of what `square` and `root` go by, before the cut at 1."""
+    squares = np.asarray([1.0, 4.0, 16.0, 64.0] * 50)
+    found = {
+        importance: draw({"a": squares}, 20, key=jax.random.key(0), importance=importance)
+        for importance in ("square", "root", "both")
+    }
+
+    def chances(importance):  # of each of the four, from the weights of those that are drawn
+        sample = found[importance]
+        values = squares[sample.entries["a"]]
+        return {value: 1 / sample.weights["a"][values == value][0] for value in set(values)}
+
+    square, root, both = map(chances, ("square", "root", "both"))
+    seen = set(square) & set(root) & set(both)
+    assert len(seen) > 1
+    for value in seen:
+        assert both[value] == pytest.approx((square[value] + root[value]) / 2, rel=1e-5)

@@ -14,7 +14,7 @@ import ntk_tt
 from ntk_tt import load_model
 from ntk_tt.jacobian import layers as layer_rules
 from ntk_tt.jacobian.bfloat16 import in_bfloat16
-from ntk_tt.jacobian.layers import Formed
+from ntk_tt.jacobian.layers import Formed, Windows
 from ntk_tt.jacobian.self_check import _two_samples, check_pass
 from tests.networks import CASES, Case, mlp, normal
 
@@ -102,12 +102,12 @@ def test_a_head_of_zeros_hides_nothing():
         check_pass(DEPENDENT["batch norm"], PARAMS | {"head": jnp.zeros((8, 3))}, X)
 
 
-def _linearize_head(features):
+def _expand(features):
     params = PARAMS | {"head": {"kernel": PARAMS["head"]}}
     model = ntk_tt.from_function(
         lambda p, x: features(p, x) @ p["head"]["kernel"], params, num_classes=3
     )
-    ntk_tt.linearize_head(
+    ntk_tt.expand(
         dataclasses.replace(model, apply_features=features, head="head"), X, np.arange(7) % 3
     )
 
@@ -129,7 +129,7 @@ ENTRIES = {
     "linearize": lambda features, path, folder: ntk_tt.linearize(
         lambda p, x: features(p, x) @ p["head"], PARAMS, X, np.arange(7) % 3, outputs="contrasts"
     ),
-    "linearize_head": lambda features, path, folder: _linearize_head(features),
+    "expand": lambda features, path, folder: _expand(features),
 }
 
 
@@ -265,9 +265,9 @@ def test_a_planted_fault_is_found_and_its_parameter_named(fault, monkeypatch):
 def test_a_planted_fault_in_a_convolution_is_found(monkeypatch):
     case = CASES["convolution"](3)
     monkeypatch.setattr(
-        layer_rules,
-        "_patches",
-        lambda *given, rule=layer_rules._patches: rule(*given)[..., ::-1, :],
+        Windows,
+        "patches",
+        lambda windows, rule=Windows.patches: rule(windows)[..., ::-1, :],
     )
     with pytest.raises(ValueError, match=r"params: the structured Jacobian of 'conv[12]\.kernel'"):
         ntk_tt.empirical_ntk(case.apply, case.params, case.inputs(4, 0))

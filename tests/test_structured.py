@@ -624,3 +624,68 @@ def test_a_convolution_forms_no_grouped_convolution():
     )
     assert "feature_group_count=3" in plain or "batch_group_count=3" in plain
     assert "batch_group_count=3" not in text
+
+
+def _one_axis(params, x):
+    """1-D convolutions with stride, dilation and uneven padding."""
+    y = jax.lax.conv_general_dilated(
+        x,
+        params["one"],
+        (2,),
+        ((2, 1),),
+        rhs_dilation=(2,),
+        dimension_numbers=("NHC", "HIO", "NHC"),
+    )
+    return jnp.tanh(y).mean(1) @ params["head"]
+
+
+ENTRIES = {
+    name: CASES[name]
+    for name in (
+        "convolution, stride and padding",
+        "convolution, dilated",
+        "convolution, negative padding",
+        "kernel as a matrix",
+        "attention and layer norm",
+        "dense block",
+    )
+} | {
+    "convolution, stride and dilation": _convolution(
+        (2, 3, 4, 5), window_strides=(2, 1), rhs_dilation=(3, 2), padding=((2, 0), (3, 1))
+    ),
+    "convolution of one axis": Case(_one_axis, _random(40, one=(3, 8, 6), head=(6, 3)), _sequences),
+}
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_single_entries_of_products_are_those_of_the_gradient(name):
+    """Every entry in a random order, by the dot products alone, against one output at a time."""
+    case = ENTRIES[name]
+    x = case.inputs(3, 0)
+    leaves = jax.tree.leaves(case.params)
+    bounds = np.cumsum([0, *(leaf.size for leaf in leaves)])
+    found, products = {}, {}
+    for layer in layers(case.apply, case.params, x):
+        leaf = layer.source.leaf
+        if not (isinstance(layer, Product) and layer.is_leaf_matrix):
+            found[leaf] = None  # a part of its gradient is formed
+            continue
+        if layer.windows is not None:
+            patches = layer.windows.patches().reshape(3, -1, layer.activations.shape[-1])
+            rows = np.random.default_rng(0).permutation(patches.shape[-1])
+            np.testing.assert_array_equal(
+                layer.windows.columns(jnp.asarray(rows)), patches.transpose(0, 2, 1)[:, rows]
+            )
+        index = np.random.default_rng(leaf).permutation(leaves[leaf].size)
+        width = layer.signals.shape[-1]
+        entries = layer.entries(jnp.asarray(index // width), jnp.asarray(index % width))
+        products[leaf] = products.get(leaf, 0) + np.asarray(entries)
+    truth, seen = dense_jacobian(case, x), 0
+    for leaf in set(products) - set(found):
+        index = np.random.default_rng(leaf).permutation(leaves[leaf].size)
+        expected = truth[..., bounds[leaf] : bounds[leaf + 1]][..., index]
+        size = np.abs(expected).max()
+        np.testing.assert_allclose(products[leaf], expected, rtol=1e-4, atol=1e-5 * size)
+        seen += 1
+    assert seen > 0
+    assert any(leaves[leaf].ndim > 1 for leaf in products)

@@ -104,7 +104,7 @@ def test_a_real_head_and_the_first_steps_too(dtype):
             head="head",
         )
         x, setting = normal(2, 12, 6), ntk_tt.OptimizerConfig(0.1, momentum=0.5)
-        problem = ntk_tt.linearize_head(
+        problem = ntk_tt.expand(
             model, x, LABELS, options=ntk_tt.FeatureOptions(num_projections="exact")
         )
         return ntk_tt.predict(problem, setting, 10).loss, ntk_tt.predict_after(

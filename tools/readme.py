@@ -75,6 +75,7 @@ def page(experiment: Experiment[Any]) -> str:
             f"JAX {where['jax']}, Flax {where['flax']}, optax {where['optax']}, seed "
             f"{where['seed']}, {where['date']}. Every run is in [cpu.json]({results}/cpu.json)."
         ),
+        _wrapped(experiment.outdated) if experiment.outdated else "",
     ]
     return "\n".join(part for part in parts if part)
 

@@ -16,6 +16,10 @@ Config = TypeVar("Config")
 
 RESULTS = Path(__file__).parents[1] / "results"
 TINY_RESULTS = Path("out") / "experiments"
+FORMER_SURROGATE = (
+    "These results are of version 0.1. They were measured before the small network replaced the "
+    "former surrogate, whose directions were shared by all samples."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +41,8 @@ class Experiment(Generic[Config]):
     """Our result in numbers; "reproduced", "partly" or "not reproduced", and why."""
     draw: Callable[[Results, Path], None] | None = None
     """Writes the figure; None for a table."""
+    outdated: str = ""
+    """What has changed since the committed results were made; empty once they are made anew."""
 
     def run(self, scale: Scale, folder: Path | None = None) -> dict[str, Any]:
         """Computes, writes and draws; returns the document that was written."""

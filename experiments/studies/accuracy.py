@@ -27,7 +27,7 @@ import numpy as np
 import ntk_tt
 from experiments.common import methods
 from experiments.common.comparison import on
-from experiments.common.experiment import Experiment, Scale
+from experiments.common.experiment import FORMER_SURROGATE, Experiment, Scale
 from experiments.common.rates import stable_rate
 from experiments.common.tasks import (
     REPORTING,
@@ -42,7 +42,7 @@ from ntk_tt.prediction.one_shot import predict_after
 from ntk_tt.prediction.residual import linearization_residual
 from ntk_tt.report.document import write_json
 from ntk_tt.runtime.stopwatch import Stopwatch
-from ntk_tt.surrogate.head_pass import linearize_head
+from ntk_tt.surrogate.expansion import expand
 
 CLAIM = (
     "ours: with a real head and the backbone's curvature, threshold times hold in ordinary "
@@ -177,12 +177,12 @@ class Prepared:
         self.seconds["replay"] = watch.seconds
         with Stopwatch() as watch:
             self.head = jax.block_until_ready(
-                linearize_head(self.model, self.images, self.labels, curvature=False, key=key)
+                expand(self.model, self.images, self.labels, curvature=False, key=key)
             )
         self.seconds["head"] = watch.seconds
         with Stopwatch() as watch:
             self.curvature = jax.block_until_ready(
-                linearize_head(self.model, self.images, self.labels, key=key)
+                expand(self.model, self.images, self.labels, key=key)
             )
         self.seconds["curvature"] = watch.seconds
         self.problems = {"replay": self.frozen, "head": self.head, "curvature": self.curvature}
@@ -387,6 +387,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
 
 EXPERIMENT = Experiment(
     name="accuracy",
+    outdated=FORMER_SURROGATE,
     claim=CLAIM,
     paper_result=PAPER,
     scales=SCALES,

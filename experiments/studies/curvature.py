@@ -3,33 +3,33 @@
     python -m experiments.run curvature --scale cpu
 
 Takes a quarter of an hour on two cores; needs $NTK_TT_DATA. Expected: second order wins, wherever
-the point, but for the highest rate; 25 and 40 % are best, 25 % is taken. At these slow rates more
-directions are better: 1.5(C−1) are taken for their cost. D' hardly matters.
+the point, but for the highest rate. 25 % is taken. More directions and more entries hardly matter.
 
 Tuning data only. The error of log-loss along the run, against real training: frozen kernel; head
 real and backbone linear; linearised anew at the weights predicted for 40 % of the loss (a kernel
 re-evaluated where training will be, from there on); second order along the path, with the second
 point where the predicted loss has fallen to 60, 40, 25 and 15 %; and that with fewer and more
-directions and projections; and how wrong the times to 50, 25 and 10 % of the loss are.
+directions of each sample's own and sampled entries; and how wrong the times to 50, 25 and 10 % of
+the loss are.
 """
 
 import dataclasses
 from typing import Any
 
-import equinox as eqx
 import jax
 import numpy as np
 
 import ntk_tt
 from experiments.common.comparison import on
-from experiments.common.experiment import Experiment, Scale
+from experiments.common.experiment import FORMER_SURROGATE, Experiment, Scale
 from experiments.common.rates import stable_rate
 from experiments.common.tasks import TUNING, LoadedTask, TaskConfig, load, real_run
+from ntk_tt.runtime.parameter_names import named_leaves
 from ntk_tt.runtime.stopwatch import Stopwatch
-from ntk_tt.surrogate.head_parts import head_of, moved_weights, split_head
-from ntk_tt.surrogate.head_pass import linearize_head
-from ntk_tt.surrogate.real_head import HeadProblem
+from ntk_tt.surrogate.backbone import split
+from ntk_tt.surrogate.expansion import expand
 from ntk_tt.surrogate.second_point import path_to
+from ntk_tt.surrogate.small_network import SmallNetwork
 from ntk_tt.times.crossing import crossing_time, smooth
 
 CLAIM = (
@@ -37,9 +37,9 @@ CLAIM = (
 )
 PAPER = "–"
 FALLS = (0.6, 0.4, 0.25, 0.15)
-DIRECTIONS = (1.0, 1.5, 2.0)  # r over C−1
+DIRECTIONS = (1, 2, "all")  # k, of each sample's own; `auto` is in all others
 SHARES = (0.5, 0.25, 0.1)
-PROJECTIONS = (2, 4, 8)  # D' over N·(C−1)
+ENTRIES = (1024, 4096, 8192)  # D'; `auto` is in all others
 TASK = TaskConfig("resnet8")
 
 
@@ -85,11 +85,9 @@ def compute(config: Config) -> dict[str, Any]:
             options=ntk_tt.FeatureOptions(num_projections=8192),
         )
         problems, seconds = {}, {}
-        for name, options in ways(task.classes - 1, len(loaded.labels)).items():
+        for name, options in ways().items():
             with Stopwatch() as watch:
-                problems[name] = jax.block_until_ready(
-                    linearize_head(*arguments, key=key, **options)
-                )
+                problems[name] = jax.block_until_ready(expand(*arguments, key=key, **options))
             seconds[name] = watch.seconds
         again = anew(problems["head"], loaded, key)
         for rate, momentum, batch_size in config.rates:
@@ -135,20 +133,15 @@ def compute(config: Config) -> dict[str, Any]:
     }
 
 
-def ways(contrasts: int, num_samples: int) -> dict[str, dict[str, Any]]:
-    """Arguments of `linearize_head` by name."""
+def ways() -> dict[str, dict[str, Any]]:
+    """Arguments of `expand` by name."""
     return {
         "head": {"curvature": False},
         **{f"second order, {fall:.0%}": {"fall": fall} for fall in FALLS},
+        **{f"… 25%, k = {count}": {"num_directions": count} for count in DIRECTIONS},
         **{
-            f"… 25%, r = {times:g}(C−1)": {"num_directions": round(times * contrasts)}
-            for times in DIRECTIONS
-        },
-        **{
-            f"… 25%, D' = {rows}N(C−1)": {
-                "options": ntk_tt.FeatureOptions(num_projections=rows * num_samples * contrasts)
-            }
-            for rows in PROJECTIONS
+            f"… 25%, D' = {count}": {"options": ntk_tt.FeatureOptions(num_projections=count)}
+            for count in ENTRIES
         },
     }
 
@@ -164,22 +157,24 @@ def replayed(problem, optimizer, config: Config) -> np.ndarray:
     ).loss
 
 
-def anew(problem: HeadProblem, loaded: LoadedTask, key) -> HeadProblem:
-    """The head-aware problem at the weights that the linear backbone reaches at 40 % of the
+def anew(small: SmallNetwork, loaded: LoadedTask, key) -> SmallNetwork:
+    """Expanded to first order at the weights that the linear backbone reaches at 40 % of the
     loss.
     """
-    parts = split_head(loaded.model)
-    state, pushed = path_to(problem, 0.4)
-    params = head_of(
-        loaded.model, moved_weights(parts, problem.directions, loaded.images, pushed), state
-    )
-    return linearize_head(
-        eqx.tree_at(lambda model: model.params, loaded.model, params),
-        loaded.images,
-        loaded.labels,
-        curvature=False,
-        key=key,
-    )
+    model, images, labels = loaded
+    state, pushed = path_to(small, 0.4)
+    backbone = split(model, images, with_head=True, options=ntk_tt.FeatureOptions())
+    cotangents = np.einsum("nk,nkf->nf", pushed, small.directions)
+    moved = jax.tree.map(np.add, model.params, backbone.pull(model.params, images, cotangents))
+    of_head = {
+        name: leaf
+        for name, leaf in named_leaves(state).items()
+        if small.head and name.startswith(f"{small.head}.")
+    }
+    leaves = [of_head.get(name, leaf) for name, leaf in named_leaves(moved).items()]
+    params = jax.tree.unflatten(jax.tree.structure(moved), leaves)
+    there = dataclasses.replace(model, params=params)
+    return expand(there, images, labels, curvature=False, key=key)
 
 
 def joined(first: np.ndarray, then: np.ndarray, steps: np.ndarray) -> np.ndarray:
@@ -253,6 +248,7 @@ def draw(results: dict[str, Any], path) -> None:
 
 EXPERIMENT = Experiment(
     name="curvature",
+    outdated=FORMER_SURROGATE,
     claim=CLAIM,
     paper_result=PAPER,
     scales=SCALES,

@@ -22,13 +22,13 @@ import optax
 
 import ntk_tt
 from experiments.common.comparison import on
-from experiments.common.experiment import Experiment, Scale
+from experiments.common.experiment import FORMER_SURROGATE, Experiment, Scale
 from experiments.common.rates import stable_rate
 from experiments.common.tasks import TUNING, LoadedTask, TaskConfig, load
 from ntk_tt import losses
 from ntk_tt.dynamics import replay, states_along
 from ntk_tt.jacobian.network import blocks
-from ntk_tt.surrogate.head_pass import linearize_head
+from ntk_tt.surrogate.expansion import expand
 from ntk_tt.surrogate.sharpness import largest_curvature
 
 CLAIM = "ours: sharpness grows faster than any expansion at one or two points says"
@@ -45,8 +45,6 @@ class Config:
     momentum: float = 0.9
     num_steps: int = 60
     measurements: int = 6
-    all_projections: int = 4096
-    """D' with all F directions, whose features are F/r times as large."""
 
 
 SCALES: dict[Scale, Config] = {
@@ -55,7 +53,6 @@ SCALES: dict[Scale, Config] = {
         task=TaskConfig("resnet8", classes=3, per_class=6),
         num_steps=6,
         measurements=2,
-        all_projections=256,
     ),
     "cpu": Config(),
     "gpu": Config(task=TaskConfig("resnet18", image_size=224, per_class=150)),
@@ -72,16 +69,10 @@ def compute(config: Config) -> dict[str, Any]:
         rate = stable_rate(frozen, config.rate, momentum=config.momentum)
         optimizer = ntk_tt.OptimizerConfig(rate, config.momentum)
         problems = {
-            "head": linearize_head(*arguments, curvature=False, key=key),
-            "curvature": linearize_head(*arguments, key=key),
+            "head": expand(*arguments, curvature=False, key=key),
+            "curvature": expand(*arguments, key=key),
+            "curvature, all directions": expand(*arguments, key=key, num_directions="all"),
         }
-        width = problems["head"].directions.shape[0]
-        problems["curvature, all directions"] = linearize_head(
-            *arguments,
-            key=key,
-            num_directions=width,
-            options=ntk_tt.FeatureOptions(num_projections=config.all_projections),
-        )
         found = {
             "real": trained(loaded, optimizer, config, key),
             "frozen kernel": along_replay(frozen, optimizer, config),
@@ -93,14 +84,14 @@ def compute(config: Config) -> dict[str, Any]:
                     float(problem.metrics(problem.logits(state))[0]),
                     largest_curvature(problem.tangent(state), problem.logits(state))[0],
                 )
-                for state in states
+                for state, *_ in states
             ]
         runs.append(
             {
                 **dataclasses.asdict(task),
                 "learning_rate": optimizer.learning_rate,
                 "num_directions": problems["head"].directions.shape[1],
-                "width": width,
+                "width": problems["head"].outputs.shape[1],
                 "loss": {name: [loss for loss, _ in pairs] for name, pairs in found.items()},
                 "sharpness": {name: [value for _, value in pairs] for name, pairs in found.items()},
             }
@@ -226,6 +217,7 @@ def draw(results: dict[str, Any], path) -> None:
 
 EXPERIMENT = Experiment(
     name="sharpening",
+    outdated=FORMER_SURROGATE,
     claim=CLAIM,
     paper_result=PAPER,
     scales=SCALES,

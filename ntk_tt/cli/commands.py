@@ -14,6 +14,7 @@ from ntk_tt.features.store import FeatureStore
 from ntk_tt.optimizer import check_sgd
 from ntk_tt.prediction.assessment import assess
 from ntk_tt.prediction.by_method import (
+    TRAINED,
     Predicted,
     as_slow_as,
     first_order,
@@ -91,7 +92,8 @@ def run(options: Predict) -> dict[str, Any]:
     """Everything behind `predict` and `verify`; returns the report."""
     check_prediction(options)
     optimizer = optimizer_of(options)
-    check_sgd(optimizer, options.method)
+    if options.method not in TRAINED:
+        check_sgd(optimizer, options.method)
     loaded = load(options)
     reports.print_notes([loaded.model.note, *loaded.task.notes])
     setting = Setting.of(options, optimizer, len(loaded.task.labels))

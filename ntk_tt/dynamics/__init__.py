@@ -6,7 +6,7 @@ Comes in: a problem and an optimiser setting. Goes out: one `Trajectory`, the tr
 from ntk_tt.dynamics.closed_form import solve_closed_form
 from ntk_tt.dynamics.methods import Method, is_random, simulate
 from ntk_tt.dynamics.ode import solve_ode
-from ntk_tt.dynamics.optimizer_replay import replay, states_along
+from ntk_tt.dynamics.optimizer_replay import own_way, replay, states_along
 from ntk_tt.dynamics.replay_streamed import replay_many
 from ntk_tt.dynamics.sde import solve_sde
 from ntk_tt.dynamics.trajectory import Trajectory
@@ -15,6 +15,7 @@ __all__ = [
     "Method",
     "Trajectory",
     "is_random",
+    "own_way",
     "replay",
     "replay_many",
     "simulate",

@@ -1,21 +1,23 @@
 """Replay: the surrogate trained by the very optimiser that the user will run, step for step."""
 
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
+import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from ntk_tt.dynamics.batches import batch_indices, checked_batches
 from ntk_tt.dynamics.replay_streamed import train
-from ntk_tt.dynamics.sgd import sgd_step
+from ntk_tt.dynamics.steps import Steps, steps_of
 from ntk_tt.dynamics.trajectory import Trajectory, record_steps
-from ntk_tt.optimizer import OptimizerConfig, check_num_steps, check_sgd
+from ntk_tt.optimizer import OptimizerConfig, check_num_steps
 from ntk_tt.surrogate.problem import Problem
 
 PATH_SPANS = 6  # spans between the states that a replay keeps
+_WAY_STATES = 24
 
 
 def replay(
@@ -25,7 +27,8 @@ def replay(
     *,
     key: Key[Array, ""] | None = None,
     batches: Int[Array | np.ndarray, "t b"] | None = None,
-    velocity: Any = None,
+    optimizer_state: Any = None,
+    steps_before: int = 0,
     record_every: int = 1,
     save_logits: bool = False,
     num_spans: int | None = None,
@@ -46,8 +49,10 @@ def replay(
         num_steps: T.
         key: of the order of the data; key 0 where none is given. Unused for the full batch.
         batches: the samples of each step, (T, B), instead of a random order.
-        velocity: the optimiser's momentum at the start, a tree like the problem's state; None is a
-            fresh optimiser.
+        optimizer_state: at the start: of a small network what its optax chain keeps
+            (`SmallNetwork.of_optimizer`), of a frozen kernel the momentum, like the problem's
+            state; None is a fresh optimiser.
+        steps_before: optimiser steps that led to that state; the schedule goes on from there.
         record_every: steps between records; the last step is always recorded.
         save_logits: keep f at each record, (S, N, C).
         num_spans: about how many spans of whole records lie between the `states` that are kept;
@@ -63,9 +68,8 @@ def replay(
     which gives the record too; else the batch's rows at each step, and all at each record.
     """
     check_num_steps(num_steps)
-    check_sgd(optimizer, "head" if problem.follows_kernel else "replay")
-    steps = record_steps(num_steps, record_every)
-    rates = jnp.asarray(optimizer.learning_rates(num_steps), problem.dtype)
+    numbers = record_steps(num_steps, record_every)
+    steps = steps_of(problem, optimizer, steps_before + num_steps)
     indices = (
         batch_indices(
             problem.num_samples, optimizer, num_steps, jax.random.key(0) if key is None else key
@@ -74,10 +78,10 @@ def replay(
         else checked_batches(batches, num_steps, problem.num_samples)
     )
     if problem.streamed:
-        if velocity is not None or num_spans is not None:
+        if optimizer_state is not None or num_spans is not None:
             raise ValueError(
-                "velocity, num_spans: need the features in memory, but these are streamed from "
-                "disk; leave both out, or take a smaller num_projections"
+                "optimizer_state, num_spans: need the features in memory, but these are streamed "
+                "from disk; leave both out, or take a smaller num_projections"
             )
         return train(
             problem.frozen("replay"),
@@ -88,30 +92,45 @@ def replay(
             save_logits=save_logits,
         )[0]
     keeps_states = problem.follows_kernel or num_spans is not None
-    state = problem.zero()
-    velocity = jax.tree.map(jnp.zeros_like, state) if velocity is None else velocity
-    parts, states = [], [state]
+    carry = steps.begin(problem, optimizer_state, steps_before)
+    parts, carries = [], [carry]
     for span, chunk in _spans(
         num_steps, record_every, num_spans or (PATH_SPANS if keeps_states else 1)
     ):
-        records, state, velocity = _run(
-            problem,
-            optimizer.nesterov,
-            chunk,
-            save_logits,
-            hyper(optimizer),
-            rates[span],
-            None if indices is None else indices[span],
-            state,
-            velocity,
-        )
+        taken = None if indices is None else indices[span].reshape(-1, chunk, indices.shape[1])
+        length = (span.stop - span.start) // chunk
+        records, carry = _run(problem, steps, length, chunk, save_logits, taken, carry)
         parts.append(records)
-        states.append(state)
-    parts.append(jax.tree.map(lambda leaf: leaf[None], _record(problem, save_logits, state)))
+        carries.append(carry)
+    parts.append(jax.tree.map(lambda leaf: leaf[None], _record(problem, save_logits, carry[0])))
     loss, error, saved = jax.tree.map(
         lambda *leaves: np.concatenate([np.asarray(leaf) for leaf in leaves]), *parts
     )
-    return Trajectory(steps, loss, error, saved, tuple(states) if keeps_states else None)
+    return Trajectory(numbers, loss, error, saved, tuple(carries) if keeps_states else None)
+
+
+def own_way(
+    optimizer: OptimizerConfig, num_steps: int, *, key: Key[Array, ""] | None = None
+) -> Callable[[Problem], Iterator[Any]] | None:
+    """The way of an optimiser as `ntk_tt.expand` takes it: the states of a problem that
+    it trains, `num_steps`/24 steps apart. None for SGD, whose way is that of gradient descent.
+    """
+    if optimizer.is_sgd:
+        return None
+
+    def way(problem: Problem) -> Iterator[Any]:
+        steps = steps_of(problem, optimizer, num_steps)
+        order = jax.random.key(0) if key is None else key
+        indices = batch_indices(problem.num_samples, optimizer, num_steps, order)
+        carry = steps.begin(problem)
+        chunk = -(-num_steps // _WAY_STATES)
+        for start in range(0, num_steps, chunk):
+            length = min(chunk, num_steps - start)
+            batches = None if indices is None else indices[start : start + length][None]
+            _, carry = _run(problem, steps, 1, length, False, batches, carry)
+            yield carry[0]
+
+    return way
 
 
 def states_along(
@@ -136,10 +155,6 @@ def states_along(
     return found.states or ()
 
 
-def hyper(optimizer: OptimizerConfig) -> tuple[float, float]:
-    return float(optimizer.momentum), float(optimizer.weight_decay)
-
-
 def _spans(num_steps: int, record_every: int, num_spans: int) -> list[tuple[slice, int]]:
     """Steps that run in one compiled scan, and how many of them lie between records.
 
@@ -157,25 +172,27 @@ def _spans(num_steps: int, record_every: int, num_spans: int) -> list[tuple[slic
     return spans
 
 
-@partial(jax.jit, static_argnums=(1, 2, 3))
-def _run(problem, nesterov, chunk, save_logits, hyper, rates, indices, state, velocity):
-    """Records before every `chunk` steps, and the state after all of them."""
-    momentum, weight_decay = hyper
+@eqx.filter_jit
+def _run(
+    problem: Problem,
+    steps: Steps,
+    length: int,
+    chunk: int,
+    save_logits: bool,
+    indices: Int[Array, "s t b"] | None,
+    carry: Any,
+):
+    """Records before every `chunk` steps, and what is carried after all of them."""
 
-    def step(carry, now):
-        state, velocity = carry
-        rate, batch = now
-        return sgd_step(
-            state, velocity, problem.gradient(state, weight_decay, batch), rate, momentum, nesterov
-        ), None
+    def step(carry, batch):
+        return steps.step(problem, carry, batch), None
 
-    def chunk_of_steps(carry, now):
+    def chunk_of_steps(carry, batches):
         record = _record(problem, save_logits, carry[0])
-        return jax.lax.scan(step, carry, now)[0], record
+        return jax.lax.scan(step, carry, batches, length=chunk)[0], record
 
-    grouped = jax.tree.map(lambda leaf: leaf.reshape(-1, chunk, *leaf.shape[1:]), (rates, indices))
-    (state, velocity), records = jax.lax.scan(chunk_of_steps, (state, velocity), grouped)
-    return records, state, velocity
+    carry, records = jax.lax.scan(chunk_of_steps, carry, indices, length=length)
+    return records, carry
 
 
 @partial(jax.jit, static_argnums=1)

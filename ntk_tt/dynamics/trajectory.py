@@ -12,8 +12,8 @@ class Trajectory(eqx.Module):
         loss, error: (S,) mean loss and error rate there; NaN or infinity where the dynamics
             diverged.
         logits: (S, N, C), only where asked for.
-        states: a handful of points on the way, steps 0 and T among them, of a problem with a real
-            head; what `ntk_tt.assess` goes by.
+        states: what the steps carry at a handful of points on the way, steps 0 and T among them,
+            of a problem whose kernel changes; what `ntk_tt.assess` goes by.
     """
 
     steps: np.ndarray

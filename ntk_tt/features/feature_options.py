@@ -16,8 +16,8 @@ class FeatureOptions:
     """How features Φ = J R are computed; the defaults are what most want.
 
     Attributes:
-        num_projections: D', the number of columns of Φ; `auto` takes 16·N·C, or 2·N·(C−1) for
-            `linearize_head`, or what the memory holds; `exact` projects nothing. From D' ≥ D on,
+        num_projections: D', the number of columns of Φ; `auto` takes 16·N·C, or 2,048 entries
+            for `expand`, or what the memory holds; `exact` projects nothing. From D' ≥ D on,
             the number of parameters, the result is exact.
         projection: R: `fold`, a CountSketch by signs and folds, `achlioptas` or `gaussian` (see
             `ntk_tt.features.projections`).

@@ -23,7 +23,7 @@ from ntk_tt.jacobian.network import Apply, logits_of
 from ntk_tt.jacobian.structured import layers
 from ntk_tt.runtime.parameter_names import named_leaves
 
-Importance = Literal["square", "root"]
+Importance = Literal["square", "root", "both"]
 
 _PILOT = 8  # samples by which entries are weighed
 _COMBINATIONS = 2  # of the outputs, with random signs: E(Σ_c ±G_c)² = Σ_c G_c²
@@ -113,10 +113,10 @@ def sample_parameters(
         apply, params, inputs: the network at the weights that are sampled, and samples of its data,
             of which a few are looked at.
         num_entries: D'; from the number of all parameters on, all are taken, each once.
-        key: of the draw. An entry's luck depends on (key, its parameter's name) and the rest on
-            what other parameters there are.
+        key: of the draw: an entry's luck depends on (key, its parameter's name) and the chances.
         importance: `square` draws ∝ the mean square of a column of J, best for Θ and so for SGD;
-            `root` ∝ its root, which is better for optimisers that move all entries alike, as Adam.
+            `root` ∝ its root, which is better for optimisers that move all entries alike, as Adam;
+            `both` ∝ the mean of the two, never much worse than the better one.
 
     Raises:
         ValueError: `num_entries` below the number of parameters' names.
@@ -130,17 +130,47 @@ def sample_parameters(
             f"take at least {len(sizes)}"
         )
     if num_entries >= sum(sizes.values()):
+        squares = {name: np.ones(size) for name, size in sizes.items()}
+    else:
+        squares = mean_squares(apply, params, inputs, key)
+    return draw(
+        {name: squares[name] for name in sizes}, num_entries, key=key, importance=importance
+    )
+
+
+def draw(
+    squares: dict[str, Float[np.ndarray, " _"]],
+    num_entries: int,
+    *,
+    key: Key[Array, ""],
+    importance: Importance = "square",
+) -> ParameterSample:
+    """`sample_parameters` from the mean squares of each entry's derivatives, known up to a factor.
+
+    The numbers of entries of single parameters are rounded to a coarse scale, so that data much
+    like other data gives arrays of the same shapes: D' is within a few per cent of `num_entries`.
+    """
+    sizes = {name: len(square) for name, square in squares.items()}
+    if num_entries < len(sizes):
+        raise ValueError(
+            f"num_entries: {num_entries} leave some of {len(sizes)} parameters without an entry; "
+            f"take at least {len(sizes)}"
+        )
+    if num_entries >= sum(sizes.values()):
         entries = {name: np.arange(size) for name, size in sizes.items()}
         ones = {name: np.ones(size, np.float32) for name, size in sizes.items()}
         return ParameterSample(entries=entries, weights=ones, num_projections=sum(sizes.values()))
-    squares = mean_squares(apply, params, inputs, key)
-    scores = {name: squares[name].astype(np.float64) for name in sizes}
-    for name, score in scores.items():
-        score += _DEFENCE * score.mean() + np.finfo(np.float32).tiny
-        if importance == "root":
-            scores[name] = np.sqrt(score)
+    scores = {}
+    for name, square in squares.items():
+        score = np.asarray(square, np.float64)
+        score = score + _DEFENCE * score.mean() + np.finfo(np.float32).tiny
+        scores[name] = score if importance == "square" else np.sqrt(score)
+    if importance == "both":
+        square = {name: np.square(score) for name, score in scores.items()}
+        total, of_squares = (sum(map(np.sum, each.values())) for each in (scores, square))
+        scores = {name: score / total + square[name] / of_squares for name, score in scores.items()}
     chances = inclusion_probabilities(scores, num_entries)
-    return _drawn(chances, num_entries, key)
+    return _drawn(chances, scores, key)
 
 
 def mean_squares(
@@ -217,26 +247,36 @@ def _capped(scores: Float[np.ndarray, " size"], total: int) -> Float[np.ndarray,
 
 
 def _drawn(
-    chances: dict[str, Float[np.ndarray, " _"]], total: int, key: Key[Array, ""]
+    chances: dict[str, Float[np.ndarray, " _"]],
+    scores: dict[str, Float[np.ndarray, " _"]],
+    key: Key[Array, ""],
 ) -> ParameterSample:
-    """Systematic sampling: entries in random order lie side by side, each as long as its chance;
-    a comb of unit spacing takes those that its teeth hit.
+    """Systematic sampling of each parameter: its entries in random order lie side by side, each as
+    long as its chance; a comb of unit spacing takes those that its teeth hit.
     """
     seed = np.asarray(jax.random.key_data(key)).ravel().tolist()
-    tooth = np.random.default_rng(seed).uniform()
-    position, entries, weights = 0.0, {}, {}
+    entries, weights = {}, {}
     for name, chance in chances.items():
-        order = np.random.default_rng([*seed, zlib.crc32(name.encode())]).permutation(len(chance))
-        ends = position + np.cumsum(chance[order])
-        starts = np.concatenate([[position], ends[:-1]])
+        count = min(_coarse(float(chance.sum())), len(chance))
+        chance = _capped(scores[name], count)
+        rng = np.random.default_rng([*seed, zlib.crc32(name.encode())])
+        order = rng.permutation(len(chance))
+        ends = np.cumsum(chance[order]) * (count / chance.sum())
+        ends[-1] = count
+        starts = np.concatenate([[0.0], ends[:-1]])
+        tooth = rng.uniform()
         hit = np.ceil(ends - tooth) > np.ceil(starts - tooth)
-        index = np.sort(order[hit])
-        position = float(ends[-1])
-        entries[name] = index
-        weights[name] = (1 / chance[index]).astype(np.float32)
+        entries[name] = np.sort(order[hit])
+        weights[name] = (1 / chance[entries[name]]).astype(np.float32)
     return ParameterSample(
         entries=entries, weights=weights, num_projections=sum(map(len, entries.values()))
     )
+
+
+def _coarse(count: float) -> int:
+    """The nearest of 1, 2, …, 16, 18, 20, …, 32, 36, 40, …: eight steps a factor of two."""
+    step = max(1, 1 << max(0, int(np.log2(max(count, 1))) - 3))
+    return max(1, step * round(count / step))
 
 
 def _entries_of_product(

@@ -15,13 +15,72 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from ntk_tt.jacobian import flops as cost
 from ntk_tt.jacobian import jaxpr as jaxprs
 from ntk_tt.jacobian.taps import Source, Tap, has_gradients, leaf_itself
 
 _EXACT = jax.lax.Precision.HIGHEST
+
+
+class Windows(NamedTuple):
+    """A convolution's activations before they are cut into patches.
+
+    Attributes:
+        padded: (n, batch, *spatial, channels).
+        window: of the kernel.
+        positions: of the result.
+        strides, dilation: of the window.
+    """
+
+    padded: Float[Array, "n batch ..."]
+    window: tuple[int, ...]
+    positions: tuple[int, ...]
+    strides: tuple[int, ...]
+    dilation: tuple[int, ...]
+
+    def patches(self) -> Float[Array, "n batch ..."]:
+        """(n, batch, *positions, window, channels): strided slices, one for each kernel
+        position.
+        """
+        parts = []
+        for offset in itertools.product(*map(range, self.window)):
+            start = [
+                index * dilation for index, dilation in zip(offset, self.dilation, strict=True)
+            ]
+            stop = [first + span for first, span in zip(start, self._spans(), strict=True)]
+            parts.append(
+                jax.lax.slice(
+                    self.padded,
+                    [0, 0, *start, 0],
+                    [*self.padded.shape[:2], *stop, self.padded.shape[-1]],
+                    [1, 1, *self.strides, 1],
+                )
+            )
+        return jnp.stack(parts, axis=-2)
+
+    def columns(self, rows: Int[Array, " m"]) -> Float[Array, "n m p"]:
+        """Some columns of the patches as a matrix (positions, window × channels), transposed."""
+        channels = self.padded.shape[-1]
+        offset, channel = rows // channels, rows % channels
+        first = jnp.moveaxis(self.padded, -1, 2)  # (n, batch, channels, *spatial)
+        starts = jnp.unravel_index(offset, self.window)
+        size = (*first.shape[:2], 1, *self._spans())
+
+        def one(channel, *start):
+            moved = [at * dilation for at, dilation in zip(start, self.dilation, strict=True)]
+            return jax.lax.dynamic_slice(first, (0, 0, channel, *moved), size)
+
+        found = jax.vmap(one, out_axes=1)(channel, *starts)  # (n, m, batch, 1, *spans)
+        found = found[(..., *(slice(None, None, stride) for stride in self.strides))]
+        return found.reshape(*found.shape[:2], -1)
+
+    def _spans(self) -> list[int]:
+        return [
+            (count - 1) * stride + 1
+            for count, stride in zip(self.positions, self.strides, strict=True)
+        ]
 
 
 class Product(NamedTuple):
@@ -33,6 +92,7 @@ class Product(NamedTuple):
         signals: (n, C, P, O).
         shape: of the kernel, with the axes of the matrix in order: K's, then O's.
         axes: where each of them is in the kernel.
+        windows: of a convolution, what the activations are cut from.
     """
 
     source: Source
@@ -40,6 +100,7 @@ class Product(NamedTuple):
     signals: Float[Array, "n c p o"]
     shape: tuple[int, ...]
     axes: tuple[int, ...]
+    windows: Windows | None = None
 
     @property
     def rows(self) -> tuple[int, int]:
@@ -88,6 +149,23 @@ class Product(NamedTuple):
             [2 + axis for axis in self.axes],
         )
         return _to_leaf(self.source, kernel, leaves)
+
+    def entries(self, rows: Int[Array, " m"], columns: Int[Array, " m"]) -> Float[Array, "n c m"]:
+        """Some entries of the matrices (K, O), each a dot product over the positions: no gradient
+        is formed, no patch but theirs.
+        """
+        kept = (
+            jnp.take(self.activations.transpose(0, 2, 1), rows, axis=1)
+            if self.windows is None
+            else self.windows.columns(rows)
+        )
+        return jnp.einsum(
+            "nmp,ncmp->ncm",
+            kept,
+            jnp.take(self.signals.transpose(0, 1, 3, 2), columns, axis=2),
+            precision=_EXACT,
+            preferred_element_type=_wide(self.activations, self.signals),
+        )
 
     def transposed_matrix(self) -> Float[Array, "n c o k"]:
         """The gradients in the order that XLA writes without a transposed copy: for inner products,
@@ -204,12 +282,14 @@ def _convolution(tap: Tap) -> Layer | None:
         ),
     )
     window = [kernel[axis] for axis in found.kernel_axes[2:]]
-    patches = _patches(found, tap.operands[0], window, signal.shape[3:-1])
+    windows = _windows(found, tap.operands[0], tuple(window), signal.shape[3:-1])
+    patches = windows.patches()
     order = (*found.kernel_axes[2:], found.kernel_axes[1], found.kernel_axes[0])
     shape = tuple(kernel[axis] for axis in order)
     if found.feature_groups == 1:
         rows = patches.reshape(len(patches), -1, math.prod(shape[:-1]))
-        return Product(source, rows, signal.reshape(*signal.shape[:2], -1, shape[-1]), shape, order)
+        signal = signal.reshape(*signal.shape[:2], -1, shape[-1])
+        return Product(source, rows, signal, shape, order, windows)
     patches = patches.reshape(len(patches), -1, math.prod(window), found.feature_groups, shape[-2])
     signal = signal.reshape(
         *signal.shape[:2], -1, found.feature_groups, shape[-1] // found.feature_groups
@@ -229,12 +309,12 @@ def _convolution(tap: Tap) -> Layer | None:
     return Formed(source, gradient)
 
 
-def _patches(
-    found: jaxprs.Convolution, activation: Array, window: list[int], positions: tuple[int, ...]
-) -> Float[Array, "n batch ..."]:
-    """(n, batch, *positions, window, channels): strided slices of the padded activation, one for
-    each kernel position.
-    """
+def _windows(
+    found: jaxprs.Convolution,
+    activation: Array,
+    window: tuple[int, ...],
+    positions: tuple[int, ...],
+) -> Windows:
     activation = activation.transpose(
         0, *(1 + axis for axis in (found.input_axes[0], *found.input_axes[2:], found.input_axes[1]))
     )
@@ -243,30 +323,7 @@ def _patches(
         jnp.zeros((), activation.dtype),
         [(0, 0, 0), (0, 0, 0), *((low, high, 0) for low, high in found.padding), (0, 0, 0)],
     )
-    parts = []
-    for offset in itertools.product(*map(range, window)):
-        start = [
-            0,
-            0,
-            *(
-                index * dilation
-                for index, dilation in zip(offset, found.kernel_dilation, strict=True)
-            ),
-            0,
-        ]
-        stop = [
-            first + (count - 1) * stride + 1
-            for first, count, stride in zip(start[2:-1], positions, found.strides, strict=True)
-        ]
-        parts.append(
-            jax.lax.slice(
-                padded,
-                start,
-                [*padded.shape[:2], *stop, padded.shape[-1]],
-                [1, 1, *found.strides, 1],
-            )
-        )
-    return jnp.stack(parts, axis=-2)
+    return Windows(padded, window, positions, found.strides, found.kernel_dilation)
 
 
 def _transposed(tap: Tap, present: list[Source], leaves: list[Array]) -> list[Layer]:

@@ -173,7 +173,7 @@ def check_network(apply: Apply, params: PyTree, inputs: Float[Array | np.ndarray
                 f"params: {name!r} has dtype {leaf.dtype}; trainable parameters must be floating "
                 "point"
             )
-        if not bool(jnp.isfinite(leaf).all()):
+        if not _is_finite(leaf):
             raise ValueError(f"params: {name!r} holds NaN or infinity; the weights are damaged")
     sample = jnp.asarray(inputs[:1])
     two, one = (
@@ -208,6 +208,13 @@ def check_logits(logits: Float[Array, "n c"]) -> None:
             f"samples, the first is sample {int(finite.argmin())}; check its weights and the "
             "preprocessing"
         )
+
+
+def _is_finite(leaf: Array) -> bool:
+    """By numpy where it can: each shape of a parameter would be one more program to compile."""
+    if leaf.is_fully_addressable if isinstance(leaf, jax.Array) else True:
+        return bool(np.isfinite(np.asarray(leaf).astype(working_type(leaf))).all())
+    return bool(jnp.isfinite(leaf).all())
 
 
 @jax.jit

@@ -2,12 +2,14 @@
 function.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from ntk_tt.jacobian.layers import Formed, Layer, layers_of
-from ntk_tt.jacobian.taps import Apply, backpropagate, leaf_itself
+from ntk_tt.jacobian.taps import Apply, Directions, backpropagate, leaf_itself
 
 
 def layers(apply: Apply, params: PyTree, inputs: Float[Array, "n ..."]) -> list[Layer]:
@@ -21,8 +23,22 @@ def outputs_and_layers(
     apply: Apply, params: PyTree, inputs: Float[Array, "n ..."]
 ) -> tuple[Float[Array, "n c"], list[Layer]]:
     """The outputs of a block of samples, each computed alone, and `layers`."""
+    outputs, _, found = looked_at(apply, params, inputs, None)
+    return outputs, found
+
+
+def looked_at(
+    apply: Apply,
+    params: PyTree,
+    inputs: Float[Array, "n ..."],
+    directions: Directions | None,
+    given: PyTree = (),
+) -> tuple[Float[Array, "n c"], Any, list[Layer]]:
+    """`outputs_and_layers` along directions of each sample's own, with what `backpropagate` gives
+    beside.
+    """
     leaves = jax.tree.leaves(params)
-    outputs, taps = backpropagate(apply, params, inputs)
+    outputs, beside, taps = backpropagate(apply, params, inputs, directions, given)
     found: list[Layer] = [layer for tap in taps for layer in layers_of(tap, leaves)]
     if not found:  # a function of none of its parameters
         index = min(range(len(leaves)), key=lambda index: leaves[index].size)
@@ -32,7 +48,7 @@ def outputs_and_layers(
                 jnp.zeros((*outputs.shape, *leaves[index].shape), leaves[index].dtype),
             )
         ]
-    return outputs, found
+    return outputs, beside, found
 
 
 def structured_jacobian(

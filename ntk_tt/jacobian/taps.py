@@ -22,6 +22,8 @@ from jaxtyping import Array, Float, Inexact, PyTree
 from ntk_tt.jacobian import jaxpr as jaxprs
 
 Apply = Callable[[PyTree, Array], Float[Array, "n c"]]
+# (outputs (C,), what is given of this sample) -> (directions (k, C), anything else)
+Directions = Callable[[Array, PyTree], tuple[Float[Array, "k c"], Any]]
 
 
 class Source(NamedTuple):
@@ -69,12 +71,23 @@ def has_gradients(value: Any) -> bool:
 
 
 def backpropagate(
-    apply: Apply, params: PyTree, inputs: Float[Array, "n ..."]
-) -> tuple[Float[Array, "n c"], list[Tap]]:
-    """The outputs of a block of samples, each computed alone, and the taps.
+    apply: Apply,
+    params: PyTree,
+    inputs: Float[Array, "n ..."],
+    directions: Directions | None = None,
+    given: PyTree = (),
+) -> tuple[Float[Array, "n c"], Any, list[Tap]]:
+    """The outputs of a block of samples, each computed alone, what `directions` says beside, and
+    the taps.
 
-    Costs one forward pass and C backward passes through activations; holds the block's activations
-    and signals.
+    Args:
+        apply, params, inputs: the network and a block of samples.
+        directions: of one sample, from its outputs and its part of `given`: the k directions in
+            which its outputs are looked at, and anything else. None looks at each of the C outputs.
+        given: arrays with a leading axis n.
+
+    Costs one forward pass and k (or C) backward passes through activations; holds the block's
+    activations and signals.
     """
     leaves, tree = jax.tree.flatten(params)
     closed = jaxprs.trace(
@@ -85,7 +98,7 @@ def backpropagate(
     shapes = _result_shapes(closed, leaves, inputs[0])
     recorded: list[Tap] = []
 
-    def one_sample(x):
+    def one_sample(x, given):
         def perturbed(perturbations):
             recorder = _Recorder(leaves, perturbations)
             logits = recorder.run(closed, x)
@@ -94,14 +107,23 @@ def backpropagate(
 
         zeros = [[jnp.zeros(shape.shape, shape.dtype) for shape in tap] for tap in shapes]
         logits, pullback, operands = jax.vjp(perturbed, zeros, has_aux=True)
-        (signals,) = jax.vmap(pullback)(jnp.eye(logits.size, dtype=logits.dtype))
-        return logits, operands, signals
+        looked, beside = (
+            (jnp.eye(logits.size, dtype=logits.dtype), ())
+            if directions is None
+            else directions(logits, given)
+        )
+        (signals,) = jax.vmap(pullback)(looked.astype(logits.dtype))
+        return logits, beside, operands, signals
 
-    outputs, operands, signals = jax.vmap(one_sample)(inputs)
-    return outputs, [
-        tap._replace(operands=values, signals=signal)
-        for tap, values, signal in zip(recorded, operands, signals, strict=True)
-    ]
+    outputs, beside, operands, signals = jax.vmap(one_sample)(inputs, given)
+    return (
+        outputs,
+        beside,
+        [
+            tap._replace(operands=values, signals=signal)
+            for tap, values, signal in zip(recorded, operands, signals, strict=True)
+        ],
+    )
 
 
 def _result_shapes(closed, leaves, x) -> list[list[jax.ShapeDtypeStruct]]:

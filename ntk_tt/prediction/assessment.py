@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 
 from ntk_tt.dynamics.optimizer_replay import PATH_SPANS
 from ntk_tt.jacobian.network import Apply
-from ntk_tt.optimizer import OptimizerConfig, check_sgd
+from ntk_tt.optimizer import OptimizerConfig
 from ntk_tt.prediction.margin import PredictedPath, margin_on_the_way, predicted_path, stability
 from ntk_tt.prediction.residual import linearization_residual
 from ntk_tt.prediction.safe_rate import safe_learning_rate
@@ -20,6 +20,7 @@ LOOK_CLOSER = 4.0  # below, the margin is looked at between the points of the pa
 # the default's half of 2·N·(C−1), less what rounding leaves: its projection is of the backbone
 # alone, and the predictions that trust was fitted to have it.
 SKETCH_LIMITS = {"frozen": (4.0, 1.0), "head": (1.6, 0.5)}
+_SAMPLED = (1024, 256)  # a sample of so many parameters says as much, whatever the rank
 _RISEN = 3.0  # times the initial loss, or that of chance, which no stable run's prediction passes
 
 
@@ -52,18 +53,18 @@ def assess(
         seed: of the sample.
 
     Raises:
-        ValueError: an argument out of range, or another optimiser than SGD.
+        ValueError: an argument out of range.
 
     Cost: one replay where there is no `path`, two or three short ones for the largest safe rate, a
     few hundred products with Θ, and about 10 steps' worth of 64 samples.
     """
-    check_sgd(optimizer, "assess")
     if path is None or len(path) < PATH_SPANS:
         path = predicted_path(problem, optimizer, num_steps, key=key)
     margin, _ = stability(problem, optimizer, num_steps, path)
     if margin < LOOK_CLOSER:
         margin = min(margin, margin_on_the_way(problem, optimizer, num_steps, key=key))
-    final = problem.tangent(path[-1]).initial_logits
+    last = path[-1][0] if problem.follows_kernel else path[-1]
+    final = problem.tangent(last).initial_logits
     residual = linearization_residual(
         apply, params, inputs, labels, optimizer, final_logits=final, loss=problem.loss, seed=seed
     )
@@ -101,17 +102,20 @@ def _doubts(
             )
     rank, dimension = problem.rank, problem.num_projections
     medium, low = SKETCH_LIMITS["head" if problem.follows_kernel else "frozen"]
-    if dimension is not None and dimension < medium * rank:
+    wanted, least = medium * rank, low * rank
+    if problem.takes_any_optimizer:
+        wanted, least = min(wanted, _SAMPLED[0]), min(least, _SAMPLED[1])
+    if dimension is not None and dimension < wanted:
         effect = (
             "only some of the eigenvalues of Θ are seen, so times are wrong"
-            if dimension < low * rank
+            if dimension < least
             else "the small eigenvalues of Θ come out too small, so late times come too late"
         )
         found.append(
             (
-                "low" if dimension < low * rank else "medium",
+                "low" if dimension < least else "medium",
                 f"D' = {dimension} projections are few for a kernel of rank {rank}: {effect}; take "
-                f"at least {math.ceil(medium * rank)}",
+                f"at least {math.ceil(wanted)}",
             )
         )
     return tuple(found)

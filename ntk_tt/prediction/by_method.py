@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Key
 
-from ntk_tt.dynamics import Method
+from ntk_tt.dynamics import Method, own_way
 from ntk_tt.dynamics.trajectory import Trajectory
 from ntk_tt.features.contrasts import Outputs
 from ntk_tt.features.store import FeatureStore
@@ -22,7 +22,7 @@ from ntk_tt.prediction.verdict import HOPELESS_MARGIN, Verdict
 from ntk_tt.runtime.progress import progress_bar
 from ntk_tt.runtime.sharding import sample_mesh
 from ntk_tt.runtime.stopwatch import Stopwatch
-from ntk_tt.surrogate.head_pass import linearize_head
+from ntk_tt.surrogate.expansion import expand
 from ntk_tt.surrogate.linear_pass import linearize
 from ntk_tt.surrogate.problem import Problem
 from ntk_tt.times.calibration import Interval, has_interval, interval, slowdown, slowed
@@ -33,6 +33,9 @@ from ntk_tt.training import TrainingRun, finetune
 CommandLineMethod = Literal[
     "curvature", "head", "one-shot", "replay", "ode", "sde", "sde-diagonal", "sde-diagonal-constant"
 ]
+
+
+TRAINED = ("head", "curvature", "one-shot")  # by a small network, with any optimiser
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,9 +92,10 @@ def predict_by(
     takes one.
 
     Raises:
-        ValueError: another optimiser than SGD, or whatever is out of range.
+        ValueError: an optimiser that the method does not know, or whatever is out of range.
     """
-    check_sgd(optimizer, method)
+    if method not in TRAINED:
+        check_sgd(optimizer, method)
     features, dynamics = Stopwatch(), Stopwatch()
     key, orders = jax.random.key(setup.seed), jax.random.key(setup.seed + 1)
     model, images, labels = loaded.model, loaded.images, loaded.task.labels
@@ -127,11 +131,12 @@ def predict_by(
         )
     if method in ("head", "curvature"):
         with features, progress_bar("features") as progress:
-            problem = linearize_head(
+            problem = expand(
                 model,
                 images,
                 labels,
                 curvature=method == "curvature",
+                way=own_way(optimizer, recording.num_steps, key=orders),
                 loss=setup.loss,
                 options=setup.options,
                 key=key,

@@ -1,6 +1,6 @@
 """The stability margin of a setting along its own predicted way."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -10,10 +10,11 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from ntk_tt.dynamics.batches import batch_indices, noise_variance
-from ntk_tt.dynamics.optimizer_replay import PATH_SPANS, hyper, replay
-from ntk_tt.dynamics.sgd import sgd_step
+from ntk_tt.dynamics.optimizer_replay import PATH_SPANS, replay
+from ntk_tt.dynamics.steps import ChainSteps, Steps, steps_of
 from ntk_tt.losses import mean_loss
-from ntk_tt.optimizer import OptimizerConfig, check_num_steps, check_sgd
+from ntk_tt.optimizer import OptimizerConfig, check_num_steps
+from ntk_tt.surrogate.linear import LinearizedProblem
 from ntk_tt.surrogate.problem import Problem
 from ntk_tt.surrogate.sharpness import (
     batch_curvature_variance,
@@ -33,6 +34,9 @@ _LEARNT = 0.2
 # times the loss at the start, or that of chance: a way that is not stable, whatever the curvature
 # is by then
 _RISEN = 3.0
+# Steps that an optimiser's own moments need before they say how it answers to a gradient: Adam's
+# first steps are those of a sign.
+_SETTLED = 10
 # of the largest curvature that the loss can have: less, at a loss well above chance, says nothing
 # of stability
 _SATURATED = 0.01
@@ -45,8 +49,8 @@ def predicted_path(
     *,
     key: Key[Array, ""] | None = None,
 ) -> PredictedPath:
-    """A handful of predicted points between step 0 and T (`Problem.point`): logits (S, N,
-    C), or states where the kernel changes on the way.
+    """A handful of predicted points between step 0 and T (`Problem.point`): logits (S, N, C), or
+    what the steps carry where the kernel changes on the way.
     """
     check_num_steps(num_steps)
     trajectory = replay(
@@ -77,14 +81,14 @@ def stability(
     `largest_safe_learning_rate`. A larger rate goes another way, along which the bound may be
     lower: `safe_learning_rate` is the rate that holds on its own way.
 
-    The margin is 0 where the way itself leaves the finite numbers.
+    Any other optimiser is looked at as the linear filter that it is at each point: how its next
+    updates answer to a gradient, entry by entry. λ is then that of the Hessian between the roots of
+    these answers, as for Adam, which is stable below (2+2β₁)/((1−β₁)η) (Cohen et al. 2022).
 
-    Raises:
-        ValueError: the optimiser is not SGD, whose bound this is.
+    The margin is 0 where the way itself leaves the finite numbers.
     """
-    check_sgd(optimizer, "stability")
     points = predicted_path(problem, optimizer, num_steps) if path is None else path
-    looked = _Looked(problem, optimizer)
+    looked = _Looked(problem, optimizer, steps_of(problem, optimizer, num_steps))
     for point in points:
         looked.at(point)
         if not looked.is_finite or problem.has_one_sharpness:
@@ -99,22 +103,30 @@ def stability(
 class _Looked:
     """What is known of the stability of a setting after looking at some points of its way."""
 
-    def __init__(self, problem: Problem, optimizer: OptimizerConfig):
-        self.problem, self.optimizer = problem, optimizer
+    def __init__(self, problem: Problem, optimizer: OptimizerConfig, steps: Steps):
+        self.problem, self.optimizer, self.steps = problem, optimizer, steps
+        self.highest = float(steps.rates.max())
         self.noise = noise_variance(problem.num_samples, optimizer)
         self.chance = chance_loss(np.asarray(problem.targets), problem.loss)
         self.bound, self.curvature, self.losses, self.is_finite = np.inf, 0.0, [], True
         self._direction = None
+        # a small network is no nearer to the real one than that
+        self.tolerance = 1e-2 if problem.takes_any_optimizer else 1e-4
 
     def at(self, point: Any) -> None:
         """Look at one more point."""
-        here = self.problem.tangent(point)
+        here, rate_of = self._here(point)
         outputs = here.initial_logits
         loss = float(mean_loss(here.loss, outputs, here.targets))
         self.is_finite = bool(np.isfinite(outputs).all() and np.isfinite(loss))
         if not self.is_finite:
             return
-        curvature, self._direction = largest_curvature(here, outputs, self._direction)
+        if not self.optimizer.is_sgd and int(point[2]) < min(_SETTLED, len(self.steps.rates)):
+            self.losses.append(loss)
+            return
+        curvature, self._direction = largest_curvature(
+            here, outputs, self._direction, tolerance=self.tolerance
+        )
         variance = (
             self.noise * batch_curvature_variance(here, outputs, curvature, self._direction)
             if self.noise
@@ -125,17 +137,38 @@ class _Looked:
             return
         self.losses.append(loss)
         self.curvature = max(self.curvature, curvature)
-        self.bound = min(self.bound, self._rate(curvature, variance))
+        self.bound = min(self.bound, rate_of(curvature, variance))
 
     def safe_rate(self, first: Any) -> float:
         """The least bound that was seen; where all there was to see is a softmax saturated on wrong
         classes, that of the sharpest it can be at the first point.
         """
         if self.problem.loss == "ce" and self.losses and min(self.losses) > 2 * self.chance:
-            sharpest = largest_curvature_bound(self.problem.tangent(first))
+            here, rate_of = self._here(first)
+            sharpest = largest_curvature_bound(here)
             if not self.curvature >= _SATURATED * sharpest:
-                return min(self.bound, self._rate(sharpest, 0.0))
+                return min(self.bound, rate_of(sharpest, 0.0))
         return self.bound if self.losses else 0.0
+
+    def _here(self, point: Any) -> tuple[LinearizedProblem, Callable[[float, float], float]]:
+        """The frozen problem at a point, and the bound on the rate that curvature and its variance
+        there make.
+        """
+        if self.optimizer.is_sgd:
+            state = point[0] if self.problem.follows_kernel else point
+            return self.problem.tangent(state), self._rate
+        assert isinstance(self.steps, ChainSteps)
+        scale, first, second, third = _answer(self.problem, self.steps, point)
+        # u_t = −Σ_j h_j g_{t−j} with h_j = h₁ ρ^{j−1}: for heavy ball h₁ = ρ h₀, and then 1
+        decay = min(float(third / second), 1 - 1e-6) if second > 0 else 0.0
+        share = 1 + decay - (float(second / first) if first > 0 else 0.0)
+
+        def rate_of(curvature: float, variance: float) -> float:
+            return self.highest * largest_safe_learning_rate(
+                share * curvature, share**2 * variance, momentum=decay
+            )
+
+        return self.problem.tangent(point[0], scale), rate_of
 
     def has_risen(self) -> bool:
         return self.losses[-1] > _RISEN * max(self.losses[0], self.chance)
@@ -169,9 +202,8 @@ def margin_on_the_way(
     Raises:
         ValueError: the optimiser is not SGD.
     """
-    check_sgd(optimizer, "margin_on_the_way")
     highest = optimizer.learning_rates(num_steps).max()
-    looked, first = _Looked(problem, optimizer), None
+    looked, first = _Looked(problem, optimizer, steps_of(problem, optimizer, num_steps)), None
     for point in _way(problem, optimizer, num_steps, key):
         first = point if first is None else first
         looked.at(point)
@@ -180,6 +212,13 @@ def margin_on_the_way(
         if looked.bound < highest or looked.has_learnt() or problem.has_one_sharpness:
             break
     return float(looked.safe_rate(first) / highest) if highest > 0 else np.inf
+
+
+def first_point(problem: Problem, optimizer: OptimizerConfig, num_steps: int) -> Any:
+    """The point before training, as `predicted_path` has it."""
+    if not problem.follows_kernel:
+        return problem.point(problem.zero())
+    return steps_of(problem, optimizer, num_steps).begin(problem)
 
 
 def _way(
@@ -192,41 +231,38 @@ def _way(
     if problem.streamed:
         yield from predicted_path(problem, optimizer, num_steps, key=key)
         return
-    state = problem.zero()
-    rates = jnp.asarray(optimizer.learning_rates(num_steps), problem.targets.dtype)
+    steps = steps_of(problem, optimizer, num_steps)
     indices = batch_indices(
         problem.num_samples, optimizer, num_steps, jax.random.key(0) if key is None else key
     )
-    settings = jax.tree.map(jnp.asarray, hyper(optimizer))
-    carry: Any = state, jax.tree.map(jnp.zeros_like, state)
+    carry = steps.begin(problem)
     taken, look = 0, 0.0
     while True:
         chunk = max(size for size in _CHUNKS if size == _CHUNKS[0] or 8 * size <= taken)
         ends = taken + chunk > num_steps
         if taken >= look or ends:
-            yield problem.point(carry[0])
+            yield carry if problem.follows_kernel else problem.point(carry[0])
             look = _SPACING * taken
         if ends:
             return
-        span = slice(taken, taken + chunk)
-        carry = _advance(
-            problem,
-            optimizer.nesterov,
-            settings,
-            carry,
-            rates[span],
-            None if indices is None else indices[span],
-        )
+        batches = None if indices is None else indices[taken : taken + chunk]
+        carry = _advance(problem, steps, chunk, carry, batches)
         taken += chunk
 
 
 @eqx.filter_jit
-def _advance(problem, nesterov: bool, settings, carry, rates, indices):
-    momentum, weight_decay = settings
+def _advance(problem: Problem, steps: Steps, length: int, carry, indices):
+    def step(carry, batch):
+        return steps.step(problem, carry, batch), None
 
-    def step(carry, now):
-        (state, velocity), (rate, batch) = carry, now
-        slope = problem.gradient(state, weight_decay, batch)
-        return sgd_step(state, velocity, slope, rate, momentum, nesterov), None
+    return jax.lax.scan(step, carry, indices, length=length)[0]
 
-    return jax.lax.scan(step, carry, (rates, indices))[0]
+
+@eqx.filter_jit
+def _answer(problem: Problem, steps: ChainSteps, carry):
+    """What each entry's gradient is multiplied by, and the sums of that and of the next two
+    answers.
+    """
+    answers = steps.response(problem.gradient(carry[0]), carry)
+    sums = [sum(jnp.abs(leaf).sum() for leaf in jax.tree.leaves(each)) for each in answers]
+    return answers[0], *sums

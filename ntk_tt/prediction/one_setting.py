@@ -52,7 +52,7 @@ def predict(
     """The training curve and times of one optimiser setting.
 
     Args:
-        problem: from `linearize`, or from `linearize_head`.
+        problem: from `linearize`, or from `expand`.
         optimizer: the setting.
         num_steps: T.
         method: see `ntk_tt.dynamics.simulate`.

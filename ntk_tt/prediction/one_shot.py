@@ -6,26 +6,25 @@ import dataclasses
 import math
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from ntk_tt.dynamics.batches import batch_indices
-from ntk_tt.dynamics.optimizer_replay import replay
+from ntk_tt.dynamics.optimizer_replay import own_way, replay
 from ntk_tt.dynamics.trajectory import Trajectory, record_steps
 from ntk_tt.features.feature_options import DEFAULT_OPTIONS, FeatureOptions
 from ntk_tt.losses import LossName
 from ntk_tt.models.model import Model
 from ntk_tt.optimizer import OptimizerConfig, check_num_seeds, check_num_steps
 from ntk_tt.runtime.progress import Progress, silent
-from ntk_tt.surrogate.head_parts import velocity_of
-from ntk_tt.surrogate.head_pass import linearize_head
-from ntk_tt.surrogate.real_head import HeadProblem
+from ntk_tt.surrogate.expansion import expand
+from ntk_tt.surrogate.small_network import SmallNetwork
 from ntk_tt.targets import chance_loss, encode_targets
 from ntk_tt.training import TrainingRun, finetune
 
 # times the loss at the start, or that of chance: nothing can be predicted from where such steps led
 _BLOWN_UP = 10.0
+_BACKWARD_PASSES = 6  # of both points of a small network, three directions each
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +37,7 @@ class OneShot:
         trajectories: a curve a seed: the real records, then the predicted ones.
     """
 
-    problem: HeadProblem
+    problem: SmallNetwork
     run: TrainingRun
     trajectories: tuple[Trajectory, ...]
 
@@ -74,7 +73,7 @@ def predict_after(
     momentum as it is by then.
 
     Args:
-        model, inputs, labels, loss, curvature, options, progress: as `linearize_head`.
+        model, inputs, labels, loss, curvature, options, progress: as `expand`.
         optimizer, num_steps, num_seeds, record_every: as `predict`.
         first_steps: k; None takes what costs as much as the feature pass (`affordable_steps`), but
             at most T/4.
@@ -82,10 +81,10 @@ def predict_after(
         key: of the projection and of the orders that follow; key 0 where none is given.
 
     Raises:
-        ValueError: as `linearize_head`, T below 2, k outside 1 … T−1, or real steps that diverge,
+        ValueError: as `expand`, T below 2, k outside 1 … T−1, or real steps that diverge,
             blow up or end in a dead network.
 
-    Cost: k real steps, and `linearize_head` for this setting alone.
+    Cost: k real steps, and `expand` for this setting alone.
     """
     check_num_steps(num_steps, least=2)
     check_num_seeds(num_seeds)
@@ -94,7 +93,7 @@ def predict_after(
     if first_steps is None:
         first_steps = min(
             max(1, num_steps // 4),
-            affordable_steps(num_samples, batch_size, 2 * (model.num_classes - 1)),
+            affordable_steps(num_samples, batch_size, _BACKWARD_PASSES),
         )
     if not 1 <= first_steps < num_steps:
         raise ValueError(
@@ -115,18 +114,18 @@ def predict_after(
     check_beginning(run, "first", loss, labels)
     key = jax.random.key(0) if key is None else key
     moved = dataclasses.replace(model, params=run.params)
-    problem = linearize_head(
+    problem = expand(
         moved,
         inputs,
         labels,
         curvature=curvature,
+        way=own_way(optimizer, num_steps, key=key),
         loss=loss,
         options=options,
         key=key,
         progress=progress,
     )
-    velocity = None if run.velocity is None else velocity_of(problem, moved, run.velocity)
-    later = dataclasses.replace(optimizer, learning_rate=_later(optimizer, num_steps, first_steps))
+    carried = problem.of_optimizer(run.opt_state, run.params)
     steps = record_steps(num_steps, record_every)
     # the replay's own count starts after the real steps
     every = math.gcd(record_every, first_steps)
@@ -136,10 +135,11 @@ def predict_after(
         batches = batch_indices(num_samples, optimizer, num_steps - first_steps, each)
         replayed = replay(
             problem,
-            later,
+            optimizer,
             num_steps - first_steps,
             batches=batches,
-            velocity=velocity,
+            optimizer_state=carried,
+            steps_before=first_steps,
             record_every=every,
         )
         known, predicted = steps[steps <= first_steps], steps[steps > first_steps]
@@ -182,11 +182,3 @@ def check_beginning(
             f"learning_rate: real training died within the {which} {taken} steps, by step "
             f"{run.collapsed_at}: the outputs are the same for all samples; {remedy}"
         )
-
-
-def _later(optimizer: OptimizerConfig, num_steps: int, first_steps: int):
-    """The learning rate from step k on, as a schedule that starts at 0."""
-    if not callable(optimizer.learning_rate):
-        return optimizer.learning_rate
-    rates = jnp.asarray(optimizer.learning_rates(num_steps)[first_steps:])
-    return lambda step: rates[step]

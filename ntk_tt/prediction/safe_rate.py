@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Array, Key
 
 from ntk_tt.optimizer import OptimizerConfig, check_sgd, scaled
-from ntk_tt.prediction.margin import margin_on_the_way, stability
+from ntk_tt.prediction.margin import first_point, margin_on_the_way, stability
 from ntk_tt.surrogate.problem import Problem
 
 CLOSE_TO_ONE = (
@@ -58,12 +58,13 @@ def safe_learning_rate(
             disk.
 
     Raises:
-        ValueError: an argument out of range, or another optimiser than SGD.
+        ValueError: an argument out of range, or an optimiser that the problem cannot carry.
 
     Cost: a replay until the loss is learnt, or the bound is passed, for each of the ways, two or
     three as a rule.
     """
-    check_sgd(optimizer, "safe_learning_rate")
+    if not problem.takes_any_optimizer:
+        check_sgd(optimizer, "replay")
     highest = float(optimizer.learning_rates(num_steps).max())
     first = margin_on_the_way(problem, optimizer, num_steps, key=key) if margin is None else margin
     if highest == 0 or not np.isfinite(first):
@@ -79,7 +80,7 @@ def safe_learning_rate(
                 problem,
                 optimizer,
                 num_steps,
-                [problem.point(problem.zero())],
+                [first_point(problem, optimizer, num_steps)],
             )[0],
         )
     seen = {1.0: first}  # margins by factor

@@ -59,7 +59,7 @@ def judge(
     doubts: tuple[tuple[Trust, str], ...] = (),
 ) -> Verdict:
     """Trust from the margin and the expected residual, the worse one; from the margin alone where
-    it is that of a kernel followed on its way (`HeadProblem`).
+    it is that of a kernel followed on its way (`SmallNetwork`).
 
     Args:
         doubts: (most trust, reason) of what else speaks against the prediction.

@@ -65,6 +65,10 @@ class LinearizedProblem(eqx.Module):
         return self.kernel.streamed
 
     @property
+    def takes_any_optimizer(self) -> bool:
+        return False
+
+    @property
     def has_one_sharpness(self) -> bool:
         return self.loss == "mse"
 
@@ -79,7 +83,9 @@ class LinearizedProblem(eqx.Module):
         change = self.kernel.push_rows(state.kernel_state, indices)
         return self.initial_logits[indices] + change + state.decay * self.weight_logits[indices]
 
-    def gradient(self, state: "State", weight_decay, indices: Indices | None = None) -> "State":
+    def gradient(
+        self, state: "State", weight_decay: Any = 0.0, indices: Indices | None = None
+    ) -> "State":
         if indices is None:
             mean = losses.mean_residuals(self.loss, self.logits(state), self.targets)
             pulled = self.kernel.pull(mean)
@@ -99,7 +105,9 @@ class LinearizedProblem(eqx.Module):
     def point(self, state: "State") -> Float[Array, "n c"]:
         return self.logits(state)
 
-    def tangent(self, point: Float[Array | np.ndarray, "n c"]) -> "LinearizedProblem":
+    def tangent(
+        self, point: Float[Array | np.ndarray, "n c"], scale: None = None
+    ) -> "LinearizedProblem":
         return dataclasses.replace(self, initial_logits=jnp.asarray(point))
 
     def frozen(self, method: str) -> "LinearizedProblem":

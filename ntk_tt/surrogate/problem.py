@@ -69,6 +69,13 @@ class Problem(Protocol):
         ...
 
     @property
+    def takes_any_optimizer(self) -> bool:
+        """Whether a state holds parameters of the network, so that any optimiser that treats each
+        of them alone can move it; else only SGD can.
+        """
+        ...
+
+    @property
     def has_one_sharpness(self) -> bool:
         """Whether the sharpness is the same at every point."""
         ...
@@ -85,7 +92,7 @@ class Problem(Protocol):
         """Mean loss and error rate."""
         ...
 
-    def gradient(self, state: Any, weight_decay: Any, indices: Indices | None = None) -> Any:
+    def gradient(self, state: Any, weight_decay: Any = 0.0, indices: Indices | None = None) -> Any:
         """∂L/∂state of the mean loss of all samples, or of a batch, and λ·(the weights)."""
         ...
 
@@ -93,9 +100,10 @@ class Problem(Protocol):
         """What `tangent` takes."""
         ...
 
-    def tangent(self, point: Any) -> "LinearizedProblem":
+    def tangent(self, point: Any, scale: Any = None) -> "LinearizedProblem":
         """The problem with the kernel frozen as it is at a point, and that point's logits at its
-        start: what sharpness is measured of.
+        start: what sharpness is measured of. `scale`, like a state, is what an optimiser multiplies
+        each entry of a gradient by; None where it multiplies all alike.
         """
         ...
 

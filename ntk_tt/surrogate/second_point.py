@@ -1,126 +1,204 @@
-"""The second expansion point of the backbone: where training is predicted to lead, and the Jacobian
-there.
-"""
+"""The second expansion point: where training is predicted to lead, and the Jacobian there."""
 
 import dataclasses
+import itertools
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Key, PyTree
 
-from ntk_tt import losses
-from ntk_tt.features.compute import compute_features
-from ntk_tt.features.feature_options import FeatureOptions
-from ntk_tt.features.plan import plan_features
-from ntk_tt.jacobian.network import blocks, in_blocks
+from ntk_tt.features.own_directions import HeadPath, OwnDirections
+from ntk_tt.features.sampled_pass import Entries, sampled_pass
+from ntk_tt.runtime.parameter_names import named_leaves
 from ntk_tt.runtime.progress import Progress, silent
-from ntk_tt.surrogate.curvature import Curvature
-from ntk_tt.surrogate.head_parts import BLOCK, Parts, along, moved_weights
-from ntk_tt.surrogate.real_head import HeadProblem, HeadState
+from ntk_tt.surrogate.backbone import Backbone
 from ntk_tt.surrogate.sharpness import largest_curvature
+from ntk_tt.surrogate.small_network import Bend, SmallNetwork
+
+# The states of a surrogate on an optimiser's way, equally many steps apart.
+Way = Callable[[SmallNetwork], Iterable[PyTree]]
 
 # the second expansion point is where the predicted loss has fallen to this share of its start
 ANCHOR_FALL = 0.25
 _FLOW_RATE = 1.0  # of 1/λ, without momentum: near to gradient flow, and stable until λ has doubled
 # most steps of the path to the second point, and between two looks at its loss
-_FLOW_STEPS, _FLOW_CHUNK = (
-    600,
-    5,
-)
+_FLOW_STEPS, _FLOW_CHUNK = 600, 5
 _HALVINGS = 4  # of the way to the second point, at most
 
 
-def with_curvature(
-    problem: HeadProblem,
-    parts: Parts,
-    inputs,
-    basis: Float[Array, "c k"],
-    options: FeatureOptions,
+def with_bend(
+    small: SmallNetwork,
+    backbone: Backbone,
+    rule: OwnDirections,
+    entries: Entries,
+    inputs: Float[Array | np.ndarray, "n ..."],
+    path: HeadPath,
+    key: Key[Array, ""],
     *,
-    key: Key[Array, ""] | None = None,
     fall: float = ANCHOR_FALL,
+    way: Way | None = None,
+    block_size: int | None = None,
     progress: Progress = silent,
-) -> HeadProblem:
-    """The problem with the second-order terms of `Curvature`, by a feature pass where the predicted
-    loss has fallen to a share of its start.
+) -> SmallNetwork:
+    """The surrogate with second-order terms, by a pass where the predicted loss has fallen to a
+    share of its start.
 
-    Where the network has no finite features so far out, as after an unstable start, the second
-    point is taken nearer.
+    `way` is that of the optimiser; without one it is plain gradient descent, along which SGD goes
+    at every rate and momentum. Where the network has no finite outputs so far out, as after an
+    unstable start, the second point is taken nearer.
     """
-    state, pushed = path_to(problem, fall)
-    displacement = state.backbone
-    moved = moved_weights(parts, problem.directions, inputs, pushed)
+    state, pushed = path_to(small, fall) if way is None else path_along(small, way, fall)
+    cotangents = np.einsum("nk,nkf->nf", np.asarray(pushed), np.asarray(small.directions))
+    displacement = backbone.pull(backbone.params, inputs, cotangents)
+    if backbone.head:
+        displacement = _without(displacement, backbone.head)
+    if way is not None:
+        displacement = _as_moved(small, state, displacement, entries)
+    few = inputs[: 4 * backbone.BLOCK]
+    moved = backbone.params
     for _ in range(_HALVINGS):
-        if all(
-            bool(jnp.isfinite(embeddings).all())
-            for embeddings in in_blocks(parts.embed, moved, inputs, block_size=BLOCK)
-        ):
+        moved = jax.tree.map(
+            lambda at, by: jnp.asarray((np.asarray(at) + np.asarray(by)).astype(at.dtype)),
+            backbone.params,
+            displacement,
+        )
+        if np.isfinite(np.asarray(backbone.outputs(few, moved))).all():
             break
-        displacement, pushed = displacement / 2, pushed / 2
-        moved = moved_weights(parts, problem.directions, inputs, pushed)
-    inner, _ = jnp.linalg.qr(problem.directions.T @ state.weight @ basis)
-    second = plan_features(
-        along(parts.embed, problem.directions @ inner),
-        parts.backbone,
+        displacement = jax.tree.map(lambda leaf: np.asarray(leaf) / 2, displacement)
+    after = sampled_pass(
+        backbone.apply,
+        rule,
+        moved,
+        entries,
         inputs,
-        options=options,
-        key=key,
-    )
-    change, growth = _change(
-        compute_features(second, moved, inputs, progress=progress).astype(problem.jacobian.dtype),
-        problem.jacobian,
-        inner,
-    )
-    if not np.isfinite(growth) or not bool(jnp.any(displacement)):
+        small.targets,
+        path,
+        key,
+        directions=small.directions,
+        block_size=block_size,
+        progress=progress,
+    ).jacobian
+    change, growth = _change(after.astype(small.dtype), small.jacobian)
+    metric = jnp.asarray(_sampled_entries(displacement, entries), small.dtype)
+    if not np.isfinite(float(growth)) or not bool(jnp.any(metric)):
         raise ValueError(
             "model: the network gives NaN at the weights that its linear model reaches; take "
             "curvature=False (method 'head')"
         )
+    there = small.weights * metric
     return dataclasses.replace(
-        problem,
-        curvature=Curvature(change, change @ displacement, inner, displacement),
+        small,
+        bend=Bend(change, change @ there, there, metric),
         growth=growth,
+        passes=round(2 * small.passes + 3, 3),
     )
 
 
-def _change(
-    after: Float[Array, "n k d"], jacobian: Float[Array, "n r d"], inner: Float[Array, "r k"]
-) -> tuple[Float[Array, "n k d"], float]:
-    """after − VᵀΨ, in the place of `after`, and its norm over that of VᵀΨ."""
-    squares = np.zeros(2)
-    for block in blocks(len(after), BLOCK):
-        after, *of_block = _less(after, jacobian, inner, block.start, block.stop - block.start)
-        squares += np.asarray(of_block, np.float64)
-    return after, float(np.sqrt(squares[0] / squares[1])) if squares[1] else np.nan
+def _without(tree: PyTree, head: str) -> PyTree:
+    leaves = [
+        np.zeros_like(leaf) if name.startswith(f"{head}.") else leaf
+        for name, leaf in named_leaves(tree).items()
+    ]
+    return jax.tree.unflatten(jax.tree.structure(tree), leaves)
 
 
-@partial(jax.jit, donate_argnums=0, static_argnums=4)
-def _less(after, jacobian, inner, start, size: int):
-    before = jnp.einsum("rk,nrd->nkd", inner, jax.lax.dynamic_slice_in_dim(jacobian, start, size))
-    change = jax.lax.dynamic_slice_in_dim(after, start, size) - before
-    return (
-        jax.lax.dynamic_update_slice_in_dim(after, change.astype(after.dtype), start, 0),
-        jnp.vdot(change, change),
-        jnp.vdot(before, before),
+def _sampled_entries(tree: PyTree, entries: Entries) -> Float[np.ndarray, " d"]:
+    leaves = named_leaves(tree)
+    return np.concatenate(
+        [np.asarray(leaves[name]).reshape(-1)[np.asarray(index)] for name, index in entries.items()]
     )
 
 
-def path_to(problem: HeadProblem, fall: float) -> tuple[HeadState, Float[Array, "n r"]]:
-    """Full-batch training of the problem until its loss has fallen to a share of its start: the
+@partial(jax.jit, donate_argnums=0)
+def _change(after, jacobian):
+    """after − Ψ in the place of `after`, and its norm over that of Ψ."""
+    change = after - jacobian
+    return change, jnp.linalg.norm(change) / jnp.linalg.norm(jacobian)
+
+
+def _as_moved(small: SmallNetwork, state: PyTree, slope: PyTree, entries: Entries) -> PyTree:
+    """The displacement of all entries, from that of the sampled ones and the sum of the gradients
+    of all.
+
+    An optimiser that treats each entry alone moves it by a function of its gradients: here
+    −sign(g)·aₙ·|g|ᵇ, with b of all entries (1 for SGD, about 0 for Adam) and aₙ of each parameter,
+    fitted to the sampled ones, which themselves keep what they have.
+    """
+    moved = np.asarray(small.entries_of(state) - small.entries_of(small.params), np.float64)
+    summed = np.asarray(_sampled_entries(slope, entries), np.float64)
+    known = (np.abs(moved) > 0) & (np.abs(summed) > 0)
+    x, y = (np.log(np.where(known, np.abs(each), 1.0)) for each in (summed, moved))
+    bounds = np.cumsum([0, *(len(index) for index in entries.values())])
+    parts = [slice(start, stop) for start, stop in itertools.pairwise(bounds)]
+    weights = np.where(known, np.asarray(small.weights, np.float64), 0.0)
+
+    def mean(values, part):
+        return values[part] @ weights[part] / weights[part].sum()
+
+    means = {
+        name: (mean(x, part), mean(y, part))
+        for name, part in zip(entries, parts, strict=True)
+        if weights[part].any()
+    }
+    top = bottom = 0.0
+    for name, part in zip(entries, parts, strict=True):
+        if name in means:
+            dx, dy = x[part] - means[name][0], y[part] - means[name][1]
+            top, bottom = top + (weights[part] * dx) @ dy, bottom + (weights[part] * dx) @ dx
+    power = float(np.clip(top / bottom, 0, 1)) if bottom > 0 else 1.0
+    leaves = named_leaves(slope)
+    found = {}
+    for (name, index), part in zip(entries.items(), parts, strict=True):
+        leaf = np.asarray(leaves[name])
+        factor = np.exp(means[name][1] - power * means[name][0]) if name in means else 0.0
+        size = np.where(leaf == 0, 0, np.abs(np.where(leaf == 0, 1, leaf)) ** power)
+        guessed = (factor * np.sign(leaf) * size).reshape(-1)
+        guessed[np.asarray(index)] = moved[part]
+        found[name] = guessed.reshape(leaf.shape).astype(leaf.dtype)
+    return jax.tree.unflatten(
+        jax.tree.structure(slope),
+        [found.get(name, np.zeros_like(leaf)) for name, leaf in leaves.items()],
+    )
+
+
+def path_along(small: SmallNetwork, way: Way, fall: float) -> tuple[PyTree, Float[Array, "n k"]]:
+    """An optimiser's own path until the loss has fallen to a share of its start, or to its end: the
+    state there, and the sum of minus what pulled at the states before.
+    """
+    start = float(small.metrics(small.initial_logits)[0])
+    state, pushed = small.zero(), jnp.zeros_like(small.directions[..., 0])
+    for following in way(small):
+        loss, pulls = _loss_and_pulls(small, following)
+        if not np.isfinite(float(loss)) or float(loss) > 2 * start:
+            break  # the second point lies before what blows up
+        state, pushed = following, pushed - pulls
+        if float(loss) < fall * start:
+            break
+    return state, pushed
+
+
+@eqx.filter_jit
+def _loss_and_pulls(small, state):
+    return small.metrics(small.logits(state))[0], small.pulls(state)
+
+
+def path_to(small: SmallNetwork, fall: float) -> tuple[PyTree, Float[Array, "n k"]]:
+    """Full-batch training of the surrogate until its loss has fallen to a share of its start: the
     state, and the sum of what was pushed back.
 
-    The latter are the cotangents c (N, r) with u = Σᵢ J_φ,iᵀ U cᵢ. The path is that of slow steps:
-    which way training goes hardly depends on the setting, so one serves all.
+    The latter are the cotangents c (N, k) with u = Σᵢ (U_i J_i)ᵀ cᵢ. The path is that of slow
+    steps: which way training goes hardly depends on the setting, so one serves all.
     """
-    curvature, _ = largest_curvature(problem.tangent(problem.zero()), problem.initial_logits)
-    rate = jnp.asarray(_FLOW_RATE / max(curvature, 1e-12))
-    carry = problem.zero(), jnp.zeros_like(problem.decay_embeddings)
-    start = float(problem.metrics(problem.logits(carry[0]))[0])
+    curvature, _ = largest_curvature(small.tangent(small.zero()), small.initial_logits)
+    rate = jnp.asarray(_FLOW_RATE / max(curvature, 1e-12), small.dtype)
+    carry = small.zero(), jnp.zeros_like(small.directions[..., 0])
+    start = float(small.metrics(small.initial_logits)[0])
     for _ in range(_FLOW_STEPS // _FLOW_CHUNK):
-        following, loss = _flow(problem, carry, rate)
+        following, loss = _flow(small, carry, rate)
         if not np.isfinite(float(loss)) or float(loss) > 2 * start:
             rate = rate / 4  # the kernel has outgrown it
             continue
@@ -131,21 +209,12 @@ def path_to(problem: HeadProblem, fall: float) -> tuple[HeadState, Float[Array, 
 
 
 @eqx.filter_jit
-def _flow(problem: HeadProblem, carry, rate):
+def _flow(small: SmallNetwork, carry, rate):
     def step(carry, _):
         state, pushed = carry
-        logits, pullback = jax.vjp(
-            lambda state, push: problem.logits(state, push=push), state, jnp.zeros_like(pushed)
-        )
-        gradient, push = pullback(losses.mean_residuals(problem.loss, logits, problem.targets))
-        gradient = eqx.tree_at(
-            lambda gradient: gradient.decay, gradient, jnp.zeros_like(gradient.decay)
-        )
-        return jax.tree.map(
-            lambda at, slope: (at - rate * slope).astype(at.dtype),
-            (state, pushed),
-            (gradient, push),
-        ), None
+        slope, pulls = small.gradient_and_pulls(state)
+        moved = jax.tree.map(lambda at, slope: (at - rate * slope).astype(at.dtype), state, slope)
+        return (moved, pushed - rate * pulls), None
 
     carry, _ = jax.lax.scan(step, carry, length=_FLOW_CHUNK)
-    return carry, problem.metrics(problem.logits(carry[0]))[0]
+    return carry, small.metrics(small.logits(carry[0]))[0]

@@ -28,6 +28,7 @@ def largest_curvature(
     problem: LinearizedProblem,
     logits: Float[Array, "n c"],
     start: Float[Array, "n c"] | None = None,
+    tolerance: float = 1e-4,
 ) -> tuple[float, Float[Array, "n c"]]:
     """λ_max of the Gauss–Newton Hessian of the mean loss, (1/N) Jᵀ H J at these logits, and its
     direction.
@@ -37,6 +38,7 @@ def largest_curvature(
 
     Args:
         start: where the iteration begins, such as the direction at a state near by; random without.
+        tolerance: of λ, relative.
 
     Returns:
         λ [1/step per unit learning rate], infinity where products overflow, and the eigenvector z
@@ -54,7 +56,10 @@ def largest_curvature(
             jnp.linalg.norm(direction), jnp.finfo(direction.dtype).tiny
         )
     return _largest(
-        lambda vector: _curvature_product(problem, logits, vector), problem.initial_logits, start
+        lambda vector: _curvature_product(problem, logits, vector),
+        problem.initial_logits,
+        start,
+        tolerance,
     )
 
 
@@ -158,7 +163,10 @@ def _largest_of_sweeps(
 
 
 def _largest(
-    product, like: Float[Array, "..."], start: Float[Array, "..."] | None = None
+    product,
+    like: Float[Array, "..."],
+    start: Float[Array, "..."] | None = None,
+    tolerance: float = 1e-4,
 ) -> tuple[float, Float[Array, "..."]]:
     import scipy.sparse.linalg
 
@@ -186,7 +194,7 @@ def _largest(
     try:
         if not matvec(begin).any():  # every softmax is saturated: ARPACK refuses a zero operator
             return 0.0, unit
-        options: Any = {"k": 1, "which": "LA", "tol": 1e-4, "ncv": min(size, _BASIS)}
+        options: Any = {"k": 1, "which": "LA", "tol": tolerance, "ncv": min(size, _BASIS)}
         values, vectors = scipy.sparse.linalg.eigsh(operator, v0=begin, **options)
     except FloatingPointError:  # past what the type can hold, as after a run that is thrown far out
         return np.inf, unit

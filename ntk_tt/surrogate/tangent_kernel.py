@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -10,47 +9,51 @@ from ntk_tt.kernels.operators import AbstractKernel, Indices, of_rows
 
 
 class TangentKernel(AbstractKernel):
-    """Θ of the head-aware model at a state; a state of the kernel is a displacement of the
-    backbone's coordinates and of the head.
+    """Θ of a surrogate at a state; a state of the kernel is a displacement of the sampled entries
+    and of the head, over the roots of their scales.
 
     Attributes:
-        jacobians: pairs of a Jacobian (N, k, D') and what the outputs read of its k directions (k,
-            C).
+        jacobians: pairs of a Jacobian (N, k, D') and what the outputs read of its k directions (N,
+            k, C).
         bend, slope: (N, C) and (D',), a Jacobian of rank one for each sample.
         head: (N, F) or (N, F + 1), what each output's column of the head (with its bias) is
-            multiplied by.
+            multiplied by; None without a head.
+        root: (D',) and of_head: a number or (F + 1, C), roots of what each entry stands for times
+            what the optimiser multiplies its gradient by.
     """
 
-    jacobians: tuple[tuple[Float[Array, "n _ d"], Float[Array, "_ c"]], ...]
+    jacobians: tuple[tuple[Float[Array, "n _ d"], Float[Array, "n _ c"]], ...]
     bend: Float[Array, "n c"]
     slope: Float[Array, " d"]
-    head: Float[Array, "n f"]
+    head: Float[Array, "n f"] | None
+    root: Float[Array, " d"]
+    of_head: Array
 
     @property
     def space(self) -> str:
         return "primal"
 
     def zero(self) -> Any:
-        return jnp.zeros_like(self.slope), jnp.zeros(
-            (self.head.shape[1], self.bend.shape[1]), self.head.dtype
-        )
+        width = 0 if self.head is None else self.head.shape[1]
+        return jnp.zeros_like(self.slope), jnp.zeros((width, self.bend.shape[1]), self.slope.dtype)
 
     def push(self, state: Any) -> Float[Array, "n c"]:
-        backbone, head = state
-        return (
-            sum((jacobian @ backbone) @ read for jacobian, read in self.jacobians)
-            + self.bend * (self.slope @ backbone)
-            + self.head @ head
-        )
+        backbone, head = self.root * state[0], self.of_head * state[1]
+        pushed = self.bend * (self.slope @ backbone)
+        for jacobian, read in self.jacobians:
+            pushed = pushed + jnp.einsum("nk,nkc->nc", jacobian @ backbone, read)
+        return pushed if self.head is None else pushed + self.head @ head
 
     def push_rows(self, state: Any, indices: Indices) -> Float[Array, "b c"]:
         return self._of(indices).push(state)
 
     def pull(self, residuals: Float[Array, "n c"]) -> Any:
-        backbone = sum(
-            jnp.tensordot(residuals @ read.T, jacobian, 2) for jacobian, read in self.jacobians
-        )
-        return backbone + jnp.vdot(self.bend, residuals) * self.slope, self.head.T @ residuals
+        backbone = jnp.vdot(self.bend, residuals) * self.slope
+        for jacobian, read in self.jacobians:
+            along = jnp.einsum("nc,nkc->nk", residuals, read)
+            backbone = backbone + jnp.tensordot(along, jacobian, 2)
+        head = self.zero()[1] if self.head is None else self.head.T @ residuals
+        return self.root * backbone, self.of_head * head
 
     def pull_rows(self, residuals: Float[Array, "b c"], indices: Indices) -> Any:
         return self._of(indices).pull(residuals)
@@ -58,26 +61,29 @@ class TangentKernel(AbstractKernel):
     def diagonal_blocks(self) -> Float[Array, "n c c"]:
         def of_samples(rows):
             here = self._of(rows)
-            backbone = (
-                sum(jnp.einsum("kc,nkd->ncd", read, jacobian) for jacobian, read in here.jacobians)
-                + here.bend[..., None] * here.slope
+            slopes = jnp.broadcast_to(here.slope, (len(rows), 1, len(here.slope)))
+            rooted = self.root * jnp.concatenate(
+                [*(jacobian for jacobian, _ in here.jacobians), slopes], 1
             )
-            return jnp.einsum("nad,nbd->nab", backbone, backbone) + jnp.square(here.head).sum(-1)[
-                :, None, None
-            ] * jnp.eye(here.bend.shape[1])
+            read = jnp.concatenate([*(read for _, read in here.jacobians), here.bend[:, None]], 1)
+            inner = jnp.einsum("njd,nkd->njk", rooted, rooted)
+            blocks = jnp.einsum("nja,njk,nkb->nab", read, inner, read)
+            if here.head is None:
+                return blocks
+            num_outputs = here.bend.shape[1]
+            scale = jnp.broadcast_to(jnp.square(self.of_head), (here.head.shape[1], num_outputs))
+            own = jnp.square(here.head) @ scale
+            return blocks + own[:, :, None] * jnp.eye(num_outputs)
 
-        formed = jax.ShapeDtypeStruct((*self.bend.shape, len(self.slope)), self.slope.dtype)
-        return of_rows(
-            of_samples,
-            jnp.arange(len(self.bend)),
-            formed,
-            *(jacobian for jacobian, _ in self.jacobians),
-        )
+        held = (jacobian for jacobian, _ in self.jacobians)
+        return of_rows(of_samples, jnp.arange(len(self.bend)), *held)
 
     def _of(self, indices: Indices) -> "TangentKernel":
         return TangentKernel(
-            tuple((jacobian[indices], read) for jacobian, read in self.jacobians),
+            tuple((jacobian[indices], read[indices]) for jacobian, read in self.jacobians),
             self.bend[indices],
             self.slope,
-            self.head[indices],
+            None if self.head is None else self.head[indices],
+            self.root,
+            self.of_head,
         )

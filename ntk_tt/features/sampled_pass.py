@@ -1,0 +1,188 @@
+"""The pass over the data behind a surrogate: along a few directions of each sample's own, the
+derivatives of its outputs in a sample of the parameters.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key, PyTree
+
+from ntk_tt.features.own_directions import HeadPath, OwnDirections
+from ntk_tt.jacobian.layers import Layer, Product
+from ntk_tt.jacobian.network import Apply, blocks
+from ntk_tt.jacobian.structured import looked_at
+from ntk_tt.runtime.memory import available_bytes
+from ntk_tt.runtime.parameter_names import named_leaves
+from ntk_tt.runtime.progress import Progress, silent
+
+Entries = dict[str, Int[Array, " _"]]
+
+# A gradient that is formed costs so much less for each of its entries than one dot product that it
+# pays where at least this share of the entries is wanted.
+_FORMED = 1 / 16
+_CPU_BLOCK_BYTES, _DEVICE_BLOCK_BYTES = 28 << 20, 1 << 30
+_CPU_MAX_BLOCK, _DEVICE_MAX_BLOCK = 16, 64
+
+
+class Looked(NamedTuple):
+    """What a pass found of each sample.
+
+    Attributes:
+        outputs: (N, F), embeddings or logits.
+        directions: U (N, k, F), as the rule gives them.
+        jacobian: Ψ (N, k, D'), of U times the outputs, in the sampled entries.
+    """
+
+    outputs: Float[Array, "n f"]
+    directions: Float[Array, "n k f"]
+    jacobian: Float[Array, "n k d"]
+
+
+def sampled_pass(
+    apply: Apply,
+    rule: OwnDirections,
+    params: PyTree,
+    entries: Entries,
+    inputs: Float[Array | np.ndarray, "n ..."],
+    targets: Float[Array, "n c"],
+    path: HeadPath,
+    key: Key[Array, ""],
+    *,
+    directions: Float[Array, "n k f"] | None = None,
+    block_size: int | None = None,
+    progress: Progress = silent,
+) -> Looked:
+    """Ψ of all samples, block by block through one compiled program.
+
+    Args:
+        apply: `(params, inputs) -> outputs (N, F)`.
+        rule: gives each sample its directions.
+        params: the weights at which the network is expanded.
+        entries: of each parameter the flat indices that are sampled; parameters that are left out
+            have none.
+        targets, path, key: what the rule goes by.
+        directions: known ones, at a second point; None lets the rule find them.
+        block_size: samples at a time; None plans it.
+
+    Cost: one forward and k backward passes through activations a sample, and a dot product over
+    positions for each entry and direction. The program is compiled once for all calls with the same
+    `apply`, rule and shapes.
+    """
+    num_samples = len(inputs)
+    size = min(
+        block_size or _block_samples(apply, rule, params, inputs, targets, path), num_samples
+    )
+    inputs, order = np.asarray(inputs), np.arange(num_samples, dtype=np.int32)
+    wanted = np.asarray(targets)
+    shape = _shape_of_directions(apply, rule, params, inputs)
+    unknown = np.zeros((size, *shape), wanted.dtype)
+    known = None if directions is None else np.asarray(directions)
+    found: Any = None
+    for block in blocks(num_samples, size):
+        start = min(block.start, num_samples - size)
+        part = slice(start, start + size)
+        given = (
+            wanted[part],
+            order[part],
+            unknown if known is None else known[part],
+            np.full(size, known is not None),
+        )
+        looked = _look(apply, rule, params, entries, inputs[part], given, path, key)
+        if found is None:
+            found = jax.tree.map(
+                lambda leaf: jnp.zeros((num_samples, *leaf.shape[1:]), leaf.dtype), looked
+            )
+        found = _write(found, looked, start)
+        progress(part.stop, num_samples)
+    return found
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _write(found, block, start):
+    return jax.tree.map(
+        lambda into, leaf: jax.lax.dynamic_update_slice_in_dim(into, leaf, start, 0), found, block
+    )
+
+
+def _shape_of_directions(apply, rule, params, inputs) -> tuple[int, int]:
+    width = jax.eval_shape(apply, params, inputs[:1]).size
+    return rule.number(width), width
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _look(apply, rule, params, entries, inputs, given, path, key):
+    of_sample = _directions(rule, path, key)
+    outputs, directions, layers = looked_at(apply, params, inputs, of_sample, given)
+    dtype = given[0].dtype
+    columns = _columns(params, entries, layers, dtype)
+    rows = directions.shape[:2]
+    parts = [
+        columns[name] if name in columns else jnp.zeros((*rows, index.size), dtype)
+        for name, index in entries.items()
+    ]
+    jacobian = jnp.concatenate([jnp.zeros((*rows, 0), dtype), *parts], axis=2)
+    return Looked(outputs.astype(dtype), directions, jacobian)
+
+
+def _directions(rule: OwnDirections, path: HeadPath, key: Key[Array, ""]) -> Callable:
+    def of_sample(outputs, given):
+        target, number, known, is_known = given
+        own = jax.random.fold_in(key, number)
+        found = rule(outputs.astype(target.dtype), target, own, path)
+        chosen = jnp.where(is_known, known, found)
+        return chosen, chosen
+
+    return of_sample
+
+
+def _columns(
+    params: PyTree, entries: Entries, layers: list[Layer], dtype: Any
+) -> dict[str, Float[Array, "n k m"]]:
+    """The sampled entries of each parameter's gradients."""
+    leaves = named_leaves(params)
+    names, values = list(leaves), list(leaves.values())
+    columns: dict[str, Array] = {}
+    for layer in layers:
+        name = names[layer.source.leaf]
+        if name not in entries or not entries[name].size:
+            continue
+        index, leaf = entries[name], leaves[name]
+        if isinstance(layer, Product) and layer.is_leaf_matrix and index.size < _FORMED * leaf.size:
+            width = layer.signals.shape[-1]
+            found = layer.entries(index // width, index % width)
+        else:
+            gradient = layer.gradient(values)
+            found = jnp.take(gradient.reshape(*gradient.shape[:2], leaf.size), index, axis=2)
+        found = found.astype(dtype)
+        columns[name] = columns[name] + found if name in columns else found
+    return columns
+
+
+def _block_samples(apply, rule, params, inputs, targets, path) -> int:
+    """How many samples' activations and signals fit into a block."""
+    on_cpu = jax.default_backend() == "cpu"
+    limit, most = (
+        (_CPU_BLOCK_BYTES, _CPU_MAX_BLOCK) if on_cpu else (_DEVICE_BLOCK_BYTES, _DEVICE_MAX_BLOCK)
+    )
+    one = jnp.asarray(np.asarray(inputs)[:1])
+    count, width = _shape_of_directions(apply, rule, params, one)
+    known = np.zeros((1, count, width), targets.dtype)
+    given = np.asarray(targets)[:1], np.zeros(1, np.int32), known, np.zeros(1, bool)
+
+    def held(params, inputs, given, path):
+        of_sample = _directions(rule, path, jax.random.key(0))
+        layers = looked_at(apply, params, inputs, of_sample, given)[2]
+        return [
+            (layer.signals, layer.activations if layer.windows is None else layer.windows.padded)
+            if isinstance(layer, Product)
+            else layer.value
+            for layer in layers
+        ]
+
+    shapes = jax.tree.leaves(jax.eval_shape(held, params, one, given, path))
+    needed = sum(shape.size * shape.dtype.itemsize for shape in shapes)
+    return max(1, min(most, min(limit, available_bytes() // 2) // max(1, needed)))

@@ -1,0 +1,185 @@
+"""The part of a network that is expanded, and passes of training's own kind over it."""
+
+import dataclasses
+from functools import partial
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from ntk_tt.features.feature_options import FeatureOptions
+from ntk_tt.features.sampled_pass import Entries, Looked
+from ntk_tt.jacobian.network import Apply, blocks, logits_of, working_type
+from ntk_tt.jacobian.self_check import check_pass
+from ntk_tt.models.heads import part
+from ntk_tt.models.model import Model
+from ntk_tt.runtime.parameter_names import named_leaves
+
+_TOLERANCE = 2e-3  # of sums in single precision, where ReLUs may change sides
+_NEGLIGIBLE = 0.01  # of all gradients, an error that counts against no single parameter
+
+
+@dataclasses.dataclass(frozen=True)
+class Backbone:
+    """What of a network is expanded.
+
+    Attributes:
+        apply: `(params, inputs) -> outputs (N, F)`: embeddings where there is a head, else logits.
+        params: all parameters w₀, the head's among them.
+        head: dotted name of the linear head that reads the embeddings; empty without.
+        weight, bias: of the head.
+    """
+
+    apply: Apply
+    params: PyTree
+    head: str = ""
+    weight: Float[Array, "f c"] | None = None
+    bias: Float[Array, " c"] | None = None
+
+    BLOCK: ClassVar[int] = 16  # samples in a pass
+
+    @property
+    def leaves(self) -> dict[str, Array]:
+        """The parameters that are expanded."""
+        return {
+            name: leaf
+            for name, leaf in named_leaves(self.params).items()
+            if leaf.size and not (self.head and name.startswith(f"{self.head}."))
+        }
+
+    def outputs(
+        self, inputs: Float[Array | np.ndarray, "n ..."], params: PyTree | None = None
+    ) -> Float[Array, "n f"]:
+        """Of all inputs, at these parameters (w₀ where none are given)."""
+        at, dtype = self.params if params is None else params, working_type(self.params)
+        size = min(self.BLOCK, len(inputs))
+        parts = []
+        for block in blocks(len(inputs), size):
+            start = min(block.start, len(inputs) - size)
+            found = _outputs(self.apply, at, np.asarray(inputs[start : start + size]))
+            parts.append(np.asarray(found)[block.start - start :].astype(dtype))
+        return jnp.asarray(np.concatenate(parts))
+
+    def pull(
+        self,
+        params: PyTree,
+        inputs: Float[Array | np.ndarray, "n ..."],
+        cotangents: Float[Array | np.ndarray, "n f"],
+    ) -> PyTree:
+        """Σᵢ (∂outputs/∂w)ᵀ cᵢ at some parameters: one pass of training's kind."""
+        size = min(self.BLOCK, len(inputs))
+        # sums of half precision would lose the small ones
+        total: Any = jax.tree.map(
+            lambda leaf: np.zeros(leaf.shape, jnp.promote_types(leaf.dtype, jnp.float32)), params
+        )
+        cotangents = np.asarray(cotangents)
+        for block in blocks(len(inputs), size):
+            start = min(block.start, len(inputs) - size)
+            new = np.arange(size) >= block.start - start  # the last block is moved back
+            part_of = cotangents[start : start + size] * new[:, None]
+            taken = np.asarray(inputs[start : start + size])
+            total = _pull(self.apply, params, taken, part_of, total)
+        return total
+
+    def check(
+        self,
+        found: Looked,
+        outputs: Float[Array, "m f"],
+        few: np.ndarray,
+        entries: Entries,
+        inputs: Float[Array | np.ndarray, "n ..."],
+    ) -> None:
+        """Hold what a pass made of each sample alone against the network on whole batches: outputs,
+        and derivatives along a random combination of directions.
+
+        Raises:
+            ValueError: samples that see each other, outputs that are drawn at random, or a
+                parameter whose derivatives are not those of `jax.vjp`.
+
+        Cost: one pass of training's kind over a block.
+        """
+        batch, alone = np.asarray(outputs), np.asarray(found.outputs)[few]
+        right = np.abs(alone - batch).max() <= _TOLERANCE * max(np.abs(batch).max(), 1e-30)
+        size = min(self.BLOCK, len(inputs))
+        directions, jacobian = (
+            np.asarray(each[:size]) for each in (found.directions, found.jacobian)
+        )
+        signs = np.random.default_rng(0).choice([-1.0, 1.0], directions.shape[:2])
+        signs = signs.astype(directions.dtype)
+        cotangents = np.einsum("nk,nkf->nf", signs, directions)
+        pulled = named_leaves(self.pull(self.params, inputs[:size], cotangents))
+        mine = np.einsum("nk,nkd->d", signs, jacobian)
+        errors, norms, start = [], [], 0
+        for name, index in entries.items():
+            theirs = np.asarray(pulled[name]).reshape(-1)[np.asarray(index)]
+            errors.append(float(np.linalg.norm(theirs - mine[start : start + len(index)])))
+            norms.append(float(np.linalg.norm(theirs)))
+            start += len(index)
+        whole = float(np.linalg.norm(norms))
+        bad = [
+            name
+            for name, error, norm in zip(entries, errors, norms, strict=True)
+            if not error <= 4 * _TOLERANCE * (norm + _NEGLIGIBLE * whole)
+        ]
+        if right and not bad:
+            return
+        # the longer way, which knows of rounding and says what is wrong
+        check_pass(self.apply, self.params, inputs, outputs=found.outputs)
+
+
+@partial(jax.jit, static_argnums=0)
+def _outputs(apply, params, inputs):
+    return logits_of(apply, params, inputs)
+
+
+@partial(jax.jit, static_argnums=0, donate_argnums=4)
+def _pull(apply, params, inputs, cotangents, total):
+    outputs, pullback = jax.vjp(lambda params: logits_of(apply, params, inputs), params)
+    return jax.tree.map(jnp.add, total, pullback(cotangents.astype(outputs.dtype))[0])
+
+
+def split(
+    model: Model,
+    inputs: Float[Array | np.ndarray, "n ..."],
+    *,
+    with_head: bool,
+    options: FeatureOptions,
+) -> Backbone:
+    """The backbone under the model's head, or the whole network where it has no linear head that
+    trains, or that is not to be kept.
+
+    Raises:
+        ValueError: logits that are not the head times the features, though the model says so.
+    """
+    whole = Backbone(options.rounded(model.apply), model.params)
+    if not with_head or not model.head or model.apply_features is None:
+        return whole
+    try:
+        found = part(model.params, model.head)
+    except (KeyError, ValueError, IndexError, TypeError, AttributeError):
+        return whole  # it does not train
+    if (
+        not isinstance(found, dict)
+        or "kernel" not in found
+        or set(found) - {"kernel", "bias"}
+        or found["kernel"].ndim != 2
+    ):
+        return whole
+    dtype = working_type(model.params)
+    weight, bias = found["kernel"].astype(dtype), found.get("bias")
+    bias = None if bias is None else bias.astype(dtype)
+    backbone = Backbone(
+        options.rounded(model.apply_features), model.params, model.head, weight, bias
+    )
+    few = jnp.asarray(inputs[: Backbone.BLOCK])
+    logits = _outputs(model.apply, model.params, few).astype(dtype)
+    read = backbone.outputs(few) @ weight + (0 if bias is None else bias)
+    tolerance = 1e-2 * (1 + float(jnp.abs(logits).max()))
+    if options.precision == "float32" and not np.allclose(logits, read, rtol=1e-2, atol=tolerance):
+        raise ValueError(
+            f"model: the logits of {model.name} are not its head times its features; take "
+            "method='replay', the frozen kernel"
+        )
+    return backbone

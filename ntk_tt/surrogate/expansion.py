@@ -1,0 +1,300 @@
+"""The passes over the data that make a network's surrogate."""
+
+import dataclasses
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key, PyTree
+
+from ntk_tt import losses
+from ntk_tt.features.dimension import sketch_error
+from ntk_tt.features.feature_options import DEFAULT_OPTIONS, FeatureOptions
+from ntk_tt.features.own_directions import (
+    PULLING,
+    SPARES,
+    HeadPath,
+    OwnDirections,
+    head_path,
+    left_out,
+)
+from ntk_tt.features.parameter_sample import ParameterSample, draw
+from ntk_tt.features.sampled_pass import sampled_pass
+from ntk_tt.jacobian.network import check_features, check_logits, check_network, working_type
+from ntk_tt.losses import LossName
+from ntk_tt.models.model import Model
+from ntk_tt.runtime.memory import affordable_projections, available_bytes, refuse
+from ntk_tt.runtime.parameter_names import named_leaves
+from ntk_tt.runtime.progress import Progress, silent
+from ntk_tt.surrogate.backbone import Backbone, split
+from ntk_tt.surrogate.second_point import ANCHOR_FALL, Way, with_bend
+from ntk_tt.surrogate.small_network import Sampled, SmallNetwork, small_tree
+
+SAMPLED = 2048  # entries, D', of `auto` (experiments/studies/surrogate.py)
+_PILOT = 200  # samples on which the head's path and the entries' weights are found
+_PILOT_BLOCKS = 4
+_NOTE_SAMPLES = 64  # whose features say how exact the kernel is
+MAX_BYTES = 4 << 30
+
+
+def expand(
+    model: Model,
+    inputs: Float[Array | np.ndarray, "n ..."],
+    labels: Int[Array | np.ndarray, " n"] | Float[Array | np.ndarray, "n c"],
+    *,
+    head: bool = True,
+    curvature: bool = True,
+    fall: float = ANCHOR_FALL,
+    way: Way | None = None,
+    loss: LossName = "ce",
+    num_directions: int | str = "auto",
+    options: FeatureOptions = DEFAULT_OPTIONS,
+    key: Key[Array, ""] | None = None,
+    progress: Progress = silent,
+) -> SmallNetwork:
+    """The small network that stands for this one while it is trained on these data; it prices every
+    setting of every optimiser that treats each parameter alone (`ntk_tt.predict`).
+
+    Args:
+        model: the network.
+        inputs: (N, ...), as the network takes them.
+        labels: (N,) classes, or (N, C) real targets for `mse`.
+        head: keep the network's linear head as it is (`Model.head`); without one, or with `False`,
+            all its parameters are sampled and its logits are what is expanded.
+        curvature: expand to second order along the way of training, at the price of a second pass.
+        fall: the second point is where the predicted loss has fallen to this share of its start.
+        way: to the second point, as `ntk_tt.dynamics.own_way` gives that of an optimiser; None is
+            plain gradient descent, the way of SGD.
+        loss: `ce` or `mse`.
+        num_directions: k, output directions of each sample's own; `auto` takes 3, two that pull
+            (`SmallNetwork.dropped` says how much of the pull they leave out) and one that stands
+            for the rest; a number takes so many that pull; `all` takes every output, which leaves
+            out nothing.
+        options: how the passes run. `num_projections` is D', the number of sampled entries: `auto`
+            takes 2,048, `exact` all parameters.
+        key: of the sample.
+        progress: called after each block.
+
+    Raises:
+        ValueError: an argument out of range, a network that is not what the library takes, or more
+            memory than there is.
+
+    Cost: one forward and k backward passes through activations a sample, and a few passes over at
+    most 200 samples; with curvature as much again, and one pass of real training's kind. Memory
+    N·k·D', twice that with curvature.
+    """
+    losses.check_loss(loss)
+    if not 0 < fall < 1:
+        raise ValueError(f"fall: must lie strictly between 0 and 1, got {fall}")
+    if len(inputs) != len(labels):
+        raise ValueError(f"labels: there are {len(labels)} for {len(inputs)} inputs; give one each")
+    inputs = np.asarray(inputs)  # each slice of a JAX array would be a program of its own
+    num_outputs = check_network(model.apply, model.params, inputs)
+    if loss == "ce" and num_outputs == 1:
+        raise ValueError("loss: cross-entropy needs at least two outputs; use loss='mse' with one")
+    backbone = split(model, inputs, with_head=head, options=options)
+    dtype = working_type(model.params)
+    targets = losses.encode_targets(labels, num_outputs, dtype, loss=loss)
+    of_sample, of_directions = jax.random.split(jax.random.key(0) if key is None else key)
+    few = np.unique(np.linspace(0, len(inputs) - 1, _PILOT).astype(int))
+    looked = backbone.outputs(inputs[few])
+    check_logits(looked)
+    path = _path(backbone, looked, targets[few], loss)
+    rule, dropped = _rule(backbone, looked, targets[few], path, loss, num_directions)
+    number = rule.number(looked.shape[1])
+    num_entries, wanted = _num_entries(
+        backbone, options, len(inputs), number, targets.dtype.itemsize, curvature=curvature
+    )
+    sample = _sample(
+        backbone,
+        rule,
+        inputs[few],
+        looked,
+        targets[few],
+        path,
+        num_entries,
+        of_sample,
+    )
+    entries = {name: jnp.asarray(index, jnp.int32) for name, index in sample.entries.items()}
+    whole = len(inputs) * (2 if curvature else 1)
+    found = sampled_pass(
+        backbone.apply,
+        rule,
+        model.params,
+        entries,
+        inputs,
+        targets,
+        path,
+        of_directions,
+        block_size=options.block_size,
+        progress=lambda done, _: progress(done, whole),
+    )
+    check_logits(found.outputs)
+    check_features(found.jacobian)
+    backbone.check(found, looked, few, entries, inputs)
+    pilot = len(few) * 2 + backbone.BLOCK * _PILOT_BLOCKS * 2
+    passes = 1 + found.directions.shape[1] + pilot / len(inputs)
+    small = SmallNetwork(
+        small_tree(model.params, entries, backbone.head),
+        _sampled(model.params, sample),
+        entries,
+        jnp.asarray(np.concatenate([np.zeros(0), *sample.weights.values()]), dtype),
+        found.outputs.astype(dtype),
+        found.directions.astype(dtype),
+        found.jacobian.astype(dtype),
+        targets,
+        dropped=dropped,
+        passes=round(float(passes), 3),
+        num_params=model.num_params,
+        head=backbone.head,
+        loss=loss,
+    )
+    if num_entries < wanted:
+        small = dataclasses.replace(small, note=_note(small, wanted))
+    if not curvature or not entries:
+        return small
+    return with_bend(
+        small,
+        backbone,
+        rule,
+        entries,
+        inputs,
+        path,
+        of_directions,
+        fall=fall,
+        way=way,
+        block_size=options.block_size,
+        progress=lambda done, _: progress(len(inputs) + done, whole),
+    )
+
+
+def _path(backbone: Backbone, outputs, targets, loss: LossName) -> HeadPath:
+    if backbone.weight is not None:
+        return head_path(outputs, backbone.weight, backbone.bias, targets, loss)
+    zero = jnp.zeros((0,), targets.dtype)
+    return HeadPath(zero, zero)
+
+
+def _rule(
+    backbone: Backbone,
+    outputs: Float[Array, "n f"],
+    targets: Float[Array, "n c"],
+    path: HeadPath,
+    loss: LossName,
+    num_directions: int | str,
+) -> tuple[OwnDirections, float]:
+    """How each sample's directions are found, and the share of the pulls' norm that they leave
+    out.
+    """
+    has_head, width = bool(backbone.head), outputs.shape[1]
+    if num_directions == "all":
+        return OwnDirections(loss, None, has_head), 0.0
+    if num_directions != "auto" and not (
+        isinstance(num_directions, int) and 1 <= num_directions <= width
+    ):
+        raise ValueError(
+            f"num_directions: give 'auto', 'all' or a number from 1 to the {width} outputs that "
+            f"are looked at, got {num_directions!r}"
+        )
+    missing = left_out(loss, has_head, outputs, targets, path)
+    # residuals of softmax add up to zero: what is pulled has no more dimensions than they
+    most = min(width, targets.shape[1] - (loss == "ce"), len(missing))
+    count = min(most, PULLING) if num_directions == "auto" else int(num_directions)
+    dropped = float(missing[count - 1]) if count <= len(missing) else 0.0
+    spares = min(SPARES, width - count) if num_directions == "auto" else 0
+    return OwnDirections(loss, count, has_head, spares), dropped
+
+
+def _num_entries(
+    backbone: Backbone,
+    options: FeatureOptions,
+    num_samples: int,
+    num_directions: int,
+    itemsize: int,
+    *,
+    curvature: bool,
+) -> tuple[int, int]:
+    """D', and what it would be where memory does not matter.
+
+    Raises:
+        ValueError: there is not enough memory.
+    """
+    leaves = backbone.leaves
+    total = sum(leaf.size for leaf in leaves.values())
+    num_rows = num_samples * num_directions * (1 + curvature)
+    usable = available_bytes() if options.memory is None else options.memory
+    if options.num_projections == "auto":
+        wanted = min(total, max(SAMPLED, 2 * len(leaves)))
+        most = MAX_BYTES if options.memory is None else usable
+        return affordable_projections(num_rows, wanted, itemsize, usable, most=most), wanted
+    asked = options.num_projections
+    wanted = min(total, asked) if isinstance(asked, int) else total
+    if num_rows * wanted * itemsize > usable:
+        refuse(
+            f"features of {num_samples} samples × {num_directions} directions × D' = {wanted}",
+            num_rows * wanted * itemsize,
+            usable,
+            f"what would fit: num_projections = {max(1, usable // (num_rows * itemsize))}, "
+            f"{'curvature=False, ' if curvature else ''}or fewer samples or directions",
+        )
+    return wanted, wanted
+
+
+def _note(small: SmallNetwork, wanted: int) -> str:
+    """What a D' that had to give way to memory means."""
+    few = np.unique(np.linspace(0, small.num_samples - 1, _NOTE_SAMPLES).astype(int))
+    said = "the kernel is less exact"
+    if len(few) > 1:
+        error = sketch_error(small.jacobian[few] * jnp.sqrt(small.weights), small.num_samples)
+        said = f"the kernel's relative error is expected to be {error:.1%}"
+    return (
+        f"memory: D' = {small.num_projections} instead of {wanted}: {said}; fewer images, or more "
+        "memory, make it smaller"
+    )
+
+
+def _sample(
+    backbone: Backbone,
+    rule: OwnDirections,
+    inputs,
+    outputs: Float[Array, "n f"],
+    targets: Float[Array, "n c"],
+    path: HeadPath,
+    num_entries: int,
+    key: Key[Array, ""],
+) -> ParameterSample:
+    """Entries of the backbone's parameters, by how far they move the outputs along U."""
+    leaves = backbone.leaves
+    total = sum(leaf.size for leaf in leaves.values())
+    if num_entries >= total:
+        squares = {name: np.ones(leaf.size) for name, leaf in leaves.items()}
+        return draw(squares, max(1, total), key=key)
+    of_directions, of_signs, of_draw = jax.random.split(key, 3)
+    keys = jax.random.split(of_directions, len(outputs))
+    directions = _directions(rule, outputs, targets, keys, path)
+    squares: dict[str, Any] = dict.fromkeys(leaves, 0.0)
+    size = min(backbone.BLOCK, len(inputs))
+    starts = np.linspace(0, len(inputs) - size, _PILOT_BLOCKS).astype(int)
+    for start, own in zip(starts, jax.random.split(of_signs, _PILOT_BLOCKS), strict=True):
+        block = slice(int(start), int(start) + size)
+        signs = jax.random.rademacher(own, directions[block].shape[:2], directions.dtype)
+        cotangents = jnp.einsum("nk,nkf->nf", signs, directions[block])
+        pulled = named_leaves(backbone.pull(backbone.params, inputs[block], cotangents))
+        for name in squares:
+            squares[name] = squares[name] + np.square(np.asarray(pulled[name], np.float64)).ravel()
+    return draw(squares, num_entries, key=of_draw, importance="both")
+
+
+@partial(jax.jit, static_argnums=0)
+def _directions(rule, outputs, targets, keys, path):
+    return jax.vmap(lambda *sample: rule(*sample, path))(outputs, targets, keys)
+
+
+def _sampled(params: PyTree, sample: ParameterSample) -> tuple[Sampled, ...]:
+    leaves = named_leaves(params)
+    return tuple(
+        Sampled(name, len(index), len(index) == leaves[name].size)
+        for name, index in sample.entries.items()
+    )
