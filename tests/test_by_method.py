@@ -55,6 +55,8 @@ def test_what_is_not_reached_has_no_likely_interval(loss, method):
                 assert each["probability"] == 0
     assert intervals(method, run, 460, 1, verdict("none")) is None
     assert intervals("ode", run, 460, 1, verdict()) is None
+    object.__setattr__(run, "is_calibrated", False)
+    assert intervals(method, run, 460, 1, verdict()) is None
 
 
 def test_a_level_that_the_mean_reaches_and_the_median_run_does_not_is_not_likely():

@@ -913,6 +913,21 @@ def test_a_real_head_curvature_and_observed_steps(tiny_run, plain, capsys):
     assert "90 % intervals" in capsys.readouterr().out
 
 
+def test_another_optimizer_is_predicted_and_trained_but_not_vouched_for(tiny_run, capsys):
+    flags = ("--learning-rate", "0.01", "--method", "head", "--optimizer", "adamw")
+    report = tiny_run("verify", *BATCHES, *flags)
+    prediction, truth = report["prediction"], report["truth"]
+    assert prediction["loss"][0] == pytest.approx(truth["loss"][0], rel=1e-3)
+    fall = truth["loss"][0] - truth["loss"][-1]
+    assert fall > 0.01 * truth["loss"][0]
+    assert prediction["loss"][-1] == pytest.approx(truth["loss"][-1], abs=0.5 * fall)
+    assert prediction["intervals"] is None
+    assert prediction["slowdown"] == 1
+    assert report["verdict"]["trust"] in ("low", "none")
+    assert "runs with SGD" in report["verdict"]["reason"]
+    assert "those known come from runs with SGD" in capsys.readouterr().out
+
+
 def test_near_the_bound_the_times_are_longer_but_for_the_real_steps(unchecked):
     steps = np.arange(41)
     run = Trajectory(steps, np.exp(-steps / 10), np.linspace(1, 0, 41))

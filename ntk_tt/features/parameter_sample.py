@@ -124,12 +124,7 @@ def sample_parameters(
     Cost: one forward and two backward passes of 8 samples, and their gradients.
     """
     sizes = {name: leaf.size for name, leaf in named_leaves(params).items() if leaf.size}
-    if num_entries < len(sizes):
-        raise ValueError(
-            f"num_entries: {num_entries} leave some of {len(sizes)} parameters without an entry; "
-            f"take at least {len(sizes)}"
-        )
-    if num_entries >= sum(sizes.values()):
+    if num_entries >= sum(sizes.values()) or num_entries < len(sizes):  # taken whole, or refused
         squares = {name: np.ones(size) for name, size in sizes.items()}
     else:
         squares = mean_squares(apply, params, inputs, key)

@@ -68,7 +68,7 @@ def assess(
     residual = linearization_residual(
         apply, params, inputs, labels, optimizer, final_logits=final, loss=problem.loss, seed=seed
     )
-    doubts = _doubts(problem, curve)
+    doubts = _doubts(problem, optimizer, curve)
     is_broken = not math.isfinite(residual.value) or any(most == "none" for most, _ in doubts)
     safe = safe_learning_rate(
         problem, optimizer, num_steps, margin=0.0 if is_broken else margin, key=key
@@ -77,10 +77,18 @@ def assess(
 
 
 def _doubts(
-    problem: Problem, curve: Float[np.ndarray, " s"] | None
+    problem: Problem, optimizer: OptimizerConfig, curve: Float[np.ndarray, " s"] | None
 ) -> tuple[tuple[Trust, str], ...]:
     """What else speaks against a prediction: the most trust that it leaves, and why."""
     found: list[tuple[Trust, str]] = []
+    if not optimizer.is_sgd:
+        found.append(
+            (
+                "low",
+                f"how far predictions of {optimizer.label} are off is not known: trust and "
+                "intervals come from runs with SGD",
+            )
+        )
     if curve is not None:
         highest = _RISEN * max(
             float(curve[0]), chance_loss(np.asarray(problem.targets), problem.loss)

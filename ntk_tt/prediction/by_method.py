@@ -67,6 +67,8 @@ class Predicted:
         features: the store that the features were found in, or None.
         real_steps: real training steps that the prediction has seen.
         slowdown: by which its times were multiplied.
+        is_calibrated: whether runs with such an optimiser are among those that slowdown and
+            intervals come from: SGD alone.
         watches: of the parts of the work.
     """
 
@@ -76,6 +78,7 @@ class Predicted:
     real_steps: int
     watches: dict[str, Stopwatch]
     slowdown: float = 1.0
+    is_calibrated: bool = True
 
 
 def predict_by(
@@ -128,6 +131,7 @@ def predict_by(
             None,
             int(shot.run.steps[-1]),
             {"features": features, "dynamics": dynamics},
+            is_calibrated=optimizer.is_sgd,
         )
     if method in ("head", "curvature"):
         with features, progress_bar("features") as progress:
@@ -177,7 +181,8 @@ def predict_by(
             progress=progress,
             **recording.of_times,
         )
-    return Predicted(problem, prediction, stored, 0, {"features": features, "dynamics": dynamics})
+    watches = {"features": features, "dynamics": dynamics}
+    return Predicted(problem, prediction, stored, 0, watches, is_calibrated=optimizer.is_sgd)
 
 
 def as_slow_as(
@@ -191,7 +196,7 @@ def as_slow_as(
     """The prediction with its time, after the real steps it begins with, as much slower as runs of
     this stability margin were (`ntk_tt.times.calibration`).
     """
-    factor = slowdown(method, margin)
+    factor = slowdown(method, margin) if predicted.is_calibrated else 1
     if factor == 1:
         return predicted
     runs = []
@@ -312,12 +317,12 @@ def intervals(
     verdict: Verdict,
 ) -> dict[str, dict[str, dict[str, Any]]] | None:
     """90 % intervals of the threshold times and the probability that they are reached within T;
-    None for a method without calibration, and for a prediction that is refused.
+    None for a method or an optimiser without calibration, and for a prediction that is refused.
 
     A level that is not reached within T has the probability of the time at which the curve,
     continued as it ends, reaches it: at most one half.
     """
-    if not has_interval(method) or verdict.trust == "none":
+    if not has_interval(method) or not predicted.is_calibrated or verdict.trust == "none":
         return None
     spread: Interval = interval(
         method,

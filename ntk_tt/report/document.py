@@ -122,6 +122,10 @@ def print_report(report: dict[str, Any]) -> None:
             "no intervals and no chances, because the prediction is refused (see trust)",
             highlight=False,
         )
+    elif _is_uncalibrated(report.get("optimizer") or {}):
+        console.print(
+            "no intervals and no chances: those known come from runs with SGD", highlight=False
+        )
     if prediction.get("intervals"):
         console.print(
             "in brackets: 90 % intervals, and the chance that the level is reached within the "
@@ -162,6 +166,10 @@ def print_report(report: dict[str, Any]) -> None:
         console.print(
             f"trust: [{colour}]{verdict['trust']}[/{colour}] – {verdict['reason']}", highlight=False
         )
+
+
+def _is_uncalibrated(optimizer: dict[str, Any]) -> bool:
+    return optimizer.get("name", "sgd") != "sgd" or optimizer.get("clip_norm") is not None
 
 
 def print_notes(notes: Iterable[str]) -> None:
