@@ -3,10 +3,13 @@
 import os
 import subprocess
 import sys
+import time
+import zlib
 
 import pytest
 
-from ntk_tt.runtime.compilation import remove_oldest
+from ntk_tt.runtime import compilation
+from ntk_tt.runtime.compilation import remove_damaged, remove_oldest
 
 PROGRAM = """
 import pathlib, resource, sys, jax
@@ -68,7 +71,7 @@ def test_a_folder_that_cannot_be_written_is_left_alone(tmp_path, what):
 )
 def test_damaged_programs_are_compiled_anew(tmp_path, damage):
     assert run(tmp_path) == ["3.0", "0", str(tmp_path)]
-    for file in list(tmp_path.iterdir()):
+    for file in list(tmp_path.glob("*-cache")):
         good = bytearray(file.read_bytes())
         file.unlink()
         match damage:
@@ -86,13 +89,64 @@ def test_damaged_programs_are_compiled_anew(tmp_path, damage):
                     ]
                 )
     assert run(tmp_path) == ["3.0", "0", str(tmp_path)]
+    if damage in ("empty", "truncated", "zeros", "a bit flipped"):
+        assert run(tmp_path) == ["3.0", "1", str(tmp_path)]
+
+
+def _program(folder, name: str, *, written: float | None = None, part: float = 1.0):
+    """A file as JAX writes them, or the beginning of one."""
+    packed = zlib.compress(bytes(range(256)) * 64)
+    file = folder / f"jit_{name}-0123abcd-cache"
+    file.write_bytes(packed[: int(part * len(packed))])
+    if written is not None:
+        os.utime(file, (written, written))
+    return file
+
+
+@pytest.mark.parametrize("part", [0.0, 0.5, 0.99])
+def test_programs_that_were_cut_are_removed_once(tmp_path, part):
+    whole, cut = _program(tmp_path, "whole"), _program(tmp_path, "cut", part=part)
+    other = tmp_path / "notes.txt"
+    other.write_text("no program")
+    (tmp_path / "a-cache").mkdir()
+    remove_damaged(tmp_path)
+    assert [each.exists() for each in (whole, other, cut)] == [True, True, False]
+    # those that were there at the last look are not read again
+    old = _program(tmp_path, "old", written=time.time() - 1000, part=0.5)
+    new = _program(tmp_path, "new", part=0.5)
+    remove_damaged(tmp_path)
+    assert [each.exists() for each in (old, new)] == [True, False]
+
+
+def test_programs_packed_by_zstandard_are_looked_at_where_it_is_there(tmp_path, monkeypatch):
+    class Unpacker:
+        class ZstdError(Exception):
+            pass
+
+        @staticmethod
+        def decompress(packed: bytes) -> bytes:
+            if not packed.endswith(b"end"):
+                raise Unpacker.ZstdError
+            return packed
+
+    def left_of_two() -> list[str]:
+        for name, content in (("whole", b"...end"), ("cut", b"...")):
+            (tmp_path / f"{name}-cache").write_bytes(b"\x28\xb5\x2f\xfd" + content)
+        remove_damaged(tmp_path)
+        return sorted(file.name for file in tmp_path.glob("*-cache"))
+
+    monkeypatch.setattr(compilation, "_zstd", lambda: None)
+    assert left_of_two() == ["cut-cache", "whole-cache"]
+    monkeypatch.setattr(compilation, "_zstd", lambda: Unpacker)
+    assert left_of_two() == ["whole-cache"]
 
 
 @pytest.mark.slow
 def test_a_full_disk_ends_nothing(tmp_path):
     assert run(tmp_path, largest_file=100) == ["3.0", "0", str(tmp_path)]
     assert all(file.stat().st_size <= 100 for file in tmp_path.iterdir())
-    assert run(tmp_path)[0] == "3.0"
+    assert run(tmp_path) == ["3.0", "0", str(tmp_path)]
+    assert run(tmp_path) == ["3.0", "1", str(tmp_path)]
 
 
 def test_the_oldest_programs_go_first(tmp_path):
