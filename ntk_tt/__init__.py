@@ -1,6 +1,7 @@
 """ntk-tt: how long fine-tuning will take, before you start it."""
 
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 import jax
 
@@ -11,6 +12,7 @@ from ntk_tt.features.contrasts import stored_outputs
 from ntk_tt.features.feature_options import FeatureOptions
 from ntk_tt.features.store import FeatureStore
 from ntk_tt.features.write import write_features
+from ntk_tt.former_names import find_former_modules, renamed
 from ntk_tt.jacobian.jaxpr import warn_if_untested
 from ntk_tt.kernels.empirical import empirical_ntk, ntk_from_features
 from ntk_tt.kernels.spectrum import Spectrum, fit_power_law, ntk_spectrum
@@ -50,6 +52,12 @@ except PackageNotFoundError:  # run from a source tree that is not installed
     __version__ = "0+unknown"
 
 warn_if_untested(jax.__version__)
+find_former_modules()
+
+
+def __getattr__(name: str) -> Any:
+    return renamed(name)
+
 
 __all__ = [
     "FeatureOptions",

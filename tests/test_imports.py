@@ -20,6 +20,7 @@ _LEAVES = {"runtime", "jacobian", "models", "data", "schedules", "optimizer", "l
 _WAY = ("features", "kernels", "surrogate", "dynamics", "scaling", "times")
 ALLOWED = {
     "runtime": set(),
+    "former_names": set(),
     "jacobian": {"runtime"},
     "targets": {"runtime"},
     "losses": {"runtime", "targets"},
@@ -37,7 +38,7 @@ ALLOWED = {
     "prediction": _LEAVES | {*_WAY, "training"},
     "report": _LEAVES | {*_WAY, "training", "prediction"},
     "cli": _LEAVES | {*_WAY, "training", "prediction", "report"},
-    "": _LEAVES | {*_WAY, "training", "prediction", "report"},  # the package's own front door
+    "": _LEAVES | {*_WAY, "training", "prediction", "report", "former_names"},  # the front door
 }
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Key, PyTree
 
-from ntk_tt.features.feature_options import DEFAULT_OPTIONS, FeatureOptions
+from ntk_tt.features.feature_options import DEFAULT_OPTIONS, FeatureOptions, takes_former_keywords
 from ntk_tt.features.plan import FeaturePlan, plan_features, run_block
 from ntk_tt.jacobian.network import Apply, blocks, check_features
 from ntk_tt.jacobian.self_check import check_pass
@@ -17,6 +17,7 @@ from ntk_tt.runtime import sharding
 from ntk_tt.runtime.progress import Progress, silent
 
 
+@takes_former_keywords
 def jacobian_features(
     apply: Apply,
     params: PyTree,

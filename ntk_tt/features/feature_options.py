@@ -1,8 +1,10 @@
 """How features are computed: the settings that a user chooses."""
 
 import dataclasses
+import functools
+import warnings
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Any, Literal, ParamSpec, TypeVar, get_args
 
 from ntk_tt.jacobian.bfloat16 import in_bfloat16
 
@@ -73,3 +75,33 @@ def check_path(path: str) -> None:
 
 
 DEFAULT_OPTIONS = FeatureOptions()
+
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
+
+
+def takes_former_keywords(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
+    """Version 0.1 took the fields of `FeatureOptions` one by one: they still work for one release,
+    and a DeprecationWarning says what to write.
+    """
+    fields = {field.name for field in dataclasses.fields(FeatureOptions)}
+
+    @functools.wraps(function)
+    def called(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
+        given: dict[str, Any] = {name: kwargs[name] for name in kwargs if name in fields}
+        if not given:
+            return function(*args, **kwargs)
+        said = ", ".join(f"{name}={value!r}" for name, value in given.items())
+        warnings.warn(
+            f"{function.__name__}({said}) is now {function.__name__}("
+            f"options=FeatureOptions({said}))",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        rest: Any = {name: value for name, value in kwargs.items() if name not in fields}
+        options: Any = kwargs.get("options", DEFAULT_OPTIONS)
+        rest["options"] = dataclasses.replace(options, **given)
+        untyped: Callable[..., _Result] = function
+        return untyped(*args, **rest)
+
+    return called

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, PyTree
 
-from ntk_tt.features.feature_options import DEFAULT_OPTIONS, FeatureOptions
+from ntk_tt.features.feature_options import DEFAULT_OPTIONS, FeatureOptions, takes_former_keywords
 from ntk_tt.features.manifest import describe
 from ntk_tt.features.plan import FeaturePlan, plan_features, run_block
 from ntk_tt.features.store import FeatureStore, folder_of
@@ -17,6 +17,7 @@ from ntk_tt.jacobian.self_check import check_pass
 from ntk_tt.runtime.progress import Progress, silent
 
 
+@takes_former_keywords
 def write_features(
     apply: Apply,
     params: PyTree,

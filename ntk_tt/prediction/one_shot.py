@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, Key
 from ntk_tt.dynamics.batches import batch_indices
 from ntk_tt.dynamics.optimizer_replay import own_way, replay
 from ntk_tt.dynamics.trajectory import Trajectory, record_steps
-from ntk_tt.features.feature_options import DEFAULT_OPTIONS, FeatureOptions
+from ntk_tt.features.feature_options import DEFAULT_OPTIONS, FeatureOptions, takes_former_keywords
 from ntk_tt.losses import LossName
 from ntk_tt.models.model import Model
 from ntk_tt.optimizer import OptimizerConfig, check_num_seeds, check_num_steps
@@ -52,6 +52,7 @@ def affordable_steps(num_samples: int, batch_size: int, num_directions: int) -> 
     return max(1, num_samples * (1 + num_directions) // (3 * batch_size))
 
 
+@takes_former_keywords
 def predict_after(
     model: Model,
     inputs: Float[Array | np.ndarray, "n ..."],

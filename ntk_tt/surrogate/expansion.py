@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 
 from ntk_tt import losses
 from ntk_tt.features.dimension import sketch_error
-from ntk_tt.features.feature_options import DEFAULT_OPTIONS, FeatureOptions
+from ntk_tt.features.feature_options import DEFAULT_OPTIONS, FeatureOptions, takes_former_keywords
 from ntk_tt.features.own_directions import (
     PULLING,
     SPARES,
@@ -39,6 +39,7 @@ _NOTE_SAMPLES = 64  # whose features say how exact the kernel is
 MAX_BYTES = 4 << 30
 
 
+@takes_former_keywords
 def expand(
     model: Model,
     inputs: Float[Array | np.ndarray, "n ..."],

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 from ntk_tt.features.compute import compute_features
 from ntk_tt.features.contrasts import Outputs, contrast_basis, in_contrasts
 from ntk_tt.features.dimension import sketch_note
-from ntk_tt.features.feature_options import DEFAULT_OPTIONS, FeatureOptions
+from ntk_tt.features.feature_options import DEFAULT_OPTIONS, FeatureOptions, takes_former_keywords
 from ntk_tt.features.plan import plan_features
 from ntk_tt.features.store import FeatureStore
 from ntk_tt.jacobian.network import (
@@ -31,6 +31,7 @@ from ntk_tt.runtime.sharding import replicate
 from ntk_tt.surrogate.linear import LinearizedProblem
 
 
+@takes_former_keywords
 def linearize(
     apply: Apply,
     params: PyTree,

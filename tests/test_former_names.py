@@ -1,0 +1,65 @@
+"""Programs written for version 0.1: they run, and are told what things are called now."""
+
+import importlib
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import ntk_tt
+from ntk_tt import former_names
+
+
+@pytest.mark.parametrize("name", former_names.MODULES)
+def test_a_former_module_has_what_it_has_now(name):
+    sys.modules.pop(f"ntk_tt.{name}", None)
+    with pytest.warns(DeprecationWarning, match=rf"ntk_tt\.{name} is now ntk_tt\.\w+\.\w+"):
+        former = importlib.import_module(f"ntk_tt.{name}")
+    now = importlib.import_module(f"ntk_tt.{former_names.MODULES[name]}")
+    public = [each for each in vars(now) if not each.startswith("_")]
+    assert public
+    assert all(getattr(former, each) is getattr(now, each) for each in public)
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = former.nothing
+
+
+def test_no_former_module_hides_what_is_there_today():
+    for name in former_names.MODULES:
+        assert name not in ntk_tt.__all__
+        assert importlib.util.find_spec(f"ntk_tt.{name}").loader.__class__ is (
+            former_names.FormerModules
+        )
+    with pytest.raises(ModuleNotFoundError, match=r"ntk_tt\.nothing"):
+        importlib.import_module("ntk_tt.nothing")
+
+
+def test_a_former_name_is_what_it_is_called_now():
+    with pytest.warns(DeprecationWarning, match=r"linearize_head is now ntk_tt\.expand"):
+        assert ntk_tt.linearize_head is ntk_tt.expand
+    with pytest.warns(DeprecationWarning, match="SmallNetwork"):
+        assert ntk_tt.HeadProblem is ntk_tt.SmallNetwork
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = ntk_tt.nothing
+
+
+def test_options_that_were_keywords_are_taken_as_options():
+    params, x = {"w": jnp.ones((4, 3))}, jax.random.normal(jax.random.key(0), (6, 4))
+    labels = np.arange(6) % 3
+
+    def apply(params, x):
+        return x @ params["w"]
+
+    exact = ntk_tt.FeatureOptions(num_projections="exact")
+    with pytest.warns(DeprecationWarning, match=r"FeatureOptions\(num_projections='exact'\)"):
+        found = ntk_tt.jacobian_features(apply, params, x, num_projections="exact")
+    assert np.array_equal(found, ntk_tt.jacobian_features(apply, params, x, options=exact))
+    small = ntk_tt.FeatureOptions(block_size=2)
+    with pytest.warns(DeprecationWarning, match="linearize"):
+        problem = ntk_tt.linearize(apply, params, x, labels, num_projections="exact", options=small)
+    assert problem.num_projections is None
+    with pytest.raises(ValueError, match="num_projections"), pytest.warns(match="options="):
+        ntk_tt.linearize(apply, params, x, labels, num_projections=0)
+    with pytest.raises(TypeError, match="number_of_projections"):
+        ntk_tt.linearize(apply, params, x, labels, number_of_projections=5)
