@@ -9,6 +9,7 @@ from flax import nnx
 
 from ntk_tt.models.catalogue import MODELS, Architecture
 from ntk_tt.models.heads import HeadRule, check_head_rule, head_values, part, replaced
+from ntk_tt.models.hub import fetch
 from ntk_tt.models.model import IMAGENET_MEAN, IMAGENET_STD, Model, from_nnx, set_values
 from ntk_tt.models.weights import fit_weights, read_checkpoint
 from ntk_tt.runtime.parameter_names import named_leaves
@@ -33,9 +34,9 @@ def load_model(
 
     Args:
         name: one of `MODELS`.
-        weights: a file (.safetensors, .pth), `hf:owner/name`, `bundled` for those that ship with
-            the package, or `random`; None takes the bundled ones where the network has some and
-            random ones otherwise.
+        weights: a file (.safetensors, .pth, the index of several), `hf:owner/name`, `bundled` for
+            those that ship with the package, or `random`; None takes the bundled ones where the
+            network has some and random ones otherwise.
         num_classes: a new head of this many outputs, initialised from `key`; None keeps the
             checkpoint's own head. Without either, the model has `features` only.
         image_size: side of the images it will see [pixels]; None takes the side the weights were
@@ -171,20 +172,4 @@ def weight_file(name: str, architecture: Architecture, weights: str) -> Path:
         return Path(str(resources.files("ntk_tt.models") / "bundled" / architecture.bundled))
     if not weights.startswith("hf:"):
         return Path(weights)
-    try:
-        from huggingface_hub import hf_hub_download
-    except ImportError as error:
-        raise ValueError(
-            "weights: 'hf:' needs huggingface_hub; install it with: pip install 'ntk-tt[hub]'"
-        ) from error
-    repository = weights.removeprefix("hf:")
-    try:
-        return Path(hf_hub_download(repository, "model.safetensors"))
-    except (
-        Exception
-    ) as error:  # the hub raises its own many kinds; every one means that the file cannot be had
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(
-            f"weights: cannot get model.safetensors of {repository!r} from the hub ({reason}); "
-            "check the name and the network"
-        ) from error
+    return fetch(weights.removeprefix("hf:"))

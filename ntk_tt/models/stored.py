@@ -113,12 +113,15 @@ _OTHERS: tuple[tuple[bytes, str, str], ...] = (
     (b"%PDF", "a PDF", _GIVE),
     (b"\x7fELF", "a program", _GIVE),
 )
+# members of such an archive, of which one comes first
+_TORCH_TAR = (b"sys_info\0", b"storages\0", b"tensors\0", b"pickle\0")
 # a map whose first key is text
 _MSGPACK = re.compile(rb"(?:[\x81-\x8f]|\xde..|\xdf....)[\xa0-\xbf\xd9-\xdb]", re.DOTALL)
 
 
 def kind_of(file: Path) -> str:
-    """`safetensors`, `zip` or `legacy` (both of torch.save), from how a file begins.
+    """`safetensors`, `zip` or `legacy` (both of torch.save), or `index` (of several files), from
+    how a file begins.
 
     Raises:
         ValueError: anything else; the message says what it looks like.
@@ -133,10 +136,18 @@ def kind_of(file: Path) -> str:
         head[:1] == b"\x80" and head[1:2] in b"\2\3\4\5" and len(head) > 1
     ):
         return "legacy"
+    if head.lstrip().startswith(b"{") and _names_files(file):
+        return "index"
     looks, remedy = _looks(head)
     raise ValueError(
         f"weights: {str(file)!r} is no checkpoint that can be read: it looks like {looks}; {remedy}"
     )
+
+
+def _names_files(file: Path) -> bool:
+    """Whether JSON is the index of weights in several files."""
+    with open(file, "rb") as opened:
+        return b'"weight_map"' in opened.read(1 << 16)
 
 
 def _looks(head: bytes) -> tuple[str, str]:
@@ -152,15 +163,17 @@ def _looks(head: bytes) -> tuple[str, str]:
         )
     if start.startswith((b"{", b"[")):
         return (
-            "text in JSON: an index or a configuration",
-            "give the file with the weights; if they are in several files, join them in one",
+            "text in JSON: a configuration",
+            "give the file with the weights, or the index of several (…index.json)",
         )
     if head[257:262] == b"ustar":
-        return (
-            "a tar archive",
-            "unpack it and give the file inside; if PyTorch before 0.2 wrote it, save it again "
-            "with a newer one",
-        )
+        if any(head.startswith(name) for name in _TORCH_TAR):
+            return (
+                "a tar archive, as the first releases of PyTorch (before 0.2) wrote",
+                "torch.load(file, weights_only=False) still reads it, if you trust its writer; "
+                "save what it gives by torch.save",
+            )
+        return "a tar archive", "unpack it and give the file inside"
     if head[4:8] == b"TFL3":
         return "TensorFlow Lite", _GIVE
     if not head.strip(b"\0"):

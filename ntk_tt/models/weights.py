@@ -3,7 +3,7 @@
 import functools
 import json
 from collections.abc import Callable, Iterator, Set
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ import safetensors
 import safetensors.numpy
 from jaxtyping import PyTree
 
+from ntk_tt.models.shards import open_shards
 from ntk_tt.models.stored import Stored, kind_of, quoted, reason, regular_file
 from ntk_tt.models.torch_format import is_torch_format, our_layout, our_name
 from ntk_tt.models.torch_pickle import open_torch
@@ -52,8 +53,8 @@ def read_weights(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any
     layouts are translated.
 
     Args:
-        path: a safetensors file, or what `torch.save` wrote, which is read without running any of
-            it; its content tells, not its suffix.
+        path: a safetensors file, what `torch.save` wrote, which is read without running any of it,
+            or the index in JSON of several such files; its content tells, not its suffix.
 
     Raises:
         ValueError: the file is missing, unreadable, neither of these, or holds a NaN or infinity,
@@ -78,12 +79,7 @@ def read_checkpoint(
         kind_of(file),
         None if names is None else functools.cache(lambda name: own_name(name) in names),
     )
-    with (
-        _open_safetensors(file) if kind == "safetensors" else open_torch(file, kind) as (
-            tensors,
-            metadata,
-        )
-    ):
+    with open_shards(file, _open) if kind == "index" else _open(file) as (tensors, metadata):
         chosen = choose(tensors, known, len(names or ()), repr(str(path)))
         translated = is_torch_format(list(chosen.tensors))
         arrays = {}
@@ -109,6 +105,16 @@ def read_checkpoint(
                 )
             arrays[ours] = our_layout(name, array) if translated else array
     return Checkpoint(arrays, _record(metadata, path), chosen.note)
+
+
+def _open(file: Path) -> AbstractContextManager[tuple[dict[str, Stored], dict[str, str]]]:
+    """One file of weights."""
+    kind = kind_of(regular_file(file))
+    if kind == "index":
+        raise ValueError(
+            f"weights: {str(file)!r} is an index that another one names; give it itself"
+        )
+    return _open_safetensors(file) if kind == "safetensors" else open_torch(file, kind)
 
 
 @contextmanager
