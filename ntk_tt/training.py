@@ -19,6 +19,7 @@ import optax
 from jaxtyping import Array, Float, PyTree
 
 from ntk_tt.models.model import Apply, BatchStatistics
+from ntk_tt.models.switches import check_trains
 from ntk_tt.optimizer import OptimizerConfig, Transformation, as_setting, check_num_steps
 from ntk_tt.runtime.memory import compiled_blocks
 from ntk_tt.runtime.progress import Progress, silent
@@ -107,7 +108,8 @@ def finetune(
         progress: called as `progress(step, num_steps)`.
 
     Raises:
-        ValueError: an argument or label out of range, or a batch larger than the data.
+        ValueError: an argument or label out of range, a batch larger than the data, or statistics
+            that training does not change.
     """
     check_num_steps(num_steps)
     if record_every < 1:
@@ -129,6 +131,8 @@ def finetune(
     targets = encode_targets(
         labels, num_outputs, jnp.promote_types(output.dtype, jnp.float32), loss=loss
     )
+    if statistics is not None:
+        check_trains(statistics.apply_train, params, statistics.state, inputs[:2])
     chain = optimizer.chain(num_steps)
     network = _Network(apply, statistics, loss)
     params, state = jax.tree.map(jnp.array, params), network.initial_state

@@ -2,6 +2,7 @@
 in a line that it cannot.
 """
 
+import functools
 from typing import Literal
 
 import equinox as eqx
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from flax import linen, nnx
 
-from ntk_tt import from_equinox, from_function, from_linen, from_nnx
+from ntk_tt import OptimizerConfig, finetune, from_equinox, from_function, from_linen, from_nnx
 from ntk_tt.models.switches import evaluation_value
 
 KEY = jax.random.key(0)
@@ -417,6 +418,31 @@ def test_a_linen_network_that_trains_all_the_same_is_refused(module, why, images
     for function in (model.apply, jax.jit(model.apply)):
         with pytest.raises(ValueError, match=rf"module: {TRAINS} \(.*{why}"):
             function(model.params, images)
+
+
+class LinenTold(linen.Module):
+    """Evaluates unless it is told in a way that cannot be seen."""
+
+    @linen.compact
+    def __call__(self, x, **kwargs):
+        return LinenNet()(x, train=kwargs.get("train", False))
+
+
+@pytest.mark.parametrize(
+    ("module", "moves"),
+    [(LinenNet(), True), (LinenTold(), False), (LinenField(training=False), False)],
+    ids=repr,
+)
+def test_statistics_that_training_would_leave_as_they_are_are_no_training(module, moves, images):
+    model, labels = linen_model(module, images), np.arange(len(images)) % 2
+    setting = OptimizerConfig(0.01)
+    train = functools.partial(finetune, model.apply, model.params, images, labels, setting, 2)
+    if moves:
+        assert np.isfinite(train(statistics=model.batch_statistics).loss).all()
+        return
+    with pytest.raises(ValueError, match=r"leaves '[\w.]*BatchNorm_0.mean' and all other .*frozen"):
+        train(statistics=model.batch_statistics)
+    assert np.isfinite(train().loss).all()
 
 
 # Equinox

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 import jax
+import jax.numpy as jnp
 
 from ntk_tt.jacobian.jaxpr import arguments_used, returned_unchanged
 from ntk_tt.runtime.parameter_names import named_leaves
@@ -110,10 +111,11 @@ _KEYS = frozenset(
     }
 )
 _TRAINS = "the network runs in training mode"
-_GIVE = (
+_GIVE_SWITCH = (
     "give its call train, training, is_training, is_train, deterministic, use_running_average "
-    "or inference, or make it with training=False"
+    "or inference"
 )
+_GIVE = f"{_GIVE_SWITCH}, or make it with training=False"
 
 
 def evaluation_value(name: str, *, attribute: bool = False) -> bool | None:
@@ -334,3 +336,32 @@ def check_unchanged(before: Any, after: Any, function: Callable[[Any], Any], nam
     ):
         if not same:
             raise training_mode(name, f"it changes {each!r}")
+
+
+def check_trains(train: Callable[[Any, Any, Any], tuple[Any, Any]], params, state, inputs) -> None:
+    """Refuses a network whose statistics stay as they are in training: its switch is not known, as
+    where a call takes `**kwargs`, or it was made for evaluation.
+
+    Args:
+        train: `(params, state, inputs) -> (logits, new state)`, as `BatchStatistics.apply_train`.
+        inputs: some samples.
+
+    Raises:
+        ValueError: none of the state's floating-point arrays changes.
+    """
+    leaves, structure = jax.tree.flatten(state)
+    old = named_leaves(state)
+    names = [each for each, leaf in old.items() if jnp.issubdtype(leaf.dtype, jnp.floating)]
+
+    def again(*leaves: Any) -> list[Any]:
+        new = named_leaves(train(params, jax.tree.unflatten(structure, leaves), inputs)[1])
+        return [new[each] for each in names if each in new]
+
+    shapes = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in map(jnp.asarray, leaves)]
+    positions = [list(old).index(each) for each in names]
+    if names and all(returned_unchanged(jax.make_jaxpr(again)(*shapes), positions)):
+        raise ValueError(
+            f"statistics: training leaves {names[0]!r} and all other statistics as they are: "
+            f"{_GIVE_SWITCH} as an argument of its own (**kwargs does not tell), or train with "
+            "frozen statistics (--batch-norm frozen)"
+        )
