@@ -330,6 +330,31 @@ def test_a_class_with_the_name_of_a_split_gets_a_word(tmp_path):
 # the draw stays what it was
 
 
+def test_a_class_called_train_among_others_is_no_split(tmp_path):
+    put(tmp_path, "bus/0.png", "car/0.png", "car/1.png", "train/0.png", "train/1.png")
+    task = load(tmp_path)
+    assert (task.class_names, task.per_class) == (("bus", "car", "train"), (1, 2, 2))
+    assert task.notes == ("'train' counted among the classes, with the name of a split",)
+    # what the user names is what is meant
+    with pytest.raises(ValueError, match="has no folder 'val'"):
+        load(tmp_path, split="val")
+
+
+def test_what_lies_beside_a_split_gets_a_word(tmp_path):
+    put(tmp_path, "train/ant/0.png", "train/bee/0.png", "test/9.png", "bus/0.png", "car/0.png")
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "boxes.txt").write_text("")
+    task = load(tmp_path)
+    assert task.class_names == ("ant", "bee")
+    assert task.notes == ("2 folder(s) with images beside 'train' are left out: 'bus', 'car'",)
+
+
+def test_a_split_of_images_without_classes_is_no_class(tmp_path):
+    put(tmp_path, "train/0.png", "test/0.png")
+    with pytest.raises(ValueError, match="class"):
+        load(tmp_path)
+
+
 def test_plain_folders_are_drawn_from_as_before(tmp_path):
     """Names sorted; K of the names, then for each in turn N of its images, from one generator."""
     names = [f"{name}/{number}.png" for name in ("b", "a", "C", "d") for number in range(12)]

@@ -135,6 +135,63 @@ def test_headings_and_remarks_are_passed_over(rooms):
         )
 
 
+@pytest.mark.parametrize("separator", [",", "\t", ";"])
+@pytest.mark.parametrize(
+    "columns",
+    [
+        "path,class,split",
+        "id,Filename,width,Label",
+        "class,path",
+        "class_id,class_name,image",
+        "# a remark\nsplit,file,class,x,y",
+    ],
+)
+def test_the_first_line_says_which_columns_are_meant(separator, columns, rooms):
+    names = columns.lower().splitlines()[-1].split(",")
+    rows = []
+    for number, path in enumerate(ROOMS):
+        label = "big, living" if path[0] == "l" else "gym"
+        cells = {"label": label, "class": label, "class_name": label}
+        cells |= dict.fromkeys(("path", "filename", "image", "file"), path)
+        cells = [cells.get(name, str(number)) for name in names]
+        rows.append(separator.join(f'"{cell}"' if separator in cell else cell for cell in cells))
+    task = load(rooms, "\n".join([columns.replace(",", separator), *rows]))
+    assert task.class_names == ("big, living", "gym")
+    assert task.images[:, 0, 0, 0].tolist() == [40, 50, 60, 10, 20, 30]
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (
+            ["gym/shot 0.jpg,gym,train", "living room/shot 0.jpg,room,train"],
+            "line 1 of '.*list.txt' has 3 columns, and it is not clear which is the class; begin",
+        ),
+        (["gym/shot 0.jpg\t1\t2\t3"], "line 1 of .* has 4 columns"),
+        (["gym/shot 0;gym;train"], "line 1 of .* has 3 columns"),
+        (["gym\\shot 0.jpg,a,b"], "line 1 of .* has 3 columns"),
+        (["gym/shot 0.jpg 3 17"], "line 1 of .* has 3 columns"),
+        (["gym/shot 0.jpg 3 0.25 1e3"], "line 1 of .* has 4 columns"),
+        (["path,breed,split", "gym/shot 0.jpg,a,b"], "line 1 of .* none of them that of the class"),
+        (["path,class,split", "gym/shot 0.jpg"], "line 2 of .* without a path or class in the"),
+        (["path,class,split", "gym/shot 0.jpg,,b"], "line 2 of .* without a path or class"),
+        (["path,class,split", "gym/shot 9.jpg,a,b"], "line 2 of .* no image '.*/set/gym/shot 9.j"),
+        (["class,path", "a,../other.jpg"], "line 2 of .* not below"),
+    ],
+)
+def test_columns_that_nothing_names_are_not_guessed(lines, message, rooms):
+    Image.new("L", (8, 8)).save(rooms / "other.jpg")
+    with pytest.raises(ValueError, match=f"data: {message}"):
+        load(rooms, "\n".join(lines))
+
+
+def test_a_path_may_have_the_sign_between_columns(rooms):
+    os.rename(rooms / "set" / "gym", rooms / "set" / "gym, new")
+    paths = [path.replace("gym/", "gym, new/") for path in ROOMS]
+    task = load(rooms, "\n".join(f"{path},{path[0]}" for path in paths))
+    assert task.class_names == ("g", "l")
+
+
 def test_an_image_whose_name_begins_with_a_remark_sign_is_an_image(rooms):
     Image.new("L", (8, 8)).save(rooms / "set" / "gym" / "#1.jpg")
     os.rename(rooms / "set" / "gym", rooms / "set" / "#gym")

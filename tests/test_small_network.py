@@ -533,6 +533,23 @@ def test_where_only_the_head_trains_it_is_real_training(data):
     np.testing.assert_allclose(ntk_tt.predict(problem, optimizer, 20).loss, real.loss, rtol=1e-4)
 
 
+def _dead(x):
+    return jax.nn.relu(x - 100)
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [ntk_tt.OptimizerConfig(0.05, 0.9), ntk_tt.OptimizerConfig(0.01, name="adamw")],
+    ids=["sgd", "adamw"],
+)
+def test_a_backbone_that_does_not_move_is_predicted_by_its_head(data, optimizer):
+    model = network(activation=_dead)
+    problem = full(model, data, way=own_way(optimizer, 20))
+    assert float(problem.growth) == 0
+    real = ntk_tt.finetune(model.apply, model.params, *data, optimizer, 20)
+    np.testing.assert_allclose(ntk_tt.predict(problem, optimizer, 20).loss, real.loss, rtol=1e-4)
+
+
 def test_a_network_without_a_linear_head_is_expanded_at_its_logits(data):
     model = network()
     headless = dataclasses.replace(model, head="")

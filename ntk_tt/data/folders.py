@@ -1,5 +1,6 @@
 """Reader of image folders, which counts what it passes over."""
 
+import contextlib
 import os
 import re
 from collections import Counter
@@ -37,18 +38,21 @@ def read_folder(path: str, split: str) -> Source:
     """`PATH/<split>/<class>/**/*`, or `PATH/<class>/**/*` where there is no folder `PATH/<split>`.
 
     Class folders are searched to any depth, as torchvision's `ImageFolder` does; an image is a file
-    with one of `IMAGE_SUFFIXES` in any case. Links are followed, outside PATH too; none leads to a
-    folder of another class, to one read already, or back up. Hidden files and what operating
-    systems leave behind are no images.
+    with one of `IMAGE_SUFFIXES` in any case. A folder `train` that holds nothing but images, beside
+    others that hold images, is a class of that name and no split. Links are followed, outside PATH
+    too; none leads to a folder of another class, to one read already, or back up. Hidden files and
+    what operating systems leave behind are no images.
     """
     root = Path(path)
     if not path or not is_folder(root):
         raise ValueError(
             f"data: there is no folder {path!r}; give folder:PATH with PATH/<split>/<class>/<image>"
         )
-    if is_folder(root / split):
+    beside: list[str] = []
+    if is_folder(root / split) and not _is_a_class(root, split):
+        beside = _classes_beside(root, split)
         root = root / split
-    elif split != "train":
+    elif not is_folder(root / split) and split != "train":
         raise ValueError(
             f"split: {path!r} has no folder {split!r}; take 'train' or make {str(root / split)!r}"
         )
@@ -60,8 +64,41 @@ def read_folder(path: str, split: str) -> Source:
         *_no_classes(found, search.suffixes),
         *_splits(root, list(items)),
         *_deeper(items, search.deeper),
+        *_left_out(beside, split),
     ]
     return Source(items, lambda file, size: read_square(file, size, str(file)), tuple(notes))
+
+
+def _is_a_class(root: Path, split: str) -> bool:
+    """Whether `PATH/train` is a class of trains among others, and no split."""
+    folder = root / split
+    return (
+        split == "train"
+        and _has_images(folder)
+        and not any(os.path.isdir(entry) for entry in _entries(folder))
+        and bool(_classes_beside(root, split))
+    )
+
+
+def _classes_beside(root: Path, split: str) -> list[str]:
+    """The folders beside a split that hold images themselves and have no split's name."""
+    return [
+        entry.name
+        for entry in _entries(root)
+        if entry.name != split
+        and not _SPLIT_NAME.fullmatch(entry.name)
+        and _has_images(Path(entry))
+    ]
+
+
+def _has_images(folder: Path) -> bool:
+    """Whether a folder holds an image itself, as far as it may be read."""
+    with contextlib.suppress(OSError):
+        return is_folder(folder) and any(
+            _suffix(entry.name) in IMAGE_SUFFIXES and os.path.isfile(entry)
+            for entry in _entries(folder)
+        )
+    return False
 
 
 _AGAIN = "passed over {} link(s) to folders that are read already"
@@ -228,6 +265,15 @@ def _splits(root: Path, names: list[str]) -> list[str]:
     return (
         [f"{_some(splits)} counted among the classes, with the name of a split"] if splits else []
     )
+
+
+def _left_out(beside: list[str], split: str) -> list[str]:
+    if not beside:
+        return []
+    return [
+        f"{len(beside)} folder(s) with images beside {split!r} are left out: "
+        f"{_some(map(repr, beside))}"
+    ]
 
 
 def _deeper(items: dict[str, list[Path]], deeper: int) -> list[str]:

@@ -1,6 +1,5 @@
 """Reader of text files that list images, as data sets publish their splits."""
 
-import csv
 import os
 import re
 import unicodedata
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ntk_tt.data.images import IMAGE_SUFFIXES, read_square
+from ntk_tt.data.list_columns import CLASSES, PATHS, Table, columns, surplus, table_of
 from ntk_tt.data.regular_files import require_regular_file, require_source_file
 from ntk_tt.data.task import Source
 from ntk_tt.runtime.files import is_folder
@@ -25,36 +25,6 @@ _MEANT_SUFFIXES = (
     ".jpeg",
     ".JPEG",
     ".png",
-)
-_HEADINGS = (  # of the two columns of a table
-    {
-        "file",
-        "filename",
-        "file_name",
-        "filepath",
-        "file_path",
-        "path",
-        "image",
-        "image_path",
-        "image_name",
-        "image_id",
-        "img",
-        "img_path",
-        "name",
-        "id",
-    },
-    {
-        "label",
-        "labels",
-        "class",
-        "classes",
-        "class_name",
-        "class_id",
-        "category",
-        "target",
-        "species",
-        "y",
-    },
 )
 
 
@@ -75,8 +45,9 @@ def read_list(rest: str, split: str) -> Source:
     A line is a path below ROOT whose folder is the class (`gym/image.jpg`, as in MIT-67 and
     MINC-2500), or an image's path and its class after a blank, a tab, a comma or a semicolon
     (`1025794 707-320`, as in FGVC-Aircraft; without suffix, .jpg is meant). Both may have blanks,
-    and stand in double quotes as in CSV. Empty lines, those that begin with # and a line of
-    headings are passed over.
+    and stand in double quotes as in CSV. Of more columns the first line names the two
+    (`id,path,class,split`). Empty lines, those that begin with # and a line of headings are passed
+    over.
 
     Args:
         rest: of the source, without `list:`.
@@ -85,7 +56,7 @@ def read_list(rest: str, split: str) -> Source:
     Raises:
         ValueError: a line that is no UTF-8, leads nowhere, or out of ROOT by an absolute path or
             `..` (links inside ROOT are followed wherever they lead); lines with and without class,
-            or an image with two.
+            an image with two, or more columns than two that nothing names.
     """
     file, folder = _file_and_root(rest)
     if split != "train":
@@ -98,9 +69,14 @@ def read_list(rest: str, split: str) -> Source:
         raise ValueError(f"data: there is no folder {folder!r}; {_REMEDY}")
     items: dict[str, list[Path]] = {}
     seen: dict[str, _Listed] = {}
-    again, passed_over = [], []
+    again, passed_over, table, is_first = [], [], None, True
     for number, line in _lines(file):
-        listed = _listed(file, root, number, line)
+        if is_first and not line.startswith("#"):
+            table, is_first = _table(file, number, line), False
+            if table is not None:
+                passed_over.append(number)
+                continue
+        listed = _listed(file, root, number, line, table)
         if listed is None:
             passed_over.append(number)
         elif (first := seen.setdefault(listed.path, listed)) is listed:
@@ -169,17 +145,37 @@ def _lines(file: str) -> Iterator[tuple[int, str]]:
                 yield number, line
 
 
-def _listed(file: str, root: Path, number: int, line: str) -> _Listed | None:
+def _table(file: str, number: int, line: str) -> Table | None:
+    """The table that a line heads, if it heads one."""
+    try:
+        return table_of(line)
+    except ValueError as error:
+        raise ValueError(f"data: line {number} of {file!r} {error}") from error
+
+
+def _listed(file: str, root: Path, number: int, line: str, table: Table | None) -> _Listed | None:
     """What a line says; None where it is a remark or holds the headings of the columns.
 
     Raises:
-        ValueError: there is no such image, or it is not below ROOT.
+        ValueError: there is no such image, it is not below ROOT, or it is not clear which of
+            several columns is its class.
     """
+    if table is not None and not all(table.read(line) or ("",)):
+        raise ValueError(
+            f"data: line {number} of {file!r} is {line!r}, without a path or class in the columns "
+            "that the first line names"
+        )
     outside = False
-    for path, label in _readings(line):
+    for path, label in _readings(line) if table is None else _in_table(table, line):
         inside = _inside(root, path)
         outside |= inside is None
         if inside is not None and os.path.isfile(root / inside):
+            if table is None and label is not None and (why := surplus(line, path, label)):
+                raise ValueError(
+                    f"data: line {number} of {file!r} {why}, and it is not clear which is the "
+                    "class; begin the file with a line that names them, such as path,class,split; "
+                    "or leave only the path and the class, which may stand in quotes"
+                )
             return _Listed(inside, label, number)
     if line.startswith("#") or _is_heading(line):
         return None
@@ -228,6 +224,13 @@ def _readings(line: str) -> Iterator[tuple[str, str | None]]:
                 yield path.replace("\\", "/"), label
 
 
+def _in_table(table: Table, line: str) -> Iterator[tuple[str, str | None]]:
+    """The paths and the class that a line of a table may mean."""
+    path, label = table.read(line) or ("", "")
+    for meant in (path, path.replace("\\", "/")):
+        yield from ((each, label) for each in _with_suffix(meant))
+
+
 def _with_class(line: str) -> Iterator[tuple[str, str | None]]:
     """By columns, then by blanks, of which the path has as many as it can."""
     for delimiter in "\t,;":
@@ -245,8 +248,8 @@ def _with_class(line: str) -> Iterator[tuple[str, str | None]]:
 
 def _columns(line: str, delimiter: str) -> tuple[str, str]:
     """The first column and the rest of a line of CSV."""
-    first, *rest = next(csv.reader([line], delimiter=delimiter, skipinitialspace=True))
-    return first.strip(), delimiter.join(rest).strip()
+    first, *rest = columns(line, delimiter)
+    return first, delimiter.join(rest)
 
 
 def _with_suffix(path: str) -> list[str]:
@@ -274,8 +277,8 @@ def _inside(root: Path, path: str) -> str | None:
 
 def _is_heading(line: str) -> bool:
     return any(
-        columns[0].lower() in _HEADINGS[0] and columns[1].lower() in _HEADINGS[1]
-        for columns in (_columns(line, delimiter) for delimiter in "\t,; ")
+        first.lower() in PATHS and rest.lower() in CLASSES
+        for first, rest in (_columns(line, delimiter) for delimiter in "\t,; ")
     )
 
 

@@ -58,6 +58,8 @@ def with_bend(
         displacement = _without(displacement, backbone.head)
     if way is not None:
         displacement = _as_moved(small, state, displacement, entries)
+    if not np.any(_sampled_entries(displacement, entries)):
+        return small  # a dead backbone does not move
     few = inputs[: 4 * backbone.BLOCK]
     moved = backbone.params
     for _ in range(_HALVINGS):
@@ -84,7 +86,7 @@ def with_bend(
     ).jacobian
     change, growth = _change(after.astype(small.dtype), small.jacobian)
     metric = jnp.asarray(_sampled_entries(displacement, entries), small.dtype)
-    if not np.isfinite(float(growth)) or not bool(jnp.any(metric)):
+    if not np.isfinite(float(growth)):
         raise ValueError(
             "model: the network gives NaN at the weights that its linear model reaches; take "
             "curvature=False (method 'head')"
@@ -117,7 +119,8 @@ def _sampled_entries(tree: PyTree, entries: Entries) -> Float[np.ndarray, " d"]:
 def _change(after, jacobian):
     """after − Ψ in the place of `after`, and its norm over that of Ψ."""
     change = after - jacobian
-    return change, jnp.linalg.norm(change) / jnp.linalg.norm(jacobian)
+    before, by = jnp.linalg.norm(jacobian), jnp.linalg.norm(change)
+    return change, jnp.where(by == 0, 0.0, by / jnp.where(before == 0, 1.0, before))
 
 
 def _as_moved(small: SmallNetwork, state: PyTree, slope: PyTree, entries: Entries) -> PyTree:
