@@ -256,6 +256,7 @@ def test_many_settings_equal_one_by_one(store, features):
         OptimizerConfig(named_schedule("cosine", rate, 30), **SETTINGS[name])
         for rate, name in zip((0.05, 0.4, 0.2, 0.1), SETTINGS, strict=False)
     ]
+    optimizers[2:2] = [OptimizerConfig(rate, 0.5, batch_size=4) for rate in (0.1, 0.05)]
     for kernel in (
         StreamedKernel(store),
         PrimalKernel(jnp.asarray(features)),
@@ -443,12 +444,8 @@ def test_incomplete_and_damaged_stores_are_refused(features, tmp_path):
         ),
         (lambda p: replay_many(p, [], 5), "optimizers: there are none"),
         (
-            lambda p: replay_many(p, [OptimizerConfig(), OptimizerConfig(batch_size=4)], 5),
-            "optimizers: number 1 takes mini-batches of 4; replay it alone",
-        ),
-        (
-            lambda p: replay_many(p, [OptimizerConfig(batch_size=24)], 5),
-            "optimizers: number 0 takes mini-batches of 24",
+            lambda p: replay_many(p, [OptimizerConfig(), OptimizerConfig(batch_size=24)], 5),
+            "batch_size: 24 is larger than the 23 samples",
         ),
         (
             lambda p: replay_many(p, [OptimizerConfig()], 0),

@@ -4,10 +4,10 @@ Comes in: a problem and an optimiser setting. Goes out: one `Trajectory`, the tr
 """
 
 from ntk_tt.dynamics.closed_form import solve_closed_form
+from ntk_tt.dynamics.many_settings import replay_many
 from ntk_tt.dynamics.methods import Method, is_random, simulate
 from ntk_tt.dynamics.ode import solve_ode
 from ntk_tt.dynamics.optimizer_replay import own_way, replay, states_along
-from ntk_tt.dynamics.replay_streamed import replay_many
 from ntk_tt.dynamics.sde import solve_sde
 from ntk_tt.dynamics.trajectory import Trajectory
 

@@ -102,7 +102,7 @@ def replay(
         records, carry = _run(problem, steps, length, chunk, save_logits, taken, carry)
         parts.append(records)
         carries.append(carry)
-    parts.append(jax.tree.map(lambda leaf: leaf[None], _record(problem, save_logits, carry[0])))
+    parts.append(jax.tree.map(lambda leaf: leaf[None], record(problem, save_logits, carry[0])))
     loss, error, saved = jax.tree.map(
         lambda *leaves: np.concatenate([np.asarray(leaf) for leaf in leaves]), *parts
     )
@@ -172,8 +172,7 @@ def _spans(num_steps: int, record_every: int, num_spans: int) -> list[tuple[slic
     return spans
 
 
-@eqx.filter_jit
-def _run(
+def run_records(
     problem: Problem,
     steps: Steps,
     length: int,
@@ -188,16 +187,20 @@ def _run(
         return steps.step(problem, carry, batch), None
 
     def chunk_of_steps(carry, batches):
-        record = _record(problem, save_logits, carry[0])
-        return jax.lax.scan(step, carry, batches, length=chunk)[0], record
+        before = record(problem, save_logits, carry[0])
+        return jax.lax.scan(step, carry, batches, length=chunk)[0], before
 
     carry, records = jax.lax.scan(chunk_of_steps, carry, indices, length=length)
     return records, carry
 
 
+_run = eqx.filter_jit(run_records)
+
+
 @partial(jax.jit, static_argnums=1)
-def _record(
+def record(
     problem: Problem, save_logits: bool, state: Any
 ) -> tuple[Float[Array, ""], Float[Array, ""], Array | None]:
+    """Loss and error of all samples, and their logits where these are kept."""
     logits = problem.logits(state)
     return *problem.metrics(logits), logits if save_logits else None

@@ -14,52 +14,8 @@ from ntk_tt import losses
 from ntk_tt.dynamics.sgd import sgd_step
 from ntk_tt.dynamics.trajectory import Trajectory, record_steps
 from ntk_tt.kernels.operators import Respond
-from ntk_tt.optimizer import OptimizerConfig, check_num_steps, check_sgd
+from ntk_tt.optimizer import OptimizerConfig
 from ntk_tt.surrogate.linear import LinearizedProblem, State, decayed
-
-
-def replay_many(
-    problem: LinearizedProblem,
-    optimizers: Sequence[OptimizerConfig],
-    num_steps: int,
-    *,
-    record_every: int = 1,
-    save_logits: bool = False,
-) -> tuple[Trajectory, ...]:
-    """The curves of several full-batch settings at the price of one pass over the features a step.
-
-    The same as `replay` of each. Where the features are streamed the pass costs most, so ten
-    settings cost about what one does; where they are in memory it still reads them once instead of
-    ten times.
-
-    Args:
-        problem: the linearised network and its data.
-        optimizers: the settings; each takes the full batch, for mini-batches have rows of their
-            own.
-        num_steps: T.
-        record_every: steps between records; the last step is always recorded.
-        save_logits: keep f at each record, (S, N, C) a setting.
-
-    Raises:
-        ValueError: an argument out of range, no settings, or one with mini-batches or another
-            optimiser than SGD.
-
-    Cost: T+1 passes over the features, 4·N·C·D' flops a pass and setting; memory N·C + 3·D' numbers
-    a setting.
-    """
-    check_num_steps(num_steps)
-    if not optimizers:
-        raise ValueError("optimizers: there are none; give at least one setting")
-    for index, optimizer in enumerate(optimizers):
-        check_sgd(optimizer, "replay")
-        if not optimizer.is_full_batch(problem.num_samples):
-            raise ValueError(
-                f"optimizers: number {index} takes mini-batches of {optimizer.batch_size}; replay "
-                "it alone, or give it batch_size=None"
-            )
-    return train(
-        problem, optimizers, num_steps, None, record_every=record_every, save_logits=save_logits
-    )
 
 
 def train(

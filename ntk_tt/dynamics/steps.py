@@ -1,5 +1,6 @@
 """One optimiser step on a surrogate, for every optimiser that the surrogate can carry."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import equinox as eqx
@@ -118,6 +119,24 @@ def steps_of(problem: Problem, optimizer: OptimizerConfig, num_steps: int) -> St
         ValueError: an optimiser that the problem cannot carry: other than SGD on a frozen kernel,
             one that mixes entries on a small network.
     """
+    steps = _steps(problem, optimizer, num_steps)
+    if optimizer.transformation is not None and isinstance(steps, ChainSteps):
+        check_carried(steps, problem.zero())
+    return steps
+
+
+def stacked_steps(problem: Problem, optimizers: Sequence[OptimizerConfig], num_steps: int) -> Steps:
+    """How optimisers of one kind train a problem, with an axis of them in front of all numbers.
+
+    Raises:
+        ValueError: see `steps_of`.
+    """
+    first = steps_of(problem, optimizers[0], num_steps)
+    each = [first, *(_steps(problem, optimizer, num_steps) for optimizer in optimizers[1:])]
+    return jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *each)
+
+
+def _steps(problem: Problem, optimizer: OptimizerConfig, num_steps: int) -> Steps:
     rates = jnp.asarray(optimizer.learning_rates(num_steps), problem.dtype)
     if not problem.takes_any_optimizer:
         check_sgd(optimizer, "replay")
@@ -127,12 +146,9 @@ def steps_of(problem: Problem, optimizer: OptimizerConfig, num_steps: int) -> St
         )
         return SgdSteps(rates, momentum, decay, optimizer.nesterov)
     kind, numbers = optimizer.kind_and_numbers()
-    steps = ChainSteps(
+    return ChainSteps(
         kind, {name: jnp.asarray(number, problem.dtype) for name, number in numbers.items()}, rates
     )
-    if kind.transformation is not None:
-        check_carried(steps, problem.zero())
-    return steps
 
 
 def check_carried(steps: ChainSteps, params: PyTree) -> None:

@@ -30,7 +30,8 @@ from ntk_tt.runtime.parameter_names import named_leaves
 from ntk_tt.runtime.progress import Progress, silent
 from ntk_tt.surrogate.backbone import Backbone, split
 from ntk_tt.surrogate.second_point import ANCHOR_FALL, Way, with_bend
-from ntk_tt.surrogate.small_network import Sampled, SmallNetwork, small_tree
+from ntk_tt.surrogate.small_network import SmallNetwork
+from ntk_tt.surrogate.small_tree import Sampled, small_tree
 
 SAMPLED = 2048  # entries, D', of `auto` (experiments/studies/surrogate.py)
 _PILOT = 200  # samples on which the head's path and the entries' weights are found

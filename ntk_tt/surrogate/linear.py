@@ -72,6 +72,13 @@ class LinearizedProblem(eqx.Module):
     def has_one_sharpness(self) -> bool:
         return self.loss == "mse"
 
+    @property
+    def numbers_a_pass(self) -> int:
+        return 4 * self.targets.size
+
+    def alike(self, *, is_sgd: bool, num_steps: int) -> "LinearizedProblem":
+        return self
+
     def zero(self) -> "State":
         return State(self.kernel.zero(), jnp.zeros((), self.dtype))
 

@@ -80,6 +80,21 @@ class Problem(Protocol):
         """Whether the sharpness is the same at every point."""
         ...
 
+    @property
+    def numbers_a_pass(self) -> int:
+        """Numbers that a look at all samples makes for each state, beside the logits' own."""
+        ...
+
+    def alike(self, *, is_sgd: bool, num_steps: int) -> "Problem":
+        """The same problem in fewer parameters, for an optimiser that has one rule for all entries
+        and norms over all of them at most.
+
+        Args:
+            is_sgd: whether that is SGD, clipped or not, which is the same in any basis.
+            num_steps: full batches, of all settings together, over which it has to pay.
+        """
+        ...
+
     def zero(self) -> Any:
         """The state before training."""
         ...

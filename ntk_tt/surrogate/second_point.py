@@ -16,8 +16,9 @@ from ntk_tt.features.sampled_pass import Entries, sampled_pass
 from ntk_tt.runtime.parameter_names import named_leaves
 from ntk_tt.runtime.progress import Progress, silent
 from ntk_tt.surrogate.backbone import Backbone
+from ntk_tt.surrogate.bend import Bend
 from ntk_tt.surrogate.sharpness import largest_curvature
-from ntk_tt.surrogate.small_network import Bend, SmallNetwork
+from ntk_tt.surrogate.small_network import SmallNetwork
 
 # The states of a surrogate on an optimiser's way, equally many steps apart.
 Way = Callable[[SmallNetwork], Iterable[PyTree]]

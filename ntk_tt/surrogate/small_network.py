@@ -13,65 +13,27 @@ does to these what it does to the network's. B is the change of Ψ to a second p
 s = ⟨u, u₁⟩/‖u₁‖² how far along training has come: p has the right derivatives at both.
 """
 
+import dataclasses
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from ntk_tt import losses
-from ntk_tt.jacobian.network import working_type
 from ntk_tt.kernels.operators import Indices, sum_of_rows
 from ntk_tt.losses import LossName
 from ntk_tt.models.heads import part
 from ntk_tt.runtime.parameter_names import named_leaves
+from ntk_tt.surrogate.bend import Bend
 from ntk_tt.surrogate.linear import LinearizedProblem
+from ntk_tt.surrogate.reach import in_reach
+from ntk_tt.surrogate.small_tree import Sampled, small_tree
 from ntk_tt.surrogate.tangent_kernel import TangentKernel
 
-
-class Bend(eqx.Module):
-    """Second-order terms along one displacement: how the Jacobian changes on the way there.
-
-    Attributes:
-        change: B (N, k, D').
-        along: B z₁ (N, k).
-        displacement: z₁ (D',), in units of z.
-        metric: (D',) so that ⟨u, u₁⟩ is z·metric.
-    """
-
-    change: Float[Array, "n k d"]
-    along: Float[Array, "n k"]
-    displacement: Float[Array, " d"]
-    metric: Float[Array, " d"]
-
-    def share(self, moved: Float[Array, " d"]) -> Float[Array, ""]:
-        """s, held to 0 … 2: further out a quadratic model means nothing."""
-        return jnp.clip(moved @ self.metric / (self.displacement @ self.metric), 0, 2)
-
-    def move(self, moved: Float[Array, " d"], indices: Indices | None) -> Float[Array, "b k"]:
-        """s B z − ½ s² B z₁."""
-        change, along = (
-            each if indices is None else each[indices] for each in (self.change, self.along)
-        )
-        share = self.share(moved)
-        return share * (change @ moved) - 0.5 * share**2 * along
-
-
-class Sampled(eqx.Module):
-    """One parameter of the small network.
-
-    Attributes:
-        name: dotted, as in the real network.
-        size: entries that are sampled.
-        is_whole: whether these are all; else one more entry stands for what is left out, so that
-            norms of gradients over a parameter, or over all, come out right.
-    """
-
-    name: str = eqx.field(static=True)
-    size: int = eqx.field(static=True)
-    is_whole: bool = eqx.field(static=True)
+_HEAD, _BACKBONE = "head", "backbone"
+_FEW_OUTPUTS = 20  # up to which a head of many states is cheaper on φ and U than on embeddings
 
 
 class SmallNetwork(eqx.Module):
@@ -96,6 +58,7 @@ class SmallNetwork(eqx.Module):
         head: dotted name of the head, which is not sampled; empty where there is none.
         loss: `ce` or `mse`.
         note: for the reader, what had to give way to memory and what that means.
+        for_many: whether products go in the order that suits many states at once.
     """
 
     params: PyTree
@@ -114,6 +77,7 @@ class SmallNetwork(eqx.Module):
     head: str = eqx.field(static=True, default="")
     loss: LossName = eqx.field(static=True, default="ce")
     note: str = eqx.field(static=True, default="")
+    for_many: bool = eqx.field(static=True, default=False)
 
     @property
     def initial_logits(self) -> Float[Array, "n c"]:
@@ -189,7 +153,7 @@ class SmallNetwork(eqx.Module):
     def logits(self, state: PyTree, indices: Indices | None = None) -> Float[Array, "b c"]:
         """f of all samples, or of some."""
         along = self._moved_along(self.moved(state), indices)
-        weight, bias = self._head(state)
+        weight, bias = self.head_of(state)
         return self._read(along, weight, bias, indices)
 
     def gradient(
@@ -236,6 +200,13 @@ class SmallNetwork(eqx.Module):
             f"makes the one that {method!r} takes"
         )
 
+    @property
+    def numbers_a_pass(self) -> int:
+        rows, width = self.directions.shape[1:]
+        num_outputs = self.targets.shape[1]
+        read = rows * num_outputs if num_outputs <= _FEW_OUTPUTS else 3 * width
+        return self.num_samples * (2 * read + 4 * (rows + num_outputs))
+
     def facts(self) -> dict[str, Any]:
         return {
             "space": self.space,
@@ -249,7 +220,7 @@ class SmallNetwork(eqx.Module):
         """The problem with the kernel frozen as it is at a state. `scale`, a tree like the
         parameters, is what the optimiser multiplies each gradient by: Θ is then J·scale·Jᵀ.
         """
-        moved, (weight, bias) = self.moved(point), self._head(point)
+        moved, (weight, bias) = self.moved(point), self.head_of(point)
         along = self._moved_along(moved, None)
         logits = self._read(along, weight, bias, None)
         embeddings = self.outputs + jnp.einsum("nk,nkf->nf", along, self.directions)
@@ -263,7 +234,7 @@ class SmallNetwork(eqx.Module):
         backbone, of_head = self.weights, jnp.ones((), self.dtype)
         if scale is not None:
             backbone = backbone * self.entries_of(scale)
-            kernel, of_bias = self._head(scale)
+            kernel, of_bias = self.head_of(scale)
             if kernel is not None:
                 of_head = kernel if of_bias is None else jnp.concatenate([kernel, of_bias[None]])
         head = None
@@ -274,13 +245,42 @@ class SmallNetwork(eqx.Module):
         tangent = TangentKernel(pairs, bend, slope, head, jnp.sqrt(backbone), jnp.sqrt(of_head))
         return LinearizedProblem(tangent, logits, jnp.zeros_like(logits), self.targets, self.loss)
 
+    def alike(self, *, is_sgd: bool, num_steps: int) -> "SmallNetwork":
+        """With one leaf in place of a hundred its program is small; SGD's, where that is cheaper,
+        goes on in a basis of what it can reach.
+        """
+        backbone, small = self.entries_of(self.params), self
+        is_whole = all(each.is_whole for each in self.sampled)
+        found = None
+        if is_sgd:
+            found = in_reach(self.jacobian, self.bend, self.weights, backbone, num_steps)
+        if found is not None:
+            jacobian, bend, backbone = found
+            weights, is_whole = jnp.ones_like(backbone), True
+            small = dataclasses.replace(self, jacobian=jacobian, bend=bend, weights=weights)
+        size = len(backbone)
+        if not is_whole:
+            backbone = jnp.append(backbone, jnp.zeros_like(backbone[:1]))
+        params: dict[str, Any] = {_BACKBONE: backbone}
+        if self.head:
+            weight, bias = self.head_of(self.params)
+            params[_HEAD] = {"kernel": weight} | ({} if bias is None else {"bias": bias})
+        return dataclasses.replace(
+            small,
+            params=params,
+            sampled=(Sampled(_BACKBONE, size, is_whole),),
+            entries={_BACKBONE: jnp.arange(size, dtype=jnp.int32)},
+            head=_HEAD if self.head else "",
+            for_many=True,
+        )
+
     def entries_of(self, tree: PyTree) -> Float[Array, " d"]:
         """The sampled entries of a tree like `params`, one after another."""
         leaves = named_leaves(tree)
         parts = [leaves[each.name].reshape(-1)[: each.size] for each in self.sampled]
         return jnp.concatenate([jnp.zeros(0, self.dtype), *parts]).astype(self.dtype)
 
-    def _head(self, tree: PyTree) -> tuple[Array | None, Array | None]:
+    def head_of(self, tree: PyTree) -> tuple[Array | None, Array | None]:
         if not self.head:
             return None, None
         found = part(tree, self.head)
@@ -315,7 +315,7 @@ class SmallNetwork(eqx.Module):
 
     def _pulled(self, state: PyTree, rows: Indices | None, counted, count: int):
         """The gradients of z, of the head's weight and bias, and of p."""
-        weight, bias = self._head(state)
+        weight, bias = self.head_of(state)
         along, back_to_entries = jax.vjp(
             lambda moved: self._moved_along(moved, rows), self.moved(state)
         )
@@ -339,35 +339,12 @@ class SmallNetwork(eqx.Module):
         outputs, directions = (
             each if indices is None else each[indices] for each in (self.outputs, self.directions)
         )
+        if weight is not None and self.for_many and weight.shape[1] <= _FEW_OUTPUTS:
+            # no embeddings of each state's own: one product of what all states share
+            logits = outputs @ weight + jnp.einsum("nk,nkc->nc", along, directions @ weight)
+            return logits if bias is None else logits + bias
         embeddings = outputs + jnp.einsum("nk,nkf->nf", along, directions)
         if weight is None:
             return embeddings
         logits = embeddings @ weight
         return logits if bias is None else logits + bias
-
-
-def small_tree(tree: PyTree, entries: dict[str, Int[Array, " _"]], head: str) -> PyTree:
-    """The sampled entries of a tree like the parameters, and of each parameter one number more,
-    whose square is that of all that are left out. Parameters that are neither sampled nor the
-    head's stay as they are.
-    """
-    dtype = working_type(tree)
-    small = []
-    for name, leaf in named_leaves(tree).items():
-        if head and name.startswith(f"{head}."):
-            small.append(jnp.asarray(np.asarray(leaf).astype(dtype)))
-        elif name in entries:
-            small.append(_small_leaf(np.asarray(leaf).astype(dtype), np.asarray(entries[name])))
-        else:
-            small.append(leaf)
-    return jax.tree.unflatten(jax.tree.structure(tree), small)
-
-
-def _small_leaf(leaf: np.ndarray, index: np.ndarray) -> Array:
-    """By numpy: each shape would be some more programs to compile."""
-    if len(index) == leaf.size:
-        return jnp.asarray(leaf)
-    found = leaf.reshape(-1)[index]
-    rest = np.square(leaf, dtype=np.float64).sum() - np.square(found, dtype=np.float64).sum()
-    found = np.append(found, np.sqrt(max(rest, 0)).astype(leaf.dtype))
-    return jnp.asarray(found.reshape((1,) * (leaf.ndim - 1) + (-1,)))
