@@ -30,7 +30,8 @@ def test_stopwatch_hears_of_compilation_and_of_nothing_else():
 def test_stopwatch_takes_compilation_out(monkeypatch):
     now = [10.0]
     monkeypatch.setattr(
-        "ntk_tt.runtime.stopwatch.time", SimpleNamespace(perf_counter=lambda: now[0])
+        "ntk_tt.runtime.stopwatch.time",
+        SimpleNamespace(perf_counter=lambda: now[0], process_time=lambda: 2 * now[0]),
     )
     with Stopwatch() as outer:
         now[0] += 5

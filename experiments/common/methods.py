@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 
-import ntk_tt
-from ntk_tt.prediction.one_shot import affordable_steps
 from ntk_tt.times.calibration import Slowdown, slowed
 from ntk_tt.times.crossing import crossing_time, epsilon_time, smooth
 from ntk_tt.times.loss_law import MIN_POINTS, fit_loss_law
@@ -30,18 +28,6 @@ METHODS = (
     "extrapolation, equal cost",
     *(f"extrapolation {share:.0%}" for share in OBSERVED),
 )
-
-
-def first_steps(
-    num_samples: int, optimizer: ntk_tt.OptimizerConfig, num_steps: int, num_classes: int
-) -> int:
-    """k of the one-shot form: what its default takes for a run of T steps."""
-    return min(
-        max(1, num_steps // 4),
-        affordable_steps(
-            num_samples, optimizer.checked_batch_size(num_samples), 2 * (num_classes - 1)
-        ),
-    )
 
 
 def arrays(curve: dict[str, list]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

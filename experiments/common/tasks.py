@@ -21,6 +21,7 @@ import numpy as np
 import ntk_tt
 from ntk_tt.data import UpTo
 from ntk_tt.report.document import environment, write_json
+from ntk_tt.runtime.stopwatch import Stopwatch
 
 # Constants are chosen on the first and reported on the second; digits ship with scikit-learn, so
 # they are always there.
@@ -137,6 +138,47 @@ def load(config: TaskConfig) -> LoadedTask:
     return LoadedTask(model, model.preprocess(task.images), task.labels)
 
 
+def run_path(
+    config: TaskConfig,
+    optimizer: dict[str, Any],
+    num_steps: int,
+    *,
+    seed: int = 0,
+    record_every: int = 1,
+    loss: str = "ce",
+    train_batch_norm: bool = False,
+) -> tuple[Path, dict[str, Any]]:
+    """Where a real run is kept, and all that it depends on."""
+    described = {
+        "task": dataclasses.asdict(config),
+        "optimizer": optimizer,
+        "num_steps": num_steps,
+        "seed": seed,
+        "record_every": record_every,
+        "loss": loss,
+        "train_batch_norm": train_batch_norm,
+    }
+    name = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
+    return cache_folder() / f"{config.network}-{config.data}-{name}.json", described
+
+
+def timed(
+    task: LoadedTask, optimizer: ntk_tt.OptimizerConfig, num_steps: int
+) -> tuple[float, float]:
+    """Seconds and processor seconds of some real steps, compilation apart."""
+    with Stopwatch() as watch:
+        ntk_tt.finetune(
+            task.model.apply,
+            task.model.params,
+            task.images,
+            task.labels,
+            optimizer,
+            num_steps,
+            record_every=num_steps,
+        )
+    return watch.seconds, watch.processor_seconds
+
+
 def real_run(
     config: TaskConfig,
     optimizer: dict[str, Any],
@@ -154,17 +196,15 @@ def real_run(
         optimizer: plain values only (no schedule functions), so that they name the run.
         seed: of the order of the data.
     """
-    described = {
-        "task": dataclasses.asdict(config),
-        "optimizer": optimizer,
-        "num_steps": num_steps,
-        "seed": seed,
-        "record_every": record_every,
-        "loss": loss,
-        "train_batch_norm": train_batch_norm,
-    }
-    name = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
-    path = cache_folder() / f"{config.network}-{config.data}-{name}.json"
+    path, described = run_path(
+        config,
+        optimizer,
+        num_steps,
+        seed=seed,
+        record_every=record_every,
+        loss=loss,
+        train_batch_norm=train_batch_norm,
+    )
     if not path.exists():
         model, images, labels = load(config)
         processor, wall = time.process_time(), time.perf_counter()
