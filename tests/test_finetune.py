@@ -44,6 +44,7 @@ def test_finetune_imports_nothing_of_the_prediction():
     assert {name for name in imported if name.startswith("ntk_tt")} == {
         "ntk_tt.runtime.memory",
         "ntk_tt.models.model",
+        "ntk_tt.models.switches",
         "ntk_tt.optimizer",
         "ntk_tt.runtime.progress",
         "ntk_tt.targets",
@@ -325,3 +326,18 @@ def test_a_frozen_kernel_that_will_change_points_to_the_method_that_follows_it()
     assert moved.trust == "medium"
     assert "`curvature`" not in still.reason
     assert still.trust == "high"
+
+
+def test_no_step_counts_a_compilation(monkeypatch):
+    """The parameters move in a program that is compiled before the clock runs."""
+    case, x, labels = problem_of(12)
+    seen, plain = [], optax.apply_updates
+
+    def watched(params, updates):
+        seen.append(isinstance(jax.tree.leaves(updates)[0], jax.core.Tracer))
+        return plain(params, updates)
+
+    monkeypatch.setattr(optax, "apply_updates", watched)
+    run = ntk_tt.finetune(case.apply, case.params, x, labels, OptimizerConfig(0.1, 0.9), 4)
+    assert seen == [True]
+    assert 0 < run.step_seconds <= run.seconds

@@ -68,7 +68,7 @@ def linearization_residual(
     run = finetune(
         apply, params, x, y, setting, num_steps, loss=loss, seed=seed, record_every=num_steps
     )
-    seconds = run.seconds / (num_steps * (batch_size or count))
+    seconds = run.step_seconds / (batch_size or count)
     initial, tangent = logits_and_tangent(
         apply, params, x, jax.tree.map(jnp.subtract, run.params, params)
     )
