@@ -30,6 +30,12 @@ from ntk_tt.prediction.one_setting import Prediction, predict
 from ntk_tt.prediction.one_shot import OneShot, predict_after
 from ntk_tt.prediction.residual import linearization_residual
 from ntk_tt.prediction.verdict import Verdict, judge
+from ntk_tt.report.training_time import (
+    Prepared,
+    TrainingTimeReport,
+    predict_training_time,
+    prepare,
+)
 from ntk_tt.runtime.sharding import sample_mesh
 from ntk_tt.scaling import (
     extrapolate_loss,
@@ -43,6 +49,7 @@ from ntk_tt.surrogate.linear_pass import linearize
 from ntk_tt.surrogate.small_network import SmallNetwork
 from ntk_tt.times.calibration import slowdown, slowed
 from ntk_tt.times.crossing import training_times
+from ntk_tt.times.levels import Level
 from ntk_tt.times.online import Forecast, Predictor, loss_callback
 from ntk_tt.training import TrainingRun, finetune
 
@@ -63,6 +70,7 @@ __all__ = [
     "FeatureOptions",
     "FeatureStore",
     "Forecast",
+    "Level",
     "LinearizedProblem",
     "LoRA",
     "Model",
@@ -70,10 +78,12 @@ __all__ = [
     "OptimizerConfig",
     "Prediction",
     "Predictor",
+    "Prepared",
     "SmallNetwork",
     "Spectrum",
     "Task",
     "TrainingRun",
+    "TrainingTimeReport",
     "Trajectory",
     "UpTo",
     "Verdict",
@@ -106,6 +116,8 @@ __all__ = [
     "ntk_spectrum",
     "predict",
     "predict_after",
+    "predict_training_time",
+    "prepare",
     "restrict",
     "sample_mesh",
     "simulate",

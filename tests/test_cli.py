@@ -17,18 +17,22 @@ from PIL import Image
 import ntk_tt.models
 from ntk_tt import OptimizerConfig
 from ntk_tt.cli import commands, main
+from ntk_tt.cli.flags import optimizer_flags
 from ntk_tt.cli.options import Predict
-from ntk_tt.cli.parts import optimizer_part
 from ntk_tt.cli.setting import optimizer_of
 from ntk_tt.dynamics.trajectory import Trajectory
 from ntk_tt.models import save_weights
 from ntk_tt.prediction.by_method import Predicted, Recording, as_slow_as
 from ntk_tt.prediction.one_setting import summarize_runs
-from ntk_tt.report.document import print_report
+from ntk_tt.report.parts import optimizer_part
+from ntk_tt.report.text import print_report
 from ntk_tt.times.calibration import slowdown
 from tests.disks import full_disk
 
-TINY_TASK = ("--classes", "2", "--per-class", "4", "--image-size", "16", "--steps", "4")
+TINY_TASK = (
+    *("--classes", "2", "--per-class", "4", "--image-size", "16", "--steps", "4"),
+    *("--method", "replay"),
+)
 BATCHES = ("--batch-size", "4")
 
 
@@ -211,7 +215,7 @@ BAD_INPUT = {
         "put what it does into the chain",
     ),
     "a frozen kernel and another optimizer": (
-        ["--optimizer", "adamw"],
+        ["--optimizer", "adamw", "--method", "replay"],
         "optimizer",
         "method 'replay' knows SGD only, got adamw",
         "take method=",
@@ -255,9 +259,16 @@ BAD_INPUT = {
     "first steps without one-shot": (
         ["--first-steps", "5"],
         "first-steps",
-        "got 'replay'",
+        "got 'auto'",
         "take --observe",
     ),
+    "a target of nothing": (
+        ["--target", "accuracy=0.9"],
+        "target",
+        "got 'accuracy=0.9'",
+        "give loss=",
+    ),
+    "a target past all": (["--target", "error=200%"], "target", "got 'error=200%'", "below 1"),
     "first steps 0": (
         ["--first-steps", "0", "--method", "one-shot"],
         "first-steps",
@@ -369,7 +380,7 @@ EXIT_CODES = {"a name too long": 1}  # the system refuses it, not a check of our
 @pytest.mark.parametrize("case", BAD_INPUT)
 def test_bad_input_is_one_line_before_any_work(case, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    for work in ("predict_by", "first_real_steps", "assess", "finetune"):
+    for work in ("pass_over", "predict_from", "finetune"):
         monkeypatch.setattr(
             commands, work, lambda *_, work=work, **__: pytest.fail(f"{work} was reached")
         )
@@ -434,7 +445,7 @@ def test_features_that_cannot_be_stored_say_where_and_why(tmp_path, capsys):
             [
                 "features",
                 *("--model", "mlp", "--weights", "random"),
-                *TINY_TASK[:-2],
+                *TINY_TASK[:-4],
                 *("--projections", "8", "--store", str(tmp_path / "file")),
             ]
         )
@@ -695,14 +706,12 @@ def test_verify_writes_report_figure_and_table(tmp_path, monkeypatch, capsys):
 
 
 def test_brackets_in_names_are_printed_as_they_are(capsys):
-    times = {family: {} for family in TIMES - {"plateau"}} | {"plateau": 3}
     curve = {
         "steps": [0, 4],
         "loss": [1.0, 0.5],
         "error": [0.5, 0.25],
-        "times": times,
-        "times_low": times,
-        "times_high": times,
+        "levels": [],
+        "method": "replay",
     }
     print_report(
         {
@@ -714,7 +723,7 @@ def test_brackets_in_names_are_printed_as_they_are(capsys):
             },
             "prediction": curve,
             "truth": None,
-            "verdict": None,
+            "verdict": {"trust": "high", "reason": "[/red] is no colour"},
             "optimizer": {
                 "batch_size": None,
                 "nesterov": False,
@@ -736,7 +745,8 @@ def test_brackets_in_names_are_printed_as_they_are(capsys):
     )
     out = " ".join(capsys.readouterr().out.split())
     assert "chain.py:[bold], learning rate 0.1" in out
-    assert "mine[bold] on folder:x/[/red]/y: 4 images" in out
+    assert "mine[bold] on folder:x/[/red]/y: 4 samples" in out
+    assert "[/red] is no colour" in out
 
 
 class TinyNetwork(nnx.Module):
@@ -851,7 +861,7 @@ def test_a_chain_of_the_users_own_is_what_a_setting_has(tmp_path):
 )
 def test_the_report_has_the_numbers_of_the_optimizer(flags, numbers):
     options = Predict(**flags)
-    part = optimizer_part(options, optimizer_of(options))
+    part = optimizer_part(optimizer_of(options), options.steps) | optimizer_flags(options)
     assert {name: part[name] for name in numbers} == numbers
 
 
@@ -1044,7 +1054,7 @@ def test_what_cannot_be_saved_is_printed_named_and_cleaned_up(command, tiny_run,
     assert exit_.value.code == 1
     out, err = capsys.readouterr()
     assert "trust: " in out
-    assert ("off by" in out) == (command == "verify")
+    assert ("in truth" in " ".join(out.split())) == (command == "verify")
     last = err.splitlines()[-1]
     assert last.startswith(
         f"ntk-tt: cannot write '{report}' (File too large); cannot write '{figure}' (File too "
@@ -1060,7 +1070,7 @@ def test_a_path_that_became_bad_meanwhile(kind, tiny_run, tmp_path, monkeypatch,
     folder = tmp_path / "results"
     report = Path("/dev/full") if kind == "full" else folder / "report.json"
     figure = folder / "figure.png"
-    real = commands.assess
+    real = commands.predict_from
 
     def meanwhile(*arguments, **more):
         if kind == "a folder by now":
@@ -1072,7 +1082,7 @@ def test_a_path_that_became_bad_meanwhile(kind, tiny_run, tmp_path, monkeypatch,
             os.mkfifo(report)
         return real(*arguments, **more)
 
-    monkeypatch.setattr(commands, "assess", meanwhile)
+    monkeypatch.setattr(commands, "predict_from", meanwhile)
     with pytest.raises(SystemExit) as exit_:
         main(
             [
@@ -1102,7 +1112,7 @@ def test_a_figure_that_cannot_be_drawn_loses_nothing(tiny_run, tmp_path, monkeyp
     def fail(*_):
         raise RuntimeError("no font")
 
-    monkeypatch.setattr(commands, "plot_report", fail)
+    monkeypatch.setattr("ntk_tt.report.training_time.plot_report", fail)
     monkeypatch.setenv("NTK_TT_TRACEBACK", "")
     with pytest.raises(SystemExit) as exit_:
         tiny_run("predict", "--plot", str(tmp_path / "figure.png"), report=tmp_path / "report.json")

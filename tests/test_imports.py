@@ -38,6 +38,7 @@ ALLOWED = {
     "prediction": _LEAVES | {*_WAY, "training"},
     "report": _LEAVES | {*_WAY, "training", "prediction"},
     "cli": _LEAVES | {*_WAY, "training", "prediction", "report"},
+    "__main__": {"cli"},
     "": _LEAVES | {*_WAY, "training", "prediction", "report", "former_names"},  # the front door
 }
 

@@ -10,6 +10,7 @@ from ntk_tt.optimizer import MAX_SEEDS, MAX_STEPS
 from ntk_tt.runtime.files import check_writable
 from ntk_tt.runtime.limits import MAX_PER_CLASS, check_range
 from ntk_tt.times.crossing import check_thresholds
+from ntk_tt.times.levels import read_target
 
 # of a report, which is read as a whole, and in memory
 _MAX_RECORDS = 10**6
@@ -49,6 +50,8 @@ def check_prediction(options: Predict) -> None:
     ):
         if value is not None:
             check_range(name, value, 1, most)
+    for text in options.target:
+        read_target(text)
     _check_amount(options)
     _check_real_steps(options)
     if options.price_per_hour is not None and not (

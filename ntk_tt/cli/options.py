@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from ntk_tt.prediction.by_method import CommandLineMethod
+from ntk_tt.prediction.prepared import AnyMethod
 from ntk_tt.prediction.setup import Setup
 from ntk_tt.schedules import ScheduleName
 from ntk_tt.times.crossing import DEFAULT_THRESHOLDS
@@ -106,10 +106,10 @@ class Predict(Setup):
     """Of the learning rate."""
     warmup_steps: int = 0
     """Steps over which the learning rate first rises from 0; the schedule takes the others."""
-    method: CommandLineMethod = "replay"
-    """How the curve is predicted, see docs/method.md: `replay`, `ode`, `sde`, … freeze the kernel;
-    `head` keeps the head real; `curvature` adds the backbone's; `one-shot` begins with real
-    steps.
+    method: AnyMethod = "auto"
+    """How the curve is predicted, see docs/choosing.md: `auto` takes the most exact; `head` keeps
+    the head real; `curvature` adds second-order terms of the backbone; `one-shot` begins with real
+    steps; `replay`, `ode`, `sde`, … freeze the kernel.
     """
     first_steps: int | None = None
     """Real steps that `one-shot` begins with; by default what costs as much as its feature pass, at
@@ -119,6 +119,10 @@ class Predict(Setup):
     """Take so many real steps and correct the prediction by them (the closed loop)."""
     batch_norm: Literal["frozen", "train"] = "frozen"
     """Batch-norm statistics in real training; the prediction always freezes them."""
+    target: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """A level to be told of first: `loss=0.3` or `error=0.05`; may be given several times."""
+    all_times: bool = False
+    """Also print the times of all `--thresholds`, and the ε-times of the paper."""
     thresholds: tuple[float, ...] = DEFAULT_THRESHOLDS
     """In (0, 1): ε of the ε-times, and levels of loss and error."""
     loss_thresholds: tuple[float, ...] = (1.0,)

@@ -1,40 +1,31 @@
-"""One prediction by any method that the command line names: which passes it takes, which real
-steps, and what they cost.
+"""What is made of a prediction once it is there: slowed, corrected by real steps, refused, and with
+its intervals.
 """
 
 import dataclasses
 import math
 from typing import Any, Literal
 
-import jax
 import numpy as np
-from jaxtyping import Array, Key
 
-from ntk_tt.dynamics import Method, own_way
 from ntk_tt.dynamics.trajectory import Trajectory
-from ntk_tt.features.contrasts import Outputs
 from ntk_tt.features.store import FeatureStore
-from ntk_tt.optimizer import OptimizerConfig, check_sgd
-from ntk_tt.prediction.one_setting import Prediction, plateau_window, predict, summarize_runs
-from ntk_tt.prediction.one_shot import check_beginning, predict_after
-from ntk_tt.prediction.setup import Loaded, Setup, find_features
+from ntk_tt.optimizer import OptimizerConfig
+from ntk_tt.prediction.finetuning import Finetuning
+from ntk_tt.prediction.one_setting import Prediction, plateau_window, summarize_runs
+from ntk_tt.prediction.one_shot import check_beginning
 from ntk_tt.prediction.verdict import HOPELESS_MARGIN, Verdict
 from ntk_tt.runtime.progress import progress_bar
-from ntk_tt.runtime.sharding import sample_mesh
 from ntk_tt.runtime.stopwatch import Stopwatch
-from ntk_tt.surrogate.expansion import expand
-from ntk_tt.surrogate.linear_pass import linearize
 from ntk_tt.surrogate.problem import Problem
 from ntk_tt.times.calibration import Interval, has_interval, interval, slowdown, slowed
 from ntk_tt.times.crossing import continued_time, smooth
 from ntk_tt.times.online import Predictor
 from ntk_tt.training import TrainingRun, finetune
 
-CommandLineMethod = Literal[
+PredictionMethod = Literal[
     "curvature", "head", "one-shot", "replay", "ode", "sde", "sde-diagonal", "sde-diagonal-constant"
 ]
-
-
 TRAINED = ("head", "curvature", "one-shot")  # by a small network, with any optimiser
 
 
@@ -81,113 +72,9 @@ class Predicted:
     is_calibrated: bool = True
 
 
-def predict_by(
-    method: CommandLineMethod,
-    setup: Setup,
-    loaded: Loaded,
-    optimizer: OptimizerConfig,
-    recording: Recording,
-    *,
-    num_seeds: int = 5,
-    first_steps: int | None = None,
-) -> Predicted:
-    """The prediction of one setting; the feature pass is looked for on disk where the frozen kernel
-    takes one.
-
-    Raises:
-        ValueError: an optimiser that the method does not know, or whatever is out of range.
-    """
-    if method not in TRAINED:
-        check_sgd(optimizer, method)
-    features, dynamics = Stopwatch(), Stopwatch()
-    key, orders = jax.random.key(setup.seed), jax.random.key(setup.seed + 1)
-    model, images, labels = loaded.model, loaded.images, loaded.task.labels
-    stored = None
-    dynamics_method: Method = "replay"
-    if method == "one-shot":
-        with features, progress_bar("features") as progress:
-            shot = predict_after(
-                model,
-                images,
-                labels,
-                optimizer,
-                recording.num_steps,
-                first_steps=first_steps,
-                loss=setup.loss,
-                options=setup.options,
-                num_seeds=num_seeds,
-                record_every=recording.record_every,
-                seed=setup.seed + 3,
-                key=key,
-                progress=progress,
-            )
-        with dynamics:
-            prediction = summarize_runs(
-                shot.trajectories, plateau_window(optimizer, len(labels)), **recording.of_times
-            )
-        return Predicted(
-            shot.problem,
-            prediction,
-            None,
-            int(shot.run.steps[-1]),
-            {"features": features, "dynamics": dynamics},
-            is_calibrated=optimizer.is_sgd,
-        )
-    if method in ("head", "curvature"):
-        with features, progress_bar("features") as progress:
-            problem = expand(
-                model,
-                images,
-                labels,
-                curvature=method == "curvature",
-                way=own_way(optimizer, recording.num_steps, key=orders),
-                loss=setup.loss,
-                options=setup.options,
-                key=key,
-                progress=progress,
-            )
-            jax.block_until_ready(problem)
-    else:
-        dynamics_method = method
-        # The paper's diagonal noise lives in the projected coordinates of all C logits.
-        diagonal = method.startswith("sde-diagonal")
-        outputs: Outputs = "contrasts" if setup.loss == "ce" and not diagonal else "logits"
-        with features, progress_bar("features") as progress:
-            stored = find_features(setup, loaded, outputs)
-            problem = linearize(
-                model.apply,
-                model.params,
-                images,
-                labels,
-                loss=setup.loss,
-                outputs=outputs,
-                options=setup.options,
-                space="primal" if diagonal else "auto",
-                key=key,
-                mesh=sample_mesh() if stored is None and jax.device_count() > 1 else None,
-                features=stored,
-                progress=progress,
-            )
-            jax.block_until_ready(problem)
-    with dynamics, progress_bar("dynamics") as progress:
-        prediction = predict(
-            problem,
-            optimizer,
-            recording.num_steps,
-            method=dynamics_method,
-            num_seeds=num_seeds,
-            key=orders,
-            record_every=recording.record_every,
-            progress=progress,
-            **recording.of_times,
-        )
-    watches = {"features": features, "dynamics": dynamics}
-    return Predicted(problem, prediction, stored, 0, watches, is_calibrated=optimizer.is_sgd)
-
-
 def as_slow_as(
     predicted: Predicted,
-    method: CommandLineMethod,
+    method: PredictionMethod,
     margin: float,
     recording: Recording,
     optimizer: OptimizerConfig,
@@ -217,7 +104,7 @@ def as_slow_as(
 
 def observed(
     predicted: Predicted,
-    method: CommandLineMethod,
+    method: PredictionMethod,
     run: TrainingRun,
     recording: Recording,
     optimizer: OptimizerConfig,
@@ -249,7 +136,7 @@ def observed(
 
 
 def first_real_steps(
-    setup: Setup, loaded: Loaded, optimizer: OptimizerConfig, num_steps: int, record_every: int
+    what: Finetuning, optimizer: OptimizerConfig, num_steps: int, record_every: int
 ) -> TrainingRun:
     """The beginning of the real run, in the order of the data that `verify` takes.
 
@@ -258,24 +145,19 @@ def first_real_steps(
     """
     with progress_bar("first real steps") as progress:
         run = finetune(
-            loaded.model.apply,
-            loaded.model.params,
-            loaded.images,
-            loaded.task.labels,
+            what.model.apply,
+            what.model.params,
+            what.inputs,
+            what.labels,
             optimizer,
             num_steps,
-            loss=setup.loss,
-            seed=setup.seed + 2,
+            loss=what.loss,
+            seed=what.seed + 2,
             record_every=record_every,
             progress=progress,
         )
-    check_beginning(run, "observed", setup.loss, loaded.task.labels)
+    check_beginning(run, "observed", what.loss, what.labels)
     return run
-
-
-def first_order(setup: Setup, num_runs: int) -> Key[Array, ""]:
-    """The key of the order of the data of a prediction's first run, of so many."""
-    return jax.random.split(jax.random.key(setup.seed + 1), num_runs)[0]
 
 
 def is_hopeless(verdict: Verdict) -> bool:
@@ -310,7 +192,7 @@ def diverged_at(prediction: Prediction) -> int | None:
 
 
 def intervals(
-    method: CommandLineMethod,
+    method: PredictionMethod,
     predicted: Predicted,
     num_steps: int,
     smoothing: int,
@@ -322,42 +204,56 @@ def intervals(
     A level that is not reached within T has the probability of the time at which the curve,
     continued as it ends, reaches it: at most one half.
     """
-    if not has_interval(method) or not predicted.is_calibrated or verdict.trust == "none":
+    if not is_calibrated(method, predicted, verdict):
         return None
+    return {
+        family: {
+            name: interval_of(
+                method, predicted, num_steps, smoothing, verdict, family, float(name), step
+            )
+            for name, step in predicted.prediction.times[family].items()
+        }
+        for family in ("loss_below", "error_below")
+    }
+
+
+def is_calibrated(method: PredictionMethod, predicted: Predicted, verdict: Verdict) -> bool:
+    """Whether such a prediction has intervals."""
+    return has_interval(method) and predicted.is_calibrated and verdict.trust != "none"
+
+
+def interval_of(
+    method: PredictionMethod,
+    predicted: Predicted,
+    num_steps: int,
+    smoothing: int,
+    verdict: Verdict,
+    family: Literal["loss_below", "error_below"],
+    level: float,
+    step: int | float | None,
+) -> dict[str, Any]:
+    """`{"low", "high", "probability"}` of one level, predicted to be reached at `step`."""
     spread: Interval = interval(
         method,
         predicted.real_steps / num_steps if method != "one-shot" else 0.0,
         verdict.stability_margin,
     )
-
-    prediction = predicted.prediction
-
-    def of(family: str, curve: np.ndarray, level: float, step: Any) -> dict[str, Any]:
-        time = step
-        if step is None:
-            smoothed, in_stairs = smooth(curve, smoothing), family == "error_below"
-            continued = continued_time(prediction.steps, smoothed, level, in_stairs=in_stairs)
-            # the mean curve may get there although the median run does not
-            time = (
-                None if continued is None else max(continued, math.nextafter(num_steps, math.inf))
-            )
-        if time is None:
-            return {"low": None, "high": None, "probability": 0.0}
-        if time <= predicted.real_steps:
-            return {"low": round(time), "high": round(time), "probability": 1.0}
-        low, high = (
-            max(float(predicted.real_steps), time * factor) for factor in (spread.low, spread.high)
-        )
-        return {
-            "low": round(low) if low <= num_steps else None,
-            "high": round(high) if step is not None and high <= num_steps else None,
-            "probability": spread.reached_within(num_steps, time),
-        }
-
+    prediction, time = predicted.prediction, step
+    if time is None:
+        in_stairs = family == "error_below"
+        curve = smooth(prediction.error if in_stairs else prediction.loss, smoothing)
+        continued = continued_time(prediction.steps, curve, level, in_stairs=in_stairs)
+        # the mean curve may get there although the median run does not
+        time = None if continued is None else max(continued, math.nextafter(num_steps, math.inf))
+    if time is None:
+        return {"low": None, "high": None, "probability": 0.0}
+    if time <= predicted.real_steps:
+        return {"low": round(time), "high": round(time), "probability": 1.0}
+    low, high = (
+        max(float(predicted.real_steps), time * factor) for factor in (spread.low, spread.high)
+    )
     return {
-        family: {
-            name: of(family, curve, float(name), step)
-            for name, step in prediction.times[family].items()
-        }
-        for family, curve in (("loss_below", prediction.loss), ("error_below", prediction.error))
+        "low": round(low) if low <= num_steps else None,
+        "high": round(high) if step is not None and high <= num_steps else None,
+        "probability": spread.reached_within(num_steps, time),
     }

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
-from jaxtyping import Array, Key
 
 from ntk_tt.data import Task, UpTo, load_task
 from ntk_tt.features import store as stores
@@ -23,6 +22,7 @@ from ntk_tt.losses import LossName
 from ntk_tt.models import MODELS, Model, fit_linear_head, load_model, with_new_head
 from ntk_tt.models.factory import load_factory
 from ntk_tt.models.trainable import restrict
+from ntk_tt.prediction.finetuning import Finetuning
 from ntk_tt.runtime.limits import (
     MAX_CLASSES,
     MAX_IMAGE_SIZE,
@@ -116,11 +116,6 @@ class Setup:
             memory=None if self.memory is None else parse_bytes(self.memory),
         )
 
-    @property
-    def key(self) -> Key[Array, ""]:
-        """Of the projection."""
-        return jax.random.key(self.seed)
-
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
@@ -135,6 +130,18 @@ class Loaded:
     model: Model
     images: Any
     total_params: int
+
+    def finetuning(self, setup: Setup) -> Finetuning:
+        """The same without flags, as predictions take it."""
+        return Finetuning(
+            self.model,
+            self.images,
+            self.task.labels,
+            setup.loss,
+            setup.options,
+            setup.seed,
+            setup.store,
+        )
 
 
 def load(setup: Setup) -> Loaded:
@@ -205,45 +212,43 @@ def _check_devices() -> None:
         ) from error
 
 
-def find_features(setup: Setup, loaded: Loaded, outputs: Outputs) -> FeatureStore | None:
+def find_features(what: Finetuning, outputs: Outputs) -> FeatureStore | None:
     """Features that an earlier `ntk-tt features` wrote for exactly this, or None."""
     try:
-        root = setup.store or stores.default_folder()
+        root = what.store or stores.default_folder()
     except ValueError:  # no home folder
         return None
     if not os.path.isdir(root):
         return None
     apply, params = (
-        stored_outputs(loaded.model.apply, loaded.task.num_classes, outputs),
-        loaded.model.params,
+        stored_outputs(what.model.apply, what.num_outputs, outputs),
+        what.model.params,
     )
     plan = plan_features(
         apply,
         params,
-        loaded.images,
-        options=setup.options,
-        key=setup.key,
+        what.inputs,
+        options=what.options,
+        key=what.key,
         stored=True,
         compiled=False,
     )
     manifest = feature_manifest(
-        plan, apply, params, loaded.images, options=setup.options, key=setup.key
+        plan, apply, params, what.inputs, options=what.options, key=what.key
     )
     return stores.find(manifest, root)
 
 
-def build_features(
-    setup: Setup, loaded: Loaded, outputs: Outputs, progress: Progress
-) -> FeatureStore:
+def build_features(what: Finetuning, outputs: Outputs, progress: Progress) -> FeatureStore:
     """Computes the features to disk; goes on where an earlier call was stopped."""
-    apply = stored_outputs(loaded.model.apply, loaded.task.num_classes, outputs)
+    apply = stored_outputs(what.model.apply, what.num_outputs, outputs)
     return write_features(
         apply,
-        loaded.model.params,
-        loaded.images,
-        setup.store,
-        options=setup.options,
-        key=setup.key,
+        what.model.params,
+        what.inputs,
+        what.store,
+        options=what.options,
+        key=what.key,
         progress=progress,
     )
 
@@ -262,7 +267,7 @@ def precision_error(setup: Setup, loaded: Loaded) -> float | None:
             loaded.model.params,
             few,
             options=FeatureOptions(num_projections=4096, precision=each),
-            key=setup.key,
+            key=jax.random.key(setup.seed),
         )
         for each in precisions
     )

@@ -12,16 +12,30 @@ _PREDICTED, _REAL = "#c1440e", "#1f5673"
 
 
 def plot_report(report: dict[str, Any], runs: list[dict[str, Any]], path: Path) -> None:
-    """Draw a report of `ntk_tt.report` and write it to `path` (PNG, PDF or SVG by its suffix).
-
-    Args:
-        report: the JSON document, with or without truth.
-        runs: the curve of each predicted seed, `{"loss", "error"}`, for the band.
-        path: where to; its folder is made. Replaced as a whole.
+    """Draw a report and write it to `path` (PNG, PDF or SVG by its suffix); its folder is made, and
+    the file replaced as a whole. Arguments as `draw_report`.
     """
     import matplotlib
 
     matplotlib.use("Agg", force=False)
+    import matplotlib.pyplot as plt
+
+    figure, drawn = draw_report(report, runs), io.BytesIO()
+    try:
+        figure.savefig(drawn, dpi=150, format=path.suffix[1:].lower())
+    finally:
+        plt.close(figure)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, drawn.getbuffer())
+
+
+def draw_report(report: dict[str, Any], runs: list[dict[str, Any]]) -> Any:
+    """The figure of a report.
+
+    Args:
+        report: the JSON document, with or without truth.
+        runs: the curve of each predicted seed, `{"loss", "error"}`, for the band.
+    """
     import matplotlib.pyplot as plt
 
     prediction, truth, task, optimizer = (
@@ -77,13 +91,7 @@ def plot_report(report: dict[str, Any], runs: list[dict[str, Any]], path: Path) 
     # Names of files are no formulas, whatever dollar signs they have, and may hold bytes that are
     # no text.
     figure.suptitle(title.encode(errors="replace").decode(), fontsize=10, parse_math=False)
-    drawn = io.BytesIO()
-    try:
-        figure.savefig(drawn, dpi=150, format=path.suffix[1:].lower())
-    finally:
-        plt.close(figure)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, drawn.getbuffer())
+    return figure
 
 
 def _times_panel(axis: Any, predicted: dict, real: dict, num_steps: int) -> None:

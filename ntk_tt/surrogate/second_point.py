@@ -31,6 +31,10 @@ _FLOW_STEPS, _FLOW_CHUNK = 600, 5
 _HALVINGS = 4  # of the way to the second point, at most
 
 
+class NoSecondPoint(ValueError):
+    """The network has no finite derivatives where its linear model leads."""
+
+
 def with_bend(
     small: SmallNetwork,
     backbone: Backbone,
@@ -88,7 +92,7 @@ def with_bend(
     change, growth = _change(after.astype(small.dtype), small.jacobian)
     metric = jnp.asarray(_sampled_entries(displacement, entries), small.dtype)
     if not np.isfinite(float(growth)):
-        raise ValueError(
+        raise NoSecondPoint(
             "model: the network gives NaN at the weights that its linear model reaches; take "
             "curvature=False (method 'head')"
         )

@@ -1,0 +1,3 @@
+from ntk_tt.cli.entry import main
+
+main()

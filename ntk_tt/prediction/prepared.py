@@ -1,0 +1,279 @@
+"""One pass over the data, and predictions of any number of settings from it."""
+
+import dataclasses
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from ntk_tt.dynamics import own_way
+from ntk_tt.features.contrasts import Outputs
+from ntk_tt.features.store import FeatureStore
+from ntk_tt.optimizer import OptimizerConfig, check_sgd
+from ntk_tt.prediction.assessment import assess
+from ntk_tt.prediction.by_method import (
+    TRAINED,
+    Predicted,
+    PredictionMethod,
+    Recording,
+    as_slow_as,
+    first_real_steps,
+    is_hopeless,
+    observed,
+    without_times,
+)
+from ntk_tt.prediction.finetuning import Finetuning
+from ntk_tt.prediction.one_setting import plateau_window, predict, summarize_runs
+from ntk_tt.prediction.one_shot import predict_after
+from ntk_tt.prediction.setup import find_features
+from ntk_tt.prediction.verdict import Verdict
+from ntk_tt.runtime.progress import progress_bar
+from ntk_tt.runtime.sharding import sample_mesh
+from ntk_tt.runtime.stopwatch import Stopwatch
+from ntk_tt.surrogate.expansion import expand
+from ntk_tt.surrogate.linear_pass import linearize
+from ntk_tt.surrogate.problem import Problem
+from ntk_tt.surrogate.second_point import NoSecondPoint
+
+AnyMethod = PredictionMethod | Literal["auto"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Pass:
+    """What one pass over the data found, for any number of settings.
+
+    Attributes:
+        what: the network and its data.
+        method: of the prediction; never `auto`.
+        reason: why it is this method.
+        problem: the surrogate; None with `one-shot`, which makes one for each setting.
+        features: the store that they were found in, or None.
+        watch: of the pass.
+    """
+
+    what: Finetuning
+    method: PredictionMethod
+    reason: str
+    problem: Problem | None
+    features: FeatureStore | None
+    watch: Stopwatch
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """A prediction with all that belongs to it.
+
+    Attributes:
+        what, method, reason: of the pass.
+        optimizer, recording: what was asked for.
+        predicted: curve and times, as verdict and real steps leave them.
+        verdict: how far to trust it.
+        watches: of features, dynamics, verdict and observed steps.
+    """
+
+    what: Finetuning
+    method: PredictionMethod
+    reason: str
+    optimizer: OptimizerConfig
+    recording: Recording
+    predicted: Predicted
+    verdict: Verdict
+    watches: dict[str, Stopwatch]
+
+    @property
+    def has_times(self) -> bool:
+        """Whether its times mean anything: not so far past the bound, unless real steps say."""
+        return "observed" in self.watches or not is_hopeless(self.verdict)
+
+    @property
+    def train_seconds(self) -> float:
+        """Seconds of training, from the verdict's real steps; without compilation."""
+        assert self.verdict.seconds_per_sample is not None
+        batch_size = self.optimizer.checked_batch_size(self.what.num_samples)
+        return self.verdict.seconds_per_sample * batch_size * self.recording.num_steps
+
+
+def pass_over(
+    what: Finetuning,
+    method: AnyMethod = "auto",
+    *,
+    optimizer: OptimizerConfig | None = None,
+    num_steps: int | None = None,
+) -> Pass:
+    """The pass of a method.
+
+    Args:
+        optimizer, num_steps: where the small network's second point lies on the optimiser's own
+            way; without them it lies on that of SGD.
+
+    Raises:
+        ValueError: whatever is out of range, or an optimiser that the method does not know.
+    """
+    if optimizer is not None and method != "auto" and method not in TRAINED:
+        check_sgd(optimizer, method)
+    chosen, reason = _choose(method)
+    watch = Stopwatch()
+    if chosen == "one-shot":
+        with watch:
+            pass
+        return Pass(what, chosen, reason, None, None, watch)
+    way = None
+    if optimizer is not None and num_steps is not None:
+        way = own_way(optimizer, num_steps, key=what.orders)
+    stored = None
+    with watch, progress_bar("features") as progress:
+        if chosen in TRAINED:
+
+            def expanded(curvature: bool) -> Problem:
+                return expand(
+                    what.model,
+                    what.inputs,
+                    what.labels,
+                    curvature=curvature,
+                    way=way,
+                    loss=what.loss,
+                    options=what.options,
+                    key=what.key,
+                    progress=progress,
+                )
+
+            try:
+                problem = expanded(chosen == "curvature")
+            except NoSecondPoint:
+                if method != "auto":
+                    raise
+                chosen, reason = "head", "auto: the network has no finite outputs where it leads"
+                problem = expanded(False)
+        else:
+            # The paper's diagonal noise lives in the projected coordinates of all C logits.
+            diagonal = chosen.startswith("sde-diagonal")
+            outputs: Outputs = "contrasts" if what.loss == "ce" and not diagonal else "logits"
+            stored = find_features(what, outputs)
+            problem = linearize(
+                what.model.apply,
+                what.model.params,
+                what.inputs,
+                what.labels,
+                loss=what.loss,
+                outputs=outputs,
+                options=what.options,
+                space="primal" if diagonal else "auto",
+                key=what.key,
+                mesh=sample_mesh() if stored is None and jax.device_count() > 1 else None,
+                features=stored,
+                progress=progress,
+            )
+        jax.block_until_ready(problem)
+    return Pass(what, chosen, reason, problem, stored, watch)
+
+
+def _choose(method: AnyMethod) -> tuple[PredictionMethod, str]:
+    """The method that `auto` stands for, and why."""
+    if method != "auto":
+        return method, "as asked for"
+    return "curvature", "auto: the small network with second-order terms, the most exact there is"
+
+
+def predict_from(
+    prepared: Pass,
+    optimizer: OptimizerConfig,
+    recording: Recording,
+    *,
+    num_seeds: int = 5,
+    first_steps: int | None = None,
+    observe: int | None = None,
+) -> Outcome:
+    """The prediction of one setting with its verdict, slowed as real runs are, and corrected by the
+    first real steps where some are to be observed.
+
+    Raises:
+        ValueError: an optimiser that the method does not know, or whatever is out of range.
+    """
+    what, method = prepared.what, prepared.method
+    predicted = _predicted(prepared, optimizer, recording, num_seeds, first_steps)
+    watches = dict(predicted.watches)
+    with Stopwatch() as watches["verdict"], progress_bar("verdict"):
+        verdict = assess(
+            predicted.problem,
+            what.model.apply,
+            what.model.params,
+            what.inputs,
+            np.asarray(what.labels),
+            optimizer,
+            recording.num_steps,
+            path=predicted.prediction.runs[0].states,
+            curve=predicted.prediction.loss,
+            key=what.first_order(len(predicted.prediction.runs)),
+            seed=what.seed,
+        )
+    margin = verdict.stability_margin
+    predicted = as_slow_as(predicted, method, margin, recording, optimizer, what.num_samples)
+    if observe is not None:
+        every = min(recording.record_every, max(1, observe // 8))
+        with Stopwatch() as watches["observed"]:
+            seen = first_real_steps(what, optimizer, observe, every)
+            predicted = observed(predicted, method, seen, recording, optimizer, what.num_samples)
+    elif is_hopeless(verdict):
+        predicted = without_times(predicted)
+    return Outcome(what, method, prepared.reason, optimizer, recording, predicted, verdict, watches)
+
+
+def _predicted(
+    prepared: Pass,
+    optimizer: OptimizerConfig,
+    recording: Recording,
+    num_seeds: int,
+    first_steps: int | None,
+) -> Predicted:
+    what, method = prepared.what, prepared.method
+    if method not in TRAINED:
+        check_sgd(optimizer, method)
+    dynamics: Any = Stopwatch()
+    if prepared.problem is None:
+        features = Stopwatch()
+        with features, progress_bar("features") as progress:
+            shot = predict_after(
+                what.model,
+                what.inputs,
+                what.labels,
+                optimizer,
+                recording.num_steps,
+                first_steps=first_steps,
+                loss=what.loss,
+                options=what.options,
+                num_seeds=num_seeds,
+                record_every=recording.record_every,
+                seed=what.seed + 3,
+                key=what.key,
+                progress=progress,
+            )
+        with dynamics:
+            prediction = summarize_runs(
+                shot.trajectories,
+                plateau_window(optimizer, what.num_samples),
+                **recording.of_times,
+            )
+        problem, real_steps = shot.problem, int(shot.run.steps[-1])
+    else:
+        features, problem, real_steps = prepared.watch, prepared.problem, 0
+        dynamics_method: Any = "replay" if method in TRAINED else method
+        with dynamics, progress_bar("dynamics") as progress:
+            prediction = predict(
+                problem,
+                optimizer,
+                recording.num_steps,
+                method=dynamics_method,
+                num_seeds=num_seeds,
+                key=what.orders,
+                record_every=recording.record_every,
+                progress=progress,
+                **recording.of_times,
+            )
+    return Predicted(
+        problem,
+        prediction,
+        prepared.features,
+        real_steps,
+        {"features": features, "dynamics": dynamics},
+        is_calibrated=optimizer.is_sgd,
+    )

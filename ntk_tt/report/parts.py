@@ -1,0 +1,207 @@
+"""The parts of a report (docs/json.md), from a prediction and what may come with it."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from ntk_tt.optimizer import OptimizerConfig
+from ntk_tt.prediction.by_method import diverged_at, interval_of, intervals, is_calibrated
+from ntk_tt.prediction.one_setting import plateau_window
+from ntk_tt.prediction.prepared import Outcome
+from ntk_tt.report.document import curve, environment
+from ntk_tt.runtime.stopwatch import Stopwatch
+from ntk_tt.times.crossing import combine_times, smooth, threshold_time, training_times
+from ntk_tt.times.levels import Level, levels_of
+from ntk_tt.training import TrainingRun
+
+Flags = Mapping[str, Any]
+
+
+def document_of(
+    outcome: Outcome,
+    *,
+    targets: Sequence[Level] = (),
+    price_per_hour: int | float | None = None,
+    truth: TrainingRun | None = None,
+    task: Flags | None = None,
+    optimizer: Flags | None = None,
+) -> dict[str, Any]:
+    """The whole report of a prediction, and of the real run where there is one.
+
+    Args:
+        task, optimizer: what the command line's flags say of them.
+    """
+    prediction = outcome.predicted.prediction
+    levels = levels_of(prediction.loss, prediction.error, tuple(targets))
+    steps = outcome.recording.num_steps
+    seconds = outcome.train_seconds
+    if truth is not None:
+        seconds = truth.seconds * steps / (truth.diverged_at or steps)
+    return {
+        "task": {**task_part(outcome), **(task or {})},
+        "optimizer": {**optimizer_part(outcome.optimizer, steps), **(optimizer or {})},
+        "prediction": prediction_part(outcome, levels),
+        "truth": None if truth is None else truth_part(outcome, truth, levels),
+        "cost": cost_part(outcome, seconds, truth, price_per_hour),
+        "verdict": outcome.verdict._asdict(),
+        "environment": environment(outcome.what.seed),
+    }
+
+
+def task_part(outcome: Outcome) -> dict[str, Any]:
+    """What is learned, by which network, and what the prediction keeps of it."""
+    what, problem, stored = outcome.what, outcome.predicted.problem, outcome.predicted.features
+    labels = np.asarray(what.labels)
+    return {
+        "model": what.model.name,
+        "num_params": what.model.num_params,
+        "total_params": what.model.num_params,
+        "data": "arrays",
+        "num_classes": what.num_outputs,
+        "per_class": np.bincount(labels).tolist() if what.loss == "ce" else None,
+        "num_samples": what.num_samples,
+        "loss": what.loss,
+        "features": None if stored is None else str(stored.folder),
+        **problem.facts(),
+        "devices": jax.device_count(),
+        "notes": [note for note in (what.model.note, problem.note) if note],
+        "seed": what.seed,
+    }
+
+
+def optimizer_part(optimizer: OptimizerConfig, num_steps: int) -> dict[str, Any]:
+    """The setting, with the numbers that were left to their defaults."""
+    numbers, rates = optimizer.numbers, optimizer.learning_rates(num_steps)
+    return {
+        "name": optimizer.name if optimizer.transformation is None else "transformation",
+        "learning_rate": float(rates.max()),
+        "schedule": "constant" if (rates == rates[0]).all() else "of the user's own",
+        "warmup_steps": None,
+        "momentum": optimizer.momentum,
+        "nesterov": optimizer.nesterov,
+        "weight_decay": optimizer.weight_decay,
+        "betas": [numbers["b1"], numbers["b2"]] if "b1" in numbers else None,
+        "eps": numbers.get("eps"),
+        "clip_norm": optimizer.clip_norm,
+        "batch_size": optimizer.batch_size,
+        "sampling": optimizer.sampling,
+        "steps": num_steps,
+    }
+
+
+def cost_part(
+    outcome: Outcome,
+    train_seconds: float,
+    truth: TrainingRun | None,
+    price_per_hour: int | float | None,
+) -> dict[str, Any]:
+    """Seconds without compilation, compilation apart; training estimated from the verdict's real
+    steps where there is no truth.
+    """
+    watches: dict[str, Stopwatch] = outcome.watches
+    predict_seconds = sum(watch.seconds for watch in watches.values())
+    return {
+        "predict_seconds": predict_seconds,
+        "train_seconds": train_seconds,
+        "ratio": train_seconds / predict_seconds,
+        "predict_compile_seconds": sum(watch.compile_seconds for watch in watches.values()),
+        "train_compile_seconds": None if truth is None else truth.compile_seconds,
+        "train_measured": truth is not None,
+        "train_evaluation_seconds": None if truth is None else truth.evaluation_seconds,
+        "seconds_per_step": train_seconds / outcome.recording.num_steps,
+        "price": None if price_per_hour is None else price_per_hour * train_seconds / 3600,
+        "price_per_hour": price_per_hour,
+        **{f"{name}_seconds": watch.seconds for name, watch in watches.items()},
+    }
+
+
+def prediction_part(outcome: Outcome, levels: Sequence[Level]) -> dict[str, Any]:
+    """Curves and times, with their range over orders of the data and their intervals."""
+    predicted, recording = outcome.predicted, outcome.recording
+    prediction = predicted.prediction
+    return curve(
+        prediction,
+        prediction.times,
+        times_low=prediction.times_low,
+        times_high=prediction.times_high,
+        levels=[level_part(outcome, level) for level in levels],
+        method=outcome.method,
+        method_reason=outcome.reason,
+        num_seeds=len(prediction.runs),
+        real_steps=predicted.real_steps,
+        slowdown=predicted.slowdown,
+        diverged_at=diverged_at(prediction),
+        intervals=intervals(
+            outcome.method, predicted, recording.num_steps, recording.smoothing, outcome.verdict
+        ),
+    )
+
+
+def level_part(outcome: Outcome, level: Level) -> dict[str, Any]:
+    """When one level is reached, with interval and chance where they are known."""
+    predicted, recording = outcome.predicted, outcome.recording
+    steps = steps_until(outcome, level)
+    found: dict[str, Any] = {"low": None, "high": None, "probability": None}
+    if is_calibrated(outcome.method, predicted, outcome.verdict):
+        found = interval_of(
+            outcome.method,
+            predicted,
+            recording.num_steps,
+            recording.smoothing,
+            outcome.verdict,
+            "loss_below" if level.of == "loss" else "error_below",
+            level.value,
+            steps,
+        )
+    return {
+        "of": level.of,
+        "level": level.value,
+        "is_target": level.is_target,
+        "steps": steps,
+        **found,
+    }
+
+
+def steps_until(outcome: Outcome, level: Level) -> int | float | None:
+    """The median over orders of the data of the first record below a level; None is "not reached",
+    or a prediction so far past the bound that it has no times.
+    """
+    if not outcome.has_times:
+        return None
+    times = [
+        {"time": threshold_time(run.steps, _curve(run, level, outcome), level.value)}
+        for run in outcome.predicted.prediction.runs
+    ]
+    return combine_times(times, 0.5)["time"]
+
+
+def truth_part(outcome: Outcome, truth: TrainingRun, levels: Sequence[Level]) -> dict[str, Any]:
+    """The real run, its times read as those of the prediction."""
+    recording = outcome.recording
+    times = training_times(
+        truth.steps,
+        truth.loss,
+        truth.error,
+        **recording.of_times,
+        plateau_window=plateau_window(outcome.optimizer, outcome.what.num_samples),
+    )
+    return curve(
+        truth,
+        times,
+        levels=[
+            {
+                "of": level.of,
+                "level": level.value,
+                "steps": threshold_time(truth.steps, _curve(truth, level, outcome), level.value),
+            }
+            for level in levels
+        ],
+        diverged_at=truth.diverged_at,
+        collapsed_at=truth.collapsed_at,
+    )
+
+
+def _curve(run: Any, level: Level, outcome: Outcome) -> np.ndarray:
+    return smooth(run.loss if level.of == "loss" else run.error, outcome.recording.smoothing)

@@ -1,0 +1,343 @@
+"""The front door: how long will fine-tuning take? One call, one report."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from ntk_tt.features.feature_options import DEFAULT_OPTIONS, FeatureOptions
+from ntk_tt.losses import LossName
+from ntk_tt.models.model import Model
+from ntk_tt.optimizer import OptimizerConfig, Transformation, as_setting, check_num_steps
+from ntk_tt.prediction.by_method import Recording
+from ntk_tt.prediction.finetuning import Finetuning
+from ntk_tt.prediction.prepared import AnyMethod, Outcome, Pass, pass_over, predict_from
+from ntk_tt.report.document import write_json
+from ntk_tt.report.figure import draw_report, plot_report
+from ntk_tt.report.parts import document_of, level_part
+from ntk_tt.report.text import report_text, sentence
+from ntk_tt.times.crossing import DEFAULT_THRESHOLDS, check_thresholds
+from ntk_tt.times.levels import Level
+from ntk_tt.training import TrainingRun
+
+Inputs = Float[Array | np.ndarray, "n ..."]
+Labels = Int[Array | np.ndarray, " n"] | Float[Array | np.ndarray, "n c"]
+Setting = OptimizerConfig | Transformation
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class TrainingTimeReport:
+    """When a fine-tuning run is where it should be, and how far to trust that.
+
+    Levels are given as `loss=0.5` or `error=0.1`; a time of None is "not reached within the steps".
+
+    Attributes:
+        outcome: the prediction with all that belongs to it.
+        document: the same as plain values, as `write_json` writes them (docs/json.md).
+    """
+
+    outcome: Outcome
+    document: dict[str, Any]
+
+    @classmethod
+    def of(cls, outcome: Outcome, **parts: Any) -> "TrainingTimeReport":
+        """The report of a prediction; `parts` as `ntk_tt.report.parts.document_of` takes them."""
+        return cls(outcome, document_of(outcome, **parts))
+
+    def with_truth(self, truth: TrainingRun, **parts: Any) -> "TrainingTimeReport":
+        """The same beside the real run, as `finetune` gives it."""
+        return TrainingTimeReport.of(self.outcome, truth=truth, **parts)
+
+    def steps_until(
+        self, *, loss: int | float | None = None, error: int | float | None = None
+    ) -> int | float | None:
+        """Optimiser steps until the level is reached, the median over orders of the data."""
+        return self._level(loss, error)["steps"]
+
+    def seconds_until(
+        self, *, loss: int | float | None = None, error: int | float | None = None
+    ) -> float | None:
+        """Seconds of training on this machine until the level is reached."""
+        steps = self.steps_until(loss=loss, error=error)
+        return None if steps is None else steps * self.seconds_per_step
+
+    def cost_until(
+        self,
+        price_per_hour: int | float,
+        *,
+        loss: int | float | None = None,
+        error: int | float | None = None,
+    ) -> float | None:
+        """What it costs until the level is reached, in the currency of the price."""
+        seconds = self.seconds_until(loss=loss, error=error)
+        return None if seconds is None else price_per_hour * seconds / 3600
+
+    def interval(
+        self, *, loss: int | float | None = None, error: int | float | None = None
+    ) -> tuple[int | None, int | None] | None:
+        """The 90 % interval of `steps_until`; an end of None lies later than the last step. None
+        where no intervals are known: an optimiser other than SGD, or a refused prediction.
+        """
+        found = self._level(loss, error)
+        return None if found["probability"] is None else (found["low"], found["high"])
+
+    def probability(
+        self, *, loss: int | float | None = None, error: int | float | None = None
+    ) -> float | None:
+        """The chance that the level is reached within the steps; None where it is not known."""
+        return self._level(loss, error)["probability"]
+
+    @property
+    def trust(self) -> Literal["high", "medium", "low", "none"]:
+        """`none` is a refused prediction: the run is unstable, or predicted to be."""
+        return self.outcome.verdict.trust
+
+    @property
+    def reason(self) -> str:
+        """Of the trust, with the numbers."""
+        return self.outcome.verdict.reason
+
+    @property
+    def method(self) -> str:
+        return self.outcome.method
+
+    @property
+    def largest_safe_learning_rate(self) -> float:
+        return self.outcome.verdict.largest_safe_learning_rate
+
+    @property
+    def seconds_per_step(self) -> float:
+        return self.document["cost"]["seconds_per_step"]
+
+    @property
+    def curve(self) -> dict[str, np.ndarray]:
+        """`{"steps", "loss", "error"}`, arrays (S,): the mean over orders of the data."""
+        prediction = self.outcome.predicted.prediction
+        return {name: np.asarray(getattr(prediction, name)) for name in ("steps", "loss", "error")}
+
+    def plot(self, path: str | Path | None = None) -> Any:
+        """The curves: written to a .png, .pdf or .svg, else a matplotlib figure."""
+        if path is None:
+            return draw_report(self.document, self._runs)
+        return plot_report(self.document, self._runs, Path(path))
+
+    def write_json(self, path: str | Path) -> None:
+        """The whole report as strict JSON (docs/json.md)."""
+        write_json(Path(path), self.document)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {sentence(self.document)}>"
+
+    def __str__(self) -> str:
+        return report_text(self.document).strip()
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the sentence, the table and the picture."""
+        import base64
+        import html
+        import io
+
+        import matplotlib.pyplot as plt
+
+        drawn = io.BytesIO()
+        figure = draw_report(self.document, self._runs)
+        figure.savefig(drawn, format="png", dpi=110)
+        plt.close(figure)
+        picture = base64.b64encode(drawn.getvalue()).decode()
+        return (
+            f"<pre>{html.escape(str(self))}</pre>"
+            f'<img alt="predicted curves" src="data:image/png;base64,{picture}">'
+        )
+
+    @property
+    def _runs(self) -> list[dict[str, Any]]:
+        runs = self.outcome.predicted.prediction.runs
+        return [{"loss": each.loss, "error": each.error} for each in runs]
+
+    def _level(self, loss: int | float | None, error: int | float | None) -> dict[str, Any]:
+        if (loss is None) == (error is None):
+            raise ValueError("level: give either loss=… or error=…")
+        if loss is not None:
+            check_thresholds((), (loss,))
+            return level_part(self.outcome, Level("loss", float(loss), True))
+        assert error is not None
+        check_thresholds((error,))
+        return level_part(self.outcome, Level("error", float(error), True))
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """One pass over the data, for any number of settings: `predict` prices one.
+
+    Attributes:
+        found: of the pass: the method that was chosen, and the surrogate.
+    """
+
+    found: Pass
+
+    @property
+    def method(self) -> str:
+        return self.found.method
+
+    def predict(
+        self,
+        optimizer: Setting,
+        num_steps: int,
+        *,
+        batch_size: int | None = None,
+        targets: Sequence[Level] = (),
+        num_seeds: int = 5,
+        record_every: int | None = None,
+        smoothing: int | None = None,
+        first_steps: int | None = None,
+        observe: int | None = None,
+        price_per_hour: int | float | None = None,
+    ) -> TrainingTimeReport:
+        """The report of one setting; arguments as `predict_training_time`."""
+        optimizer = as_setting(optimizer, batch_size)
+        check_num_steps(num_steps)
+        optimizer.checked_batch_size(self.found.what.num_samples)
+        is_full = optimizer.is_full_batch(self.found.what.num_samples)
+        recording = Recording(
+            num_steps,
+            record_every or (1 if is_full else max(1, num_steps // 50)),
+            DEFAULT_THRESHOLDS,
+            (),
+            smoothing or (1 if is_full else 3),
+        )
+        outcome = predict_from(
+            self.found,
+            optimizer,
+            recording,
+            num_seeds=num_seeds,
+            first_steps=first_steps,
+            observe=observe,
+        )
+        return TrainingTimeReport.of(outcome, targets=targets, price_per_hour=price_per_hour)
+
+
+def prepare(
+    model: Model,
+    inputs: Inputs,
+    labels: Labels,
+    *,
+    method: AnyMethod = "auto",
+    optimizer: Setting | None = None,
+    num_steps: int | None = None,
+    loss: LossName = "ce",
+    options: FeatureOptions = DEFAULT_OPTIONS,
+    seed: int = 0,
+) -> Prepared:
+    """The pass over the data that all settings share.
+
+    Args:
+        model: the network, from `load_model`, `from_nnx`, `from_linen`, `from_equinox` or
+            `from_function`.
+        inputs: (N, ...), as the network takes them.
+        labels: (N,) classes, or (N, C) real targets for `mse`.
+        method: see `ntk-tt predict --help`; `auto` takes the most exact that the network allows.
+        optimizer, num_steps: of other optimisers than SGD, so that the network is expanded on their
+            own way; the settings that are priced may differ in all numbers.
+        loss: `ce` or `mse`.
+        options: how the pass runs.
+        seed: of the sample of the parameters and the orders of the data.
+
+    Raises:
+        ValueError: an argument out of range, a network that is not what the library takes, or more
+            memory than there is.
+    """
+    what = Finetuning(model, np.asarray(inputs), np.asarray(labels), loss, options, seed)
+    setting = None if optimizer is None else as_setting(optimizer)
+    return Prepared(pass_over(what, method, optimizer=setting, num_steps=num_steps))
+
+
+def predict_training_time(
+    model: Model,
+    inputs: Inputs,
+    labels: Labels,
+    optimizer: Setting,
+    num_steps: int,
+    *,
+    batch_size: int | None = None,
+    targets: Sequence[Level] = (),
+    method: AnyMethod = "auto",
+    loss: LossName = "ce",
+    num_seeds: int = 5,
+    record_every: int | None = None,
+    smoothing: int | None = None,
+    first_steps: int | None = None,
+    observe: int | None = None,
+    price_per_hour: int | float | None = None,
+    options: FeatureOptions = DEFAULT_OPTIONS,
+    seed: int = 0,
+) -> TrainingTimeReport:
+    """How long fine-tuning takes: steps, seconds, price, and how far to trust that.
+
+    All that `ntk-tt predict` does. To price several settings, `prepare` once.
+
+    Args:
+        model: the network with its new head, from `load_model`, `from_nnx`, `from_linen`,
+            `from_equinox` or `from_function`.
+        inputs: (N, ...), as the network takes them (`Model.preprocess`).
+        labels: (N,) classes, or (N, C) real targets for `mse`.
+        optimizer: an `OptimizerConfig`, or any optax chain such as `optax.adamw(1e-4)`.
+        num_steps: T, optimiser steps.
+        batch_size: samples a step, with an optax chain; None is the full batch.
+        targets: levels that the report names first, such as `Level("loss", 0.3, True)`.
+        method: `auto` takes the most exact that the network allows.
+        loss: `ce` (softmax cross-entropy) or `mse` (½‖f − y‖²).
+        num_seeds: orders of the data that are averaged.
+        record_every: steps between records; by default 1 for the full batch, else T/50.
+        smoothing: records in the running mean before times are read; by default 1 for the full
+            batch, else 3.
+        first_steps: real steps that `one-shot` begins with.
+        observe: real steps that correct the prediction.
+        price_per_hour: of the machine that will train.
+        options: how the pass over the data runs.
+        seed: of the sample of the parameters and the orders of the data.
+
+    Raises:
+        ValueError: an argument out of range, a network that is not what the library takes, or more
+            memory than there is.
+
+    Cost: a forward and three backward passes through activations a sample, twice, and a replay that
+    reads N·3·D' numbers a step (`ntk_tt.expand`); the verdict takes as much as two or three
+    replays.
+
+    Example:
+        >>> import ntk_tt, optax
+        >>> task = ntk_tt.load_task("digits", num_classes=3, per_class=20)
+        >>> model = ntk_tt.load_model(num_classes=3)
+        >>> images = model.preprocess(task.images)
+        >>> report = ntk_tt.predict_training_time(
+        ...     model, images, task.labels, optax.sgd(0.003, momentum=0.9), 100, batch_size=20
+        ... )
+        >>> steps = report.steps_until(loss=0.5)  # None: not reached
+    """
+    setting = as_setting(optimizer, batch_size)
+    check_num_steps(num_steps)
+    prepared = prepare(
+        model,
+        inputs,
+        labels,
+        method=method,
+        optimizer=setting,
+        num_steps=num_steps,
+        loss=loss,
+        options=options,
+        seed=seed,
+    )
+    return prepared.predict(
+        setting,
+        num_steps,
+        targets=targets,
+        num_seeds=num_seeds,
+        record_every=record_every,
+        smoothing=smoothing,
+        first_steps=first_steps,
+        observe=observe,
+        price_per_hour=price_per_hour,
+    )

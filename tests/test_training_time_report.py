@@ -1,0 +1,185 @@
+"""The front door: one call, one report, one sentence."""
+
+import json
+import math
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import ntk_tt
+from ntk_tt import Level, OptimizerConfig
+from ntk_tt.report.text import duration, report_text, sentence
+from ntk_tt.times.levels import levels_of, read_target
+
+STEPS = 60
+
+
+def linear_task():
+    """A two-layer network and clouds of points around three centres."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(18) % 3
+    inputs = 1.5 * rng.normal(size=(3, 5))[labels] + 0.7 * rng.normal(size=(18, 5))
+    params = {
+        "body": jnp.asarray(rng.normal(size=(5, 8)) / 5**0.5, jnp.float32),
+        "head": jnp.asarray(rng.normal(size=(8, 3)) / 8**0.5, jnp.float32),
+    }
+    model = ntk_tt.from_function(
+        lambda params, inputs: jnp.tanh(inputs @ params["body"]) @ params["head"], params
+    )
+    return model, inputs.astype(np.float32), labels
+
+
+SETTING = OptimizerConfig(0.05, momentum=0.5, batch_size=6)
+
+
+@pytest.fixture(scope="module")
+def prepared():
+    return ntk_tt.prepare(*linear_task(), seed=3)
+
+
+@pytest.fixture(scope="module")
+def report(prepared):
+    return prepared.predict(SETTING, STEPS, targets=[Level("loss", 0.4, True)], price_per_hour=36)
+
+
+def test_the_best_method_is_the_default(report):
+    assert report.method == "curvature"
+    assert report.document["prediction"]["method_reason"].startswith("auto: ")
+
+
+def test_one_call_is_the_pass_and_the_prediction(report):
+    whole = ntk_tt.predict_training_time(*linear_task(), SETTING, STEPS, seed=3)
+    for name, curve in report.curve.items():
+        np.testing.assert_array_equal(whole.curve[name], curve)
+    assert whole.steps_until(loss=0.4) == report.steps_until(loss=0.4)
+
+
+def test_times_are_where_the_curves_cross_the_level(report):
+    runs = report.outcome.predicted.prediction.runs
+    smoothing = report.outcome.recording.smoothing
+    assert smoothing == 3  # of mini-batches
+    for of, level in (("loss", 0.5), ("error", 0.2)):
+        firsts = []
+        for run in runs:
+            curve = np.asarray(getattr(run, of), np.float64)
+            inner = (curve[:-2] + curve[1:-1] + curve[2:]) / 3
+            smooth = np.concatenate([curve[:1], inner, curve[-1:]])
+            below = smooth < level
+            firsts.append(run.steps[below.argmax()] if below.any() else math.inf)
+        median = float(np.median(firsts))
+        assert report.steps_until(**{of: level}) == (None if math.isinf(median) else median)
+
+
+def test_seconds_and_price_follow_the_steps(report):
+    steps = report.steps_until(loss=0.5)
+    assert report.seconds_until(loss=0.5) == pytest.approx(steps * report.seconds_per_step)
+    assert report.cost_until(36.0, loss=0.5) == pytest.approx(report.seconds_until(loss=0.5) / 100)
+    low, high = report.interval(loss=0.5)
+    assert low <= steps
+    assert high is None or high >= steps
+    assert 0.5 <= report.probability(loss=0.5) <= 1
+
+
+def test_what_is_not_reached_is_none(report):
+    assert report.steps_until(loss=1e-9) is None
+    assert report.seconds_until(loss=1e-9) is None
+    assert report.cost_until(1.0, error=1e-9) is None
+    assert report.probability(loss=1e-9) <= 0.5
+
+
+@pytest.mark.parametrize("level", [{}, {"loss": 0.1, "error": 0.1}, {"error": 1.0}, {"loss": -1.0}])
+def test_a_level_that_is_none(report, level):
+    with pytest.raises(ValueError, match=r"level|thresholds"):
+        report.steps_until(**level)
+
+
+def test_the_document_is_what_is_written(report, tmp_path):
+    report.write_json(tmp_path / "report.json")
+    document = json.loads((tmp_path / "report.json").read_text())
+    assert document["prediction"]["loss"] == report.curve["loss"].tolist()
+    first, *others = document["prediction"]["levels"]
+    assert (first["of"], first["level"], first["is_target"]) == ("loss", 0.4, True)
+    assert first["steps"] == report.steps_until(loss=0.4)
+    assert not any(each["is_target"] for each in others)
+    report.plot(tmp_path / "curve.png")
+    assert (tmp_path / "curve.png").stat().st_size > 1000
+    assert "<img" in report._repr_html_()
+
+
+def test_the_first_words_are_the_answer(report):
+    steps = report.steps_until(loss=0.4)
+    text = sentence(report.document)
+    assert text.startswith(f"Loss 0.4 after about {steps:,} steps (")
+    assert f"trust: {report.trust}." in text
+    assert " at 36/h" in text
+    assert repr(report) == f"<TrainingTimeReport: {text}>"
+    assert " ".join(str(report).split()).startswith(text)
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+@pytest.mark.parametrize("with_truth", [False, True])
+def test_no_word_is_cut(report, width, with_truth):
+    if with_truth:
+        model, inputs, labels = linear_task()
+        truth = ntk_tt.finetune(
+            model.apply, model.params, inputs, labels, SETTING, STEPS, record_every=1
+        )
+        report = report.with_truth(truth)
+    text = report_text(report.document, width=width)
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= width
+    assert "…" not in text
+    assert sentence(report.document) in " ".join(text.split())
+    for level in report.document["prediction"]["levels"]:
+        words = Level(level["of"], level["level"]).words
+        assert words in " ".join(text.split()), words
+    if with_truth:
+        assert any("off by" in line for line in lines)
+
+
+def test_a_refused_prediction_has_no_answer(prepared):
+    report = prepared.predict(OptimizerConfig(1e4), 10)
+    assert report.trust == "none"
+    assert sentence(report.document).startswith("No answer: unstable")
+    assert report.steps_until(loss=0.5) is None
+    assert report.interval(loss=0.5) is None
+    assert "trust: none" in str(report)
+
+
+@pytest.mark.parametrize(
+    ("loss", "values"),
+    [
+        ([2.0, 1.0, 0.1], [1.0, 0.5, 0.2]),
+        ([2.0, 1.9, 1.8], [1.9, 1.0, 0.5, 0.2]),  # the middle of a fall that is no half
+        ([2.0, np.inf, np.nan], [1.0, 0.5, 0.2]),
+    ],
+)
+def test_levels_mean_something_for_the_run(loss, values):
+    found = levels_of(np.asarray(loss), np.asarray([0.8, 0.4, 0.1]))
+    assert [each.value for each in found if each.of == "loss"] == values
+    assert [each.value for each in found if each.of == "error"] == [0.4, 0.2, 0.08]
+
+
+def test_a_target_comes_first_and_once():
+    target = read_target("error=20%")
+    found = levels_of(np.asarray([2.0, 0.1]), np.asarray([0.8, 0.1]), (target,))
+    assert found[0] == Level("error", 0.2, True)
+    assert [each.value for each in found if each.of == "error"] == [0.2, 0.4, 0.08]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0.042, "0.042 s"),
+        (4.56, "4.6 s"),
+        (36.4, "36 s"),
+        (90, "1.5 min"),
+        (720, "12 min"),
+        (3 * 3600, "3 h"),
+        (4.1 * 86400, "4.1 days"),
+        (math.inf, "an unknown time"),
+    ],
+)
+def test_durations_as_people_say_them(seconds, words):
+    assert duration(seconds) == words
