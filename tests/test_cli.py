@@ -14,6 +14,7 @@ import pytest
 from flax import nnx
 from PIL import Image
 
+import ntk_tt
 import ntk_tt.models
 from ntk_tt import OptimizerConfig
 from ntk_tt.cli import commands, main
@@ -269,6 +270,8 @@ BAD_INPUT = {
         "give loss=",
     ),
     "a target past all": (["--target", "error=200%"], "target", "got 'error=200%'", "below 1"),
+    "steps and epochs": (["--steps", "9", "--epochs", "2"], "epochs", "got 2.0", "give either"),
+    "no epochs": (["--epochs", "0"], "epochs", "got 0.0", "must lie"),
     "first steps 0": (
         ["--first-steps", "0", "--method", "one-shot"],
         "first-steps",
@@ -865,6 +868,18 @@ def test_the_report_has_the_numbers_of_the_optimizer(flags, numbers):
     assert {name: part[name] for name in numbers} == numbers
 
 
+def test_epochs_are_steps_of_this_data_and_batch(tiny_run):
+    flags = [*BATCHES, "--steps", "150", "--schedule", "linear"]
+    report = tiny_run("predict", *flags, "--epochs", "2.5")
+    assert report["optimizer"]["steps"] == 5  # 8 samples, 4 a step
+    assert report["prediction"]["steps"][-1] == 5
+
+
+def test_a_version_is_told(capsys):
+    main(["--version"])
+    assert capsys.readouterr().out.startswith(f"ntk-tt {ntk_tt.__version__}, JAX ")
+
+
 def test_predict_does_not_train(tiny_run, monkeypatch, capsys):
     monkeypatch.setattr(
         commands, "finetune", lambda *_, **__: pytest.fail("predict trained the network")
@@ -1187,3 +1202,10 @@ def test_an_earlier_interruption_keeps_the_older_report_and_says_nothing_of_it(
     assert exit_.value.code == 130
     assert capsys.readouterr().err == "ntk-tt: interrupted\n"
     assert strict(old) == {"older": True}
+
+
+def test_images_are_of_the_networks_own_size():
+    assert Predict().side == 32
+    assert Predict(model="resnet18").side == 224
+    assert Predict(model="resnet18", image_size=64).side == 64
+    assert Predict(model="mine.py:factory").side == 32

@@ -370,3 +370,14 @@ def test_plain_folders_are_drawn_from_as_before(tmp_path):
     assert task.class_names == tuple(chosen)
     assert task.images[:, 0, 0, 0].tolist() == expected
     assert task.notes == ()
+
+
+def test_a_path_needs_no_prefix(tmp_path):
+    two_classes(tmp_path)
+    told, plain = (describe_data(f"{prefix}{tmp_path}") for prefix in ("folder:", ""))
+    assert plain[2:] == told[2:]
+    file = tmp_path / "some.npz"
+    np.savez(file, images=np.zeros((4, 3, 3, 3), np.uint8), labels=np.arange(4) % 2)
+    assert describe_data(str(file)).num_images == 4
+    with pytest.raises(ValueError, match="unknown source"):
+        describe_data(str(tmp_path / "absent"))

@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 
-from ntk_tt.cli.options import Predict, Watch
+from ntk_tt.cli.options import DEFAULT_STEPS, Predict, Watch
 from ntk_tt.optimizer import MAX_SEEDS, MAX_STEPS
 from ntk_tt.runtime.files import check_writable
 from ntk_tt.runtime.limits import MAX_PER_CLASS, check_range
@@ -41,6 +41,11 @@ def check_prediction(options: Predict) -> None:
     optimiser's are checked where it is made (`cli.setting`).
     """
     check_range("steps", options.steps, 1, MAX_STEPS)
+    if options.epochs is not None:
+        if options.steps != DEFAULT_STEPS:
+            raise ValueError(f"epochs: give either steps or epochs, got {options.epochs} and steps")
+        if not 0 < options.epochs <= MAX_STEPS:
+            raise ValueError(f"epochs: must lie in 0 … {MAX_STEPS}, got {options.epochs}")
     check_thresholds(options.thresholds, options.loss_thresholds)
     options.check()
     for name, value, most in (

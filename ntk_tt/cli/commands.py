@@ -8,7 +8,7 @@ from typing import Any
 from ntk_tt.cli.checks import check_prediction, check_watch
 from ntk_tt.cli.flags import optimizer_flags, targets_of, task_flags
 from ntk_tt.cli.options import Features, Predict, Verify, Watch
-from ntk_tt.cli.setting import Setting, optimizer_of
+from ntk_tt.cli.setting import Setting, in_steps, optimizer_of
 from ntk_tt.features.contrasts import Outputs
 from ntk_tt.features.store import FeatureStore
 from ntk_tt.optimizer import check_sgd
@@ -84,6 +84,10 @@ def run(options: Predict) -> dict[str, Any]:
         check_sgd(optimizer, options.method)
     loaded = load(options)
     reports.print_notes([loaded.model.note, *loaded.task.notes])
+    if options.epochs is not None:
+        options = in_steps(options, optimizer, len(loaded.task.labels))
+        check_prediction(options)
+        optimizer = optimizer_of(options)  # its schedule ends with the last step
     setting = Setting.of(options, optimizer, len(loaded.task.labels))
     prepared = pass_over(
         loaded.finetuning(options), options.method, optimizer=optimizer, num_steps=options.steps

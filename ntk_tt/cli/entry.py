@@ -7,8 +7,10 @@ import traceback
 from pathlib import Path
 from typing import Annotated, Any
 
+import jax
 import tyro
 
+import ntk_tt
 from ntk_tt.cli import commands
 from ntk_tt.cli.options import Data, Features, Models, Predict, Verify, Watch
 from ntk_tt.data import describe_data, list_data
@@ -52,6 +54,9 @@ def _status(arguments: list[str] | None) -> int:
         | Annotated[Data, tyro.conf.subcommand("data")]
     )
     options: Any = None
+    if (sys.argv[1:] if arguments is None else arguments) == ["--version"]:
+        print(f"ntk-tt {ntk_tt.__version__}, JAX {jax.__version__}")
+        return 0
     try:
         options = tyro.cli(
             choice,  # pyright: ignore[reportArgumentType,reportCallIssue]

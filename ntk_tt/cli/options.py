@@ -11,6 +11,8 @@ from ntk_tt.prediction.setup import Setup
 from ntk_tt.schedules import ScheduleName
 from ntk_tt.times.crossing import DEFAULT_THRESHOLDS
 
+DEFAULT_STEPS = 150
+
 
 @dataclasses.dataclass(frozen=True)
 class Features(Setup):
@@ -100,8 +102,10 @@ class Predict(Setup):
     """Samples a step; `full` is gradient descent."""
     sampling: Literal["epoch", "replacement"] = "epoch"
     """Shuffle once an epoch, or draw with replacement."""
-    steps: int = 150
+    steps: int = DEFAULT_STEPS
     """Optimiser steps, T."""
+    epochs: float | None = None
+    """Instead of `--steps`: how often all samples are seen."""
     schedule: ScheduleName = "constant"
     """Of the learning rate."""
     warmup_steps: int = 0

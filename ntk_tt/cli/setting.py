@@ -1,5 +1,7 @@
 """The setting that the flags ask for: the optimiser, and how times are read off curves."""
 
+import dataclasses
+import math
 from typing import NamedTuple, cast, get_args
 
 from ntk_tt.cli.checks import record_every
@@ -32,6 +34,13 @@ class Setting(NamedTuple):
             options.smoothing or (1 if full else 3),
         )
         return cls(optimizer, recording, num_samples)
+
+
+def in_steps(options: Predict, optimizer: OptimizerConfig, num_samples: int) -> Predict:
+    """The same flags with steps instead of epochs, rounded up."""
+    assert options.epochs is not None
+    steps = math.ceil(options.epochs * optimizer.steps_per_epoch(num_samples))
+    return dataclasses.replace(options, steps=steps, epochs=None)
 
 
 def optimizer_of(options: Predict) -> OptimizerConfig:

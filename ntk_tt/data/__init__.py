@@ -2,6 +2,7 @@
 sampler.
 """
 
+import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -164,6 +165,10 @@ def _one_array(images: ArrayLike) -> np.ndarray:
 
 def _read(source: str, split: str) -> Source:
     kind, _, rest = resolve(source).partition(":")
+    if kind not in _READERS and os.path.isdir(source):
+        kind, rest = "folder", source
+    elif kind not in _READERS and source.endswith(".npz") and os.path.isfile(source):
+        kind, rest = "arrays", source
     if kind not in _READERS:
         known = ", ".join(name for name, entry in PAPER_DATASETS.items() if entry.source)
         raise ValueError(

@@ -34,6 +34,7 @@ from ntk_tt.runtime.limits import (
 from ntk_tt.runtime.memory import parse_bytes
 from ntk_tt.runtime.progress import Progress
 
+_IMAGE_SIZE = 32  # for a network of the user's own
 _PRECISION_SAMPLES = 8  # on which bfloat16 is compared with float32
 
 
@@ -59,7 +60,7 @@ class Setup:
     """
     data: str = "digits"
     """`digits`, `folder:PATH` (PATH/<split>/<class>/<image>), `tfds:NAME`, `arrays:FILE.npz`,
-    `list:FILE@ROOT` (see `ntk-tt data`).
+    `list:FILE@ROOT` (see `ntk-tt data`); the path of a folder or an .npz file alone will do.
     """
     split: str = "train"
     """Of the data set."""
@@ -69,8 +70,8 @@ class Setup:
     """Random classes of the data set to learn."""
     per_class: int | Literal["all"] | None = None
     """Random images of each class; by default up to 150."""
-    image_size: int = 32
-    """Side of the images [pixels]."""
+    image_size: int | None = None
+    """Side of the images [pixels]; by default that of the network, and 32 for one of your own."""
     loss: LossName = "ce"
     """Softmax cross-entropy, or ½‖f − y‖²."""
     projections: Literal["auto", "exact"] | int = "auto"
@@ -92,7 +93,8 @@ class Setup:
         """What can be said to be wrong before any data is read."""
         if isinstance(self.projections, int):
             check_range("projections", self.projections, 1, MAX_PROJECTIONS)
-        check_range("image-size", self.image_size, 1, MAX_IMAGE_SIZE)
+        if self.image_size is not None:
+            check_range("image-size", self.image_size, 1, MAX_IMAGE_SIZE)
         check_range("classes", self.classes, 2, MAX_CLASSES)
         if isinstance(self.per_class, int):
             check_range("per-class", self.per_class, 1, MAX_PER_CLASS)
@@ -105,6 +107,13 @@ class Setup:
                 f"weights: none of {self.model} ship with the package; give --weights FILE, "
                 "hf:owner/name, or random for an untrained network"
             )
+
+    @property
+    def side(self) -> int:
+        """Of the images, as asked for or as the network is usually given them."""
+        if self.image_size is not None:
+            return self.image_size
+        return MODELS[self.model].image_size if self.model in MODELS else _IMAGE_SIZE
 
     @property
     def options(self) -> FeatureOptions:
@@ -163,7 +172,7 @@ def load(setup: Setup) -> Loaded:
         setup.data,
         num_classes=setup.classes,
         per_class=per_class,
-        image_size=setup.image_size,
+        image_size=setup.side,
         seed=setup.seed,
         split=setup.split,
         on_corrupt=setup.on_corrupt,
@@ -176,7 +185,7 @@ def load(setup: Setup) -> Loaded:
                 f"{setup.weights!r}"
             )
         model = load_factory(
-            setup.model, num_classes=task.num_classes, image_size=setup.image_size, key=key
+            setup.model, num_classes=task.num_classes, image_size=setup.side, key=key
         )
         if setup.head in ("lecun", "zero"):  # pytorch is the default, and means the factory's own
             model = with_new_head(model, setup.head, key)
@@ -186,7 +195,7 @@ def load(setup: Setup) -> Loaded:
             setup.model,
             weights=setup.weights,
             num_classes=task.num_classes,
-            image_size=setup.image_size,
+            image_size=setup.side,
             key=key,
             head=rule,
         )
