@@ -562,6 +562,39 @@ def test_a_network_without_a_linear_head_is_expanded_at_its_logits(data):
     np.testing.assert_array_equal(found.jacobian, expected.jacobian)
 
 
+@pytest.mark.parametrize("tied", ["kernel", "bias"])
+def test_a_head_whose_numbers_the_backbone_uses_too_is_not_taken_apart(data, tied):
+    model = network()
+
+    def features(params, x):
+        shift = jnp.sum(params["head"][tied])
+        return model.apply_features(params, x) + jnp.tanh(shift)
+
+    def apply(params, x):
+        return features(params, x) @ params["head"]["kernel"] + params["head"]["bias"]
+
+    problem = full(dataclasses.replace(model, apply=apply, apply_features=features), data)
+    assert problem.head == ""
+    expected = dense_jacobian(Case(apply, model.params, lambda *_: data[0]), data[0])
+    np.testing.assert_allclose(problem.jacobian, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_logits_that_overflow_in_half_precision_are_said(data):
+    model = network()
+    half = jax.tree.map(lambda leaf: (1e5 * leaf).astype(jnp.float16), model.params)
+    half["first"] = model.params["first"]
+    half["head"]["kernel"] = jnp.full_like(half["head"]["kernel"], 6e4)
+
+    def features(params, x):
+        return jnp.abs(model.apply_features(params, x)).astype(jnp.float16)
+
+    def apply(params, x):
+        return features(params, x) @ params["head"]["kernel"] + params["head"]["bias"]
+
+    with pytest.raises(ValueError, match="logits: the network gives NaN or infinity"):
+        expand(dataclasses.replace(model, params=half, apply=apply, apply_features=features), *data)
+
+
 def test_what_cannot_be_expanded_is_refused_with_the_remedy(data, unchecked):
     model = network()
     with pytest.raises(ValueError, match=r"not its head times its features.*method='replay'"):

@@ -11,7 +11,8 @@ from jaxtyping import Array, Float, PyTree
 
 from ntk_tt.features.feature_options import FeatureOptions
 from ntk_tt.features.sampled_pass import Entries, Looked
-from ntk_tt.jacobian.network import Apply, blocks, logits_of, working_type
+from ntk_tt.jacobian.jaxpr import arguments_used
+from ntk_tt.jacobian.network import Apply, blocks, check_logits, logits_of, working_type
 from ntk_tt.jacobian.self_check import check_pass
 from ntk_tt.models.heads import part
 from ntk_tt.models.model import Model
@@ -148,7 +149,7 @@ def split(
     options: FeatureOptions,
 ) -> Backbone:
     """The backbone under the model's head, or the whole network where it has no linear head that
-    trains, or that is not to be kept.
+    trains, that is not to be kept, or whose numbers the backbone uses as well (tied weights).
 
     Raises:
         ValueError: logits that are not the head times the features, though the model says so.
@@ -167,14 +168,17 @@ def split(
         or found["kernel"].ndim != 2
     ):
         return whole
+    few = jnp.asarray(inputs[: Backbone.BLOCK])
+    if _uses(model.apply_features, model.params, model.head, few):
+        return whole
     dtype = working_type(model.params)
     weight, bias = found["kernel"].astype(dtype), found.get("bias")
     bias = None if bias is None else bias.astype(dtype)
     backbone = Backbone(
         options.rounded(model.apply_features), model.params, model.head, weight, bias
     )
-    few = jnp.asarray(inputs[: Backbone.BLOCK])
     logits = _outputs(model.apply, model.params, few).astype(dtype)
+    check_logits(logits)  # what is computed from embeddings here may overflow there
     read = backbone.outputs(few) @ weight + (0 if bias is None else bias)
     tolerance = 1e-2 * (1 + float(jnp.abs(logits).max()))
     if options.precision == "float32" and not np.allclose(logits, read, rtol=1e-2, atol=tolerance):
@@ -183,3 +187,15 @@ def split(
             "method='replay', the frozen kernel"
         )
     return backbone
+
+
+def _uses(apply: Apply, params: PyTree, part_name: str, inputs: Array) -> bool:
+    """Whether a function's outputs depend on the parameters below a name."""
+    leaves, tree = jax.tree.flatten(params)
+    traced = jax.make_jaxpr(lambda *leaves: apply(jax.tree.unflatten(tree, leaves), inputs))(
+        *leaves
+    )
+    return any(
+        used and name.startswith(f"{part_name}.")
+        for name, used in zip(named_leaves(params), arguments_used(traced), strict=True)
+    )
