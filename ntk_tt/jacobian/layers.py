@@ -143,6 +143,23 @@ class Product(NamedTuple):
             precision=_EXACT,
             preferred_element_type=_wide(self.activations, self.signals),
         )
+        return self._as_leaf(matrix, leaves)
+
+    def contracted(self, weights: Float[Array, "n c"], leaves: list[Array]) -> Float[Array, "..."]:
+        """Σ over samples and outputs of weights · gradient, of which none is formed: a product
+        without batch axes, several times faster than with axes of one.
+        """
+        signals = jnp.einsum("nc,ncpo->npo", weights, self.signals)
+        matrix = jnp.einsum(
+            "pk,po->ko",
+            self.activations.reshape(-1, self.activations.shape[-1]),
+            signals.reshape(-1, signals.shape[-1]),
+            precision=_EXACT,
+            preferred_element_type=_wide(self.activations, self.signals),
+        )
+        return self._as_leaf(matrix[None, None], leaves)[0, 0]
+
+    def _as_leaf(self, matrix: Float[Array, "n c k o"], leaves: list[Array]) -> Array:
         kernel = jnp.moveaxis(
             matrix.reshape(*matrix.shape[:2], *self.shape),
             range(2, 2 + len(self.axes)),
@@ -194,6 +211,11 @@ class Formed(NamedTuple):
     def gradient(self, leaves: list[Array]) -> Float[Array, "n c ..."]:
         """(n, C, *leaf)."""
         return _to_leaf(self.source, self.value, leaves)
+
+    def contracted(self, weights: Float[Array, "n c"], leaves: list[Array]) -> Float[Array, "..."]:
+        """Σ over samples and outputs of weights · gradient."""
+        value = jnp.tensordot(weights, self.value, 2)[None, None]
+        return _to_leaf(self.source, value, leaves)[0, 0]
 
 
 Layer = Product | Formed

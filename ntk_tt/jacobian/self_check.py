@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree, Shaped
 
 from ntk_tt.jacobian import jaxpr as jaxprs
-from ntk_tt.jacobian.layers import Layer, Product
+from ntk_tt.jacobian.layers import Layer
 from ntk_tt.jacobian.network import Apply, logits_of
 from ntk_tt.jacobian.structured import outputs_and_layers
 from ntk_tt.runtime.parameter_names import named_leaves
@@ -265,21 +265,16 @@ def _pulled(
 def _contracted(found: list[Layer], weights: Float[Array, "n k"], params: PyTree) -> PyTree:
     """Σ over samples and outputs of weights · the Jacobian, from its layers."""
     leaves, tree = jax.tree.flatten(params)
-    totals: list[Any] = [0.0] * len(leaves)
+    totals: list[Any] = [None] * len(leaves)
     for layer in found:
-        if isinstance(layer, Product):
-            signals = jnp.einsum("nc,ncpo->npo", weights, layer.signals)
-            rows, columns = layer.activations.shape[-1], signals.shape[-1]
-            one = layer._replace(
-                activations=layer.activations.reshape(1, -1, rows),
-                signals=signals.reshape(1, 1, -1, columns),
-            )
-        else:
-            one = layer._replace(value=jnp.tensordot(weights, layer.value, 2)[None, None])
-        totals[layer.source.leaf] += one.gradient(leaves)[0, 0]
+        before, more = totals[layer.source.leaf], layer.contracted(weights, leaves)
+        totals[layer.source.leaf] = more if before is None else before + more
     return jax.tree.unflatten(
         tree,
-        [jnp.broadcast_to(total, leaf.shape) for total, leaf in zip(totals, leaves, strict=True)],
+        [
+            jnp.zeros_like(leaf) if total is None else total
+            for total, leaf in zip(totals, leaves, strict=True)
+        ],
     )
 
 
