@@ -9,6 +9,8 @@ import pytest
 
 import ntk_tt
 from ntk_tt import Level, OptimizerConfig
+from ntk_tt.prediction.finetuning import Finetuning
+from ntk_tt.prediction.prepared import price_in_words
 from ntk_tt.report.text import duration, report_text, sentence
 from ntk_tt.times.levels import levels_of, read_target
 
@@ -183,3 +185,18 @@ def test_a_target_comes_first_and_once():
 )
 def test_durations_as_people_say_them(seconds, words):
     assert duration(seconds) == words
+
+
+@pytest.mark.parametrize(
+    ("method", "setting", "steps", "words"),
+    [
+        ("auto", OptimizerConfig(0.1), 60, "11 passes over 18 samples, as much as 4 of the 60"),
+        ("auto", OptimizerConfig(0.1, batch_size=3), 60, "as much as 22 of the 60"),
+        ("head", OptimizerConfig(0.1), 60, "4 passes over 18 samples, as much as 1 of the 60"),
+    ],
+)
+def test_what_a_prediction_costs_is_said_before(method, setting, steps, words):
+    text = price_in_words(Finetuning(*linear_task()), method, setting, steps)
+    assert words in text
+    assert ("dear" in text) == (setting.batch_size == 3)
+    assert price_in_words(Finetuning(*linear_task()), "replay", setting, steps) == ""

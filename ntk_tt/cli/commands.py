@@ -13,7 +13,7 @@ from ntk_tt.features.contrasts import Outputs
 from ntk_tt.features.store import FeatureStore
 from ntk_tt.optimizer import check_sgd
 from ntk_tt.prediction.by_method import TRAINED
-from ntk_tt.prediction.prepared import pass_over, predict_from
+from ntk_tt.prediction.prepared import pass_over, predict_from, price_in_words
 from ntk_tt.prediction.setup import Loaded, build_features, load
 from ntk_tt.report import document as reports
 from ntk_tt.report.text import print_report
@@ -89,9 +89,9 @@ def run(options: Predict) -> dict[str, Any]:
         check_prediction(options)
         optimizer = optimizer_of(options)  # its schedule ends with the last step
     setting = Setting.of(options, optimizer, len(loaded.task.labels))
-    prepared = pass_over(
-        loaded.finetuning(options), options.method, optimizer=optimizer, num_steps=options.steps
-    )
+    what = loaded.finetuning(options)
+    reports.print_notes([price_in_words(what, options.method, optimizer, options.steps)])
+    prepared = pass_over(what, options.method, optimizer=optimizer, num_steps=options.steps)
     if prepared.problem is not None:
         reports.print_notes([prepared.problem.note])
     outcome = predict_from(

@@ -8,6 +8,7 @@ import numpy as np
 
 from ntk_tt.dynamics import own_way
 from ntk_tt.features.contrasts import Outputs
+from ntk_tt.features.own_directions import PULLING, SPARES
 from ntk_tt.features.store import FeatureStore
 from ntk_tt.optimizer import OptimizerConfig, check_sgd
 from ntk_tt.prediction.assessment import assess
@@ -27,14 +28,16 @@ from ntk_tt.prediction.one_setting import plateau_window, predict, summarize_run
 from ntk_tt.prediction.one_shot import predict_after
 from ntk_tt.prediction.setup import find_features
 from ntk_tt.prediction.verdict import Verdict
+from ntk_tt.runtime.memory import format_bytes
 from ntk_tt.runtime.progress import progress_bar
 from ntk_tt.runtime.sharding import sample_mesh
 from ntk_tt.runtime.stopwatch import Stopwatch
-from ntk_tt.surrogate.expansion import expand
+from ntk_tt.surrogate.expansion import SAMPLED, expand
 from ntk_tt.surrogate.linear_pass import linearize
 from ntk_tt.surrogate.problem import Problem
 from ntk_tt.surrogate.second_point import NoSecondPoint
 
+_DEAR = 0.1  # of training
 AnyMethod = PredictionMethod | Literal["auto"]
 
 
@@ -276,4 +279,35 @@ def _predicted(
         real_steps,
         {"features": features, "dynamics": dynamics},
         is_calibrated=optimizer.is_sgd,
+    )
+
+
+def price_in_words(
+    what: Finetuning, method: AnyMethod, optimizer: OptimizerConfig, num_steps: int
+) -> str:
+    """What the passes of a method will cost beside training, before any is made; empty where that
+    is not known: with stored features, or where real steps come first.
+
+    A forward pass and a backward pass through activations count as one each, a step of training as
+    three a sample.
+    """
+    chosen, _ = _choose(method)
+    points = {"head": 1, "curvature": 2}.get(chosen)
+    if points is None:
+        return ""
+    directions = PULLING + SPARES
+    passes = points * (1 + directions) + (3 if points == 2 else 0)
+    batch_size = optimizer.checked_batch_size(what.num_samples)
+    steps = passes * what.num_samples / (3 * batch_size)
+    held = points * what.num_samples * directions * SAMPLED * 4
+    text = (
+        f"predicting takes {passes} passes over {what.num_samples:,} samples, as much as "
+        f"{max(1, round(steps)):,} of the {num_steps:,} training steps, and "
+        f"{format_bytes(held)} of memory"
+    )
+    if steps <= _DEAR * num_steps:
+        return text
+    return (
+        f"{text}: that is dear beside such a short run; fewer samples cost less, and further "
+        "settings only their replay"
     )
