@@ -30,15 +30,12 @@ wheel-demo:
 	cd out && $(THREADS) ../.venv-wheel/bin/ntk-tt verify $(SMALL) \
 	  --plot wheel-demo.png --json wheel-demo.json
 
-# Most of what tests cost is compilation, and LLVM takes a third less for it where it optimises
-# nothing. `make test-all` compiles as users' programs are compiled.
-test test-slow: export XLA_FLAGS := $(XLA_FLAGS) --xla_backend_optimization_level=0
-
+# Most of what tests cost is compilation. `make test-all` compiles as users' programs are compiled.
 test: $(VENV)/.installed-dev
-	$(THREADS) $(BIN)/python -m pytest -m "not slow"
+	$(THREADS) $(BIN)/python -m pytest --fast-compilation -m "not slow"
 
 test-slow: $(VENV)/.installed-dev
-	$(THREADS) $(BIN)/python -m pytest -m "slow and not nightly"
+	$(THREADS) $(BIN)/python -m pytest --fast-compilation -m "slow and not nightly"
 
 test-all: $(VENV)/.installed-dev
 	$(THREADS) $(BIN)/python -m pytest

@@ -4,6 +4,7 @@ import os
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+import jaxlib.version
 import jaxtyping
 import pytest
 from jaxtyping import install_import_hook
@@ -25,7 +26,31 @@ def _folder(variable: str) -> Path:
     return Path(folder)
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--fast-compilation",
+        action="store_true",
+        help="compile programs that run slower: a third of the time for tests, which run each once",
+    )
+
+
+def _fast_compilation() -> str:
+    """Flags for XLA: LLVM optimises nothing, and kernels are made without MLIR, where XLA still
+    lets one choose; an unknown flag ends the process.
+    """
+    flags = [
+        "--xla_backend_optimization_level=0",
+        "--xla_llvm_disable_expensive_passes=true",
+        "--xla_cpu_parallel_codegen_split_count=1",
+    ]
+    if jaxlib.version.__version_info__ < (0, 11):
+        flags.append("--xla_cpu_use_fusion_emitters=false")
+    return " ".join(flags)
+
+
 def pytest_configure(config):
+    if config.getoption("--fast-compilation"):  # for programs that tests start, too
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_fast_compilation()}"
     # most of the time of a test is compilation, and many compile the same
     keep_compiled(ROOT / ".pytest_cache" / "compiled")
     # of flax's types

@@ -15,7 +15,7 @@ SAMPLES, FEATURES, CLASSES = 20, 9, 5
 
 
 def task(has_head: bool) -> tuple[jax.Array, jax.Array, HeadPath]:
-    targets = jax.nn.one_hot(jnp.arange(SAMPLES) % CLASSES, CLASSES)
+    targets = jnp.asarray(np.eye(CLASSES, dtype=np.float32)[np.arange(SAMPLES) % CLASSES])
     if not has_head:
         zero = jnp.zeros(0)
         return normal(0, SAMPLES, CLASSES), targets, HeadPath(zero, zero)
@@ -25,9 +25,12 @@ def task(has_head: bool) -> tuple[jax.Array, jax.Array, HeadPath]:
 
 
 def of_all(rule: OwnDirections, outputs, targets, path, seed=0) -> np.ndarray:
-    keys = jax.random.split(jax.random.key(seed), len(outputs))
-    found = jax.vmap(lambda *sample: rule(*sample, path))(outputs, targets, keys)
-    return np.asarray(found, np.float64)
+    @jax.jit
+    def found(outputs, targets, path):
+        keys = jax.random.split(jax.random.key(seed), len(outputs))
+        return jax.vmap(lambda *sample: rule(*sample, path))(outputs, targets, keys)
+
+    return np.asarray(found(outputs, targets, path), np.float64)
 
 
 @pytest.mark.parametrize("has_head", [True, False], ids=["head", "no head"])
@@ -41,7 +44,9 @@ def test_rows_are_orthonormal_and_the_spare_one_is_at_right_angles(has_head, cou
     gram = own @ own.transpose(0, 2, 1)
     exists = np.linalg.norm(own, axis=2) > 0.5  # a sample that is pulled in fewer has no more
     assert exists[:, : min(count, 2)].all()
-    np.testing.assert_allclose(gram, np.eye(count) * exists[:, None], atol=3e-4)
+    # in single precision the least squared length that counts, a millionth of the first, is off by
+    # a twentieth: 0.025 of the length, of which Newton's step leaves 1.5 squares
+    np.testing.assert_allclose(gram, np.eye(count) * exists[:, None], atol=1e-3)
     lengths = np.linalg.norm(spare, axis=1)
     assert lengths.min() > 0.01
     assert np.abs(np.einsum("nkf,nf->nk", own, spare) / lengths[:, None]).max() < 1e-3
@@ -71,12 +76,14 @@ def test_what_is_left_out_falls_to_nothing_and_is_what_the_directions_miss(has_h
     assert missing[-1] < 1e-3
     if not has_head:  # residuals of softmax have no more dimensions
         assert missing[CLASSES - 2] < 1e-3
-    pulls = np.asarray(
-        jax.vmap(
+
+    @jax.jit
+    def pulls_of(outputs, targets, path):
+        return jax.vmap(
             lambda output, target: OwnDirections("ce", 1, has_head).pulls(output, target, path)
-        )(outputs, targets),
-        np.float64,
-    )
+        )(outputs, targets)
+
+    pulls = np.asarray(pulls_of(outputs, targets, path), np.float64)
     for count in (1, 2):
         found = of_all(OwnDirections("ce", count, has_head), outputs, targets, path)
         seen = np.einsum("nqf,nkf,nkg->nqg", pulls, found, found)
