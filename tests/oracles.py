@@ -27,9 +27,8 @@ def dense(apply: Callable, params: Any, inputs) -> Dense:
     def logits(weights):
         return apply(restore(weights), inputs)
 
-    return Dense(
-        *(np.asarray(each, np.float64) for each in (logits(flat), jax.jacrev(logits)(flat), flat))
-    )
+    found = jax.jit(lambda weights: (logits(weights), jax.jacrev(logits)(weights)))(flat)
+    return Dense(*(np.asarray(each, np.float64) for each in (*found, flat)))
 
 
 def one_hot(labels, num_outputs: int) -> np.ndarray:
