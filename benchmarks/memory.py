@@ -21,7 +21,18 @@ from typing import Any
 
 from benchmarks.side_by_side import _environment as machine
 
-_METHODS = ("replay", "head", "curvature", "one-shot", "ode", "sde", "sde-diagonal")
+METHODS = (
+    "replay",
+    "head",
+    "curvature",
+    "one-shot",
+    "ode",
+    "sde",
+    "sde-diagonal",
+    "sde-diagonal-constant",
+)
+# as a first run compiles: nothing is found that an earlier one kept
+_COLD = {"NTK_TT_CACHE": "", "JAX_ENABLE_COMPILATION_CACHE": "false"}
 _CHILD = """
 import json, resource, sys
 limit = int(sys.argv[1])
@@ -51,7 +62,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", help="folder:PATH with at least as many classes as are asked for")
-    parser.add_argument("--methods", nargs="+", choices=_METHODS, default=_METHODS)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--classes", nargs="+", type=int, default=[20, 40])
     parser.add_argument("--per-class", type=int, default=50)
     parser.add_argument("--steps", type=int, default=6)
@@ -110,7 +121,7 @@ def measure(given: argparse.Namespace, method: str, classes: int) -> dict[str, A
         capture_output=True,
         text=True,
         check=False,
-        env={**os.environ, "PYTHONPATH": str(given.tree)},
+        env={**os.environ, **_COLD, "PYTHONPATH": str(given.tree)},
     )
     row: dict[str, Any] = {
         "limit_bytes": int(given.limit_gib * 2**30),
@@ -133,26 +144,37 @@ def measure(given: argparse.Namespace, method: str, classes: int) -> dict[str, A
 
 
 def print_table(rows: dict[str, dict[str, Any]]) -> None:
-    """Rows method × classes, columns by label."""
+    print("\n".join(table(rows)))
+
+
+def table(rows: dict[str, dict[str, Any]]) -> list[str]:
+    """Rows method × classes, columns by label (where there is more than one)."""
     labels = list(dict.fromkeys(name.split("/")[0] for name in rows))
     tasks = dict.fromkeys(name.split("/", 1)[1] for name in rows)
-    print(
-        "| method | classes × images |"
-        + "".join(f" {label}: resident, address space [GiB] | CPU-s |" for label in labels)
-    )
-    print("|---|---|" + "---|---|" * len(labels))
+    columns = [
+        f"{label}: {column}" if len(labels) > 1 else column
+        for label in labels
+        for column in ("resident [GiB]", "address space [GiB]", "CPU-s")
+    ]
+    lines = [
+        f"| method | classes × images | {' | '.join(columns)} |",
+        "|---|---|" + "---|" * len(columns),
+    ]
     for task in tasks:
-        cells = [_cells(rows.get(f"{label}/{task}")) for label in labels]
-        print(f"| {' | '.join([*task.split('/'), *(cell for pair in cells for cell in pair)])} |")
+        method, size = task.split("/")
+        cells = [cell for label in labels for cell in _cells(rows.get(f"{label}/{task}"))]
+        lines.append(f"| {' | '.join([method, size.replace('x', ' × '), *cells])} |")
+    return lines
 
 
-def _cells(row: dict[str, Any] | None) -> tuple[str, str]:
+def _cells(row: dict[str, Any] | None) -> tuple[str, str, str]:
     if row is None:
-        return "", ""
+        return "", "", ""
     if row["outcome"] != "done":
-        return row["outcome"], ""
+        return row["outcome"], "", ""
     return (
-        f"{row['resident_bytes'] / 2**30:.1f}, {row['address_bytes'] / 2**30:.1f}",
+        f"{row['resident_bytes'] / 2**30:.1f}",
+        f"{row['address_bytes'] / 2**30:.1f}",
         f"{row['processor_seconds']:.0f}",
     )
 

@@ -2,12 +2,15 @@
 
 import importlib
 import importlib.util
+import json
 import re
 import runpy
 import shlex
 from pathlib import Path
 
 import pytest
+
+from benchmarks.memory import table
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [
@@ -190,3 +193,9 @@ def test_flags_in_the_json_document_exist():
         for name in command.__dataclass_fields__
     }
     assert set(re.findall(r"--[a-z][a-z-]+", (ROOT / "docs" / "json.md").read_text())) <= flags
+
+
+def test_the_table_of_memory_is_what_was_measured():
+    rows = json.loads((ROOT / "benchmarks" / "results" / "memory.json").read_text())
+    assert {row["outcome"] for row in rows.values()} == {"done"}
+    assert "\n".join(table(rows)) in (ROOT / "docs" / "reliability.md").read_text()

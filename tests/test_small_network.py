@@ -579,6 +579,20 @@ def test_a_head_whose_numbers_the_backbone_uses_too_is_not_taken_apart(data, tie
     np.testing.assert_allclose(problem.jacobian, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_a_network_that_draws_random_numbers_is_told_so(data):
+    model, draws = network(), np.random.default_rng(0)
+
+    def features(params, x):
+        kept = draws.uniform(size=FEATURES) > 0.5  # at each trace others
+        return model.apply_features(params, x) * kept
+
+    def apply(params, x):
+        return features(params, x) @ params["head"]["kernel"] + params["head"]["bias"]
+
+    with pytest.raises(ValueError, match=r"apply: .*(random numbers|depends on the others)"):
+        expand(dataclasses.replace(model, apply=apply, apply_features=features), *data)
+
+
 def test_logits_that_overflow_in_half_precision_are_said(data):
     model = network()
     half = jax.tree.map(lambda leaf: (1e5 * leaf).astype(jnp.float16), model.params)

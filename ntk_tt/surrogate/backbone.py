@@ -182,6 +182,7 @@ def split(
     read = backbone.outputs(few) @ weight + (0 if bias is None else bias)
     tolerance = 1e-2 * (1 + float(jnp.abs(logits).max()))
     if options.precision == "float32" and not np.allclose(logits, read, rtol=1e-2, atol=tolerance):
+        check_pass(model.apply, model.params, inputs)  # it may draw random numbers
         raise ValueError(
             f"model: the logits of {model.name} are not its head times its features; take "
             "method='replay', the frozen kernel"
