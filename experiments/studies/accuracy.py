@@ -28,7 +28,7 @@ import numpy as np
 import ntk_tt
 from experiments.common import methods
 from experiments.common.comparison import on
-from experiments.common.experiment import FORMER_SURROGATE, Experiment, Scale
+from experiments.common.experiment import Experiment, Scale
 from experiments.common.rates import stable_rate
 from experiments.common.tasks import (
     REPORTING,
@@ -390,7 +390,6 @@ def draw(results: dict[str, Any], path: Path) -> None:
 
 EXPERIMENT = Experiment(
     name="accuracy",
-    outdated=FORMER_SURROGATE,
     claim=CLAIM,
     paper_result=PAPER,
     scales=SCALES,
