@@ -159,15 +159,21 @@ def check_carried(steps: ChainSteps, params: PyTree) -> None:
     """
     rng = np.random.default_rng(0)
     chain = steps.chain()
-    some, whole = _Pair.like(params, rng), None
-    states = [chain.init(each) for each in some.params]
-    moved = list(some.params)
-    for _ in range(_PROBE_STEPS):
-        gradients = _Pair.like(params, rng).params
-        for index, gradient in enumerate(gradients):
-            updates, states[index] = chain.update(gradient, states[index], moved[index])
-            moved[index] = optax.apply_updates(moved[index], updates)
-    sampled, whole = (named_leaves(each) for each in moved)
+    some = _Pair.like(params, rng)
+    gradients = [_Pair.like(params, rng).params for _ in range(_PROBE_STEPS)]
+
+    @jax.jit
+    def trained(pair, gradients):  # one program: step by step each operation would be its own
+        moved = []
+        for index, params in enumerate(pair):
+            state = chain.init(params)
+            for each in gradients:
+                updates, state = chain.update(each[index], state, params)
+                params = optax.apply_updates(params, updates)
+            moved.append(params)
+        return moved
+
+    sampled, whole = map(named_leaves, trained(some.params, gradients))
     for name, leaf in sampled.items():
         mine = np.asarray(leaf, np.float64).reshape(-1)[:-1]
         theirs = np.asarray(whole[name], np.float64).reshape(-1)[::_COPIES]
