@@ -2,7 +2,7 @@
 beat.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -63,10 +63,22 @@ def fit_loss_law(
     def residuals(parameters):
         return np.log(LossLaw(*np.exp(parameters))(steps)) - logs
 
+    def derivatives(parameters):
+        """Of the residuals in log c, log a, log b and log s."""
+        offset, amplitude, exponent, scale = np.exp(parameters)
+        grown = 1 + steps / scale
+        falling = amplitude * grown**-exponent
+        relative = falling / (offset + falling)
+        bent = exponent * relative
+        return np.stack(
+            [1 - relative, relative, -bent * np.log(grown), bent * (1 - 1 / grown)], axis=1
+        )
+
     low, high = (
         np.log([1e-6 * top, 1e-6 * top, 0.05, 1e-2 * span]),
         np.log([2 * top, 10 * top, 20.0, 1e3 * span]),
     )
+    jac: Any = derivatives  # scipy's stubs know names only
     best = None
     for offset in (0.01, 0.3, 0.8):
         for exponent in (0.5, 3.0):
@@ -82,7 +94,9 @@ def fit_loss_law(
                 low + 1e-6,
                 high - 1e-6,
             )
-            found = scipy.optimize.least_squares(residuals, start, bounds=(low, high), max_nfev=200)
+            found = scipy.optimize.least_squares(
+                residuals, start, jac, bounds=(low, high), max_nfev=200
+            )
             best = found if best is None or found.cost < best.cost else best
     assert best is not None
     return LossLaw(*map(float, np.exp(best.x)))
