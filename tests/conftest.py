@@ -61,23 +61,23 @@ def pytest_configure(config):
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` selects
 def pytest_collection_modifyitems(config, items):
-    """What `slow_but` leaves of a parametrised test is slow, and what is `nightly` too; names must
-    be names of cases.
+    """What `slow_but` and `nightly_but` leave of a parametrised test is slow, or nightly, and what
+    is nightly is slow too; names must be names of cases.
     """
     named: dict[str, set[str]] = {}
     for item in items:
+        for kind in ("slow", "nightly"):
+            for marker in item.iter_markers(f"{kind}_but"):
+                left = named.setdefault(f"{kind}_but of {item.originalname}", set(marker.args))
+                found = {name for name in marker.args if fnmatchcase(item.callspec.id, name)}
+                left -= found
+                if not found:
+                    item.add_marker(kind)
         if item.get_closest_marker("nightly"):
-            item.add_marker(pytest.mark.slow)
-        if (marker := item.get_closest_marker("slow_but")) is None:
-            continue
-        left = named.setdefault(item.nodeid.split("[")[0], set(marker.args))
-        found = {name for name in marker.args if fnmatchcase(item.callspec.id, name)}
-        left -= found
-        if not found:
-            item.add_marker(pytest.mark.slow)
+            item.add_marker("slow")
     unknown = {test: names for test, names in named.items() if names}
     if unknown and not any("::" in each for each in config.args):
-        raise pytest.UsageError(f"slow_but: no such cases: {unknown}")
+        raise pytest.UsageError(f"no such cases: {unknown}")
 
 
 @pytest.fixture(scope="session")

@@ -78,11 +78,9 @@ def train(
         optax.sgd(rate, momentum or None, nesterov=nesterov),
     )
     weights, found = np.asarray(start, np.float64), [np.asarray(start, np.float64)]
-    state = chain.init(jnp.asarray(weights))
+    state, update = chain.init(jnp.asarray(weights)), jax.jit(chain.update)
     for batch in batches:
-        updates, state = chain.update(
-            jnp.asarray(gradient(weights, batch)), state, jnp.asarray(weights)
-        )
+        updates, state = update(jnp.asarray(gradient(weights, batch)), state, jnp.asarray(weights))
         weights = weights + np.asarray(updates, np.float64)
         found.append(weights)
     return found

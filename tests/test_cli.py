@@ -1080,6 +1080,7 @@ def test_what_cannot_be_saved_is_printed_named_and_cleaned_up(command, tiny_run,
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow_but("gone", "full")
 @pytest.mark.parametrize("kind", ["a folder by now", "gone", "a pipe without a reader", "full"])
 def test_a_path_that_became_bad_meanwhile(kind, tiny_run, tmp_path, monkeypatch, capsys):
     folder = tmp_path / "results"

@@ -53,7 +53,7 @@ def test_a_folder_of_the_users_own_stays(tmp_path):
     assert not (tmp_path / "ours").exists()
 
 
-@pytest.mark.slow_but("a file in the way")
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["a file in the way", "no such device", "bytes that are no text"])
 def test_a_folder_that_cannot_be_written_is_left_alone(tmp_path, what):
     (tmp_path / "file").write_text("")
@@ -66,6 +66,7 @@ def test_a_folder_that_cannot_be_written_is_left_alone(tmp_path, what):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly_but("truncated", "a pipe")
 @pytest.mark.parametrize(
     "damage", ["empty", "truncated", "zeros", "a bit flipped", "a folder", "a pipe"]
 )

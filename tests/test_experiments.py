@@ -18,8 +18,8 @@ from experiments.paper import fig1
 from experiments.registry import EXPERIMENTS, find
 from tools import readme
 
-# by far the dearest: two tasks, the runs of two others, or six and seven feature passes to compile
-NIGHTLY = ("fig1", "fig5", "accuracy", "curvature", "sharpening")
+# the dearest: two tasks, the runs of two others, or many feature passes or trainings to compile
+NIGHTLY = ("fig1", "fig2", "fig4", "fig5", "fig7", "fig8", "accuracy", "curvature", "sharpening")
 
 
 @pytest.mark.slow

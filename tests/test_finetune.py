@@ -69,13 +69,19 @@ def test_gradient_descent_equals_a_plain_loop_in_any_block_size(loss, block_size
             else 0.5 * ((logits - y) ** 2).sum(-1)
         ).mean()
 
-    params, velocity, losses = case.params, jax.tree.map(jnp.zeros_like, case.params), []
-    for _ in range(6):
-        losses.append(float(objective(params)))
-        gradient = jax.tree.map(lambda g, w: g + 0.01 * w, jax.grad(objective)(params), params)
+    @jax.jit
+    def step(params, velocity):
+        loss, gradient = jax.value_and_grad(objective)(params)
+        gradient = jax.tree.map(lambda g, w: g + 0.01 * w, gradient, params)
         velocity = jax.tree.map(lambda v, g: 0.9 * v + g, velocity, gradient)
-        params = jax.tree.map(lambda w, g, v: w - 0.2 * (g + 0.9 * v), params, gradient, velocity)
-    losses.append(float(objective(params)))
+        moved = jax.tree.map(lambda w, g, v: w - 0.2 * (g + 0.9 * v), params, gradient, velocity)
+        return moved, velocity, loss
+
+    params, velocity, losses = case.params, jax.tree.map(np.zeros_like, case.params), []
+    for _ in range(6):
+        params, velocity, loss = step(params, velocity)
+        losses.append(float(loss))
+    losses.append(float(step(params, velocity)[2]))
     np.testing.assert_allclose(run.loss, losses, rtol=1e-4)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), run.params, params

@@ -141,6 +141,7 @@ def test_isotropic_data_have_the_spectrum_of_marchenko_and_pastur(ratio):
         assert np.mean(1 / (found.eigenvalues + z)) == pytest.approx(expected, rel=0.01)
 
 
+@pytest.mark.slow_but("power law-0.0", "two levels-0.5")
 @pytest.mark.parametrize("noise", [0.0, 0.5])
 @pytest.mark.parametrize("name", ["isotropic", "power law", "two levels"])
 def test_the_resolvent_of_more_samples_is_the_deterministic_equivalent(name, noise):

@@ -585,7 +585,7 @@ def test_mutated_logs_raise_nothing_but_errors_with_the_name_of_the_file(tmp_pat
     assert time.process_time() - started < 60
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_log_of_200_megabytes_is_read_in_bounded_memory(tmp_path):
     path, blocks = tmp_path / "log.csv", 40
     with path.open("w") as file:

@@ -370,21 +370,28 @@ def test_products_of_a_few_rows_at_a_time_are_those_of_all(monkeypatch):
     primal, dual = PrimalKernel(features), DualKernel(ntk_tensor_from_features(features))
     state = jnp.asarray(generator.normal(size=17), jnp.float32)
 
-    def products():
+    def products(primal, dual, state, residuals, indices):
         return (
             primal.push_rows(state, indices),
             primal.pull_rows(residuals[:11], indices),
             primal.diagonal_blocks(),
             dual.pull_rows(residuals[:11], indices),
-            eqx.filter_jit(PrimalKernel.pull_rows)(primal, residuals[:11], indices),
             _deviation(primal, residuals),
         )
 
-    whole = products()
+    def found():
+        """A new program each time, for it depends on the rows at a time."""
+        return eqx.filter_jit(lambda *given: products(*given))(
+            primal, dual, state, residuals, indices
+        )
+
+    whole = found()
     for row_bytes in (1, 4 * 3 * 17 * 4, 4 * 3 * 17 * 5):
         monkeypatch.setattr(kernels, "_ROW_BYTES", row_bytes)
-        for one, other in zip(whole, products(), strict=True):
+        for one, other in zip(whole, found(), strict=True):
             np.testing.assert_allclose(other, one, rtol=2e-5, atol=2e-5)
+    not_compiled = primal.pull_rows(residuals[:11], indices)
+    np.testing.assert_allclose(not_compiled, whole[1], rtol=2e-5, atol=2e-5)
     per_sample = np.einsum("nc,ncd->nd", residuals, features)
     np.testing.assert_allclose(whole[-1], per_sample.std(0), rtol=1e-5)
     np.testing.assert_allclose(

@@ -56,11 +56,12 @@ def plain_loop(step, state):
 
 
 def optax_loop(chain):
+    @jax.jit
     def step(params, gradient, state):
         updates, state = chain.update(gradient, state, params)
         return optax.apply_updates(params, updates), state
 
-    return plain_loop(step, chain.init(PARAMS))
+    return plain_loop(step, jax.jit(chain.init)(PARAMS))
 
 
 def cosine_after_warm_up(step):
@@ -204,11 +205,15 @@ def test_the_learning_rate_multiplies_a_chain_and_its_state_is_kept():
 
 
 def updates_of(chain, num_steps=4):
+    @jax.jit
+    def update(params, state, step):
+        gradient = jax.tree.map(lambda w: jnp.sin(w + step), params)
+        updates, state = chain.update(gradient, state, params)
+        return updates, state, optax.apply_updates(params, updates)
+
     params, state, found = PARAMS, chain.init(PARAMS), []
     for step in range(num_steps):
-        gradient = jax.tree.map(lambda w, step=step: jnp.sin(w + step), params)
-        updates, state = chain.update(gradient, state, params)
-        params = optax.apply_updates(params, updates)
+        updates, state, params = update(params, state, step)
         found.append(updates)
     return found
 

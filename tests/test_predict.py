@@ -115,7 +115,17 @@ def test_network_that_gives_nan_is_named(task):
         ntk_tt.linearize(lambda params, x: case.apply(params, x) / 0.0, case.params, x, labels)
 
 
+@pytest.fixture(scope="module")
+def bundled():
+    task = ntk_tt.load_task("digits", per_class=30)
+    model = ntk_tt.load_model(num_classes=5, key=jax.random.key(0))
+    images = model.preprocess(task.images)
+    problem = ntk_tt.linearize(model.apply, model.params, images, task.labels, outputs="contrasts")
+    return task, model, images, problem
+
+
 @pytest.mark.slow
+@pytest.mark.nightly_but("batches")
 @pytest.mark.parametrize(
     ("setting", "families"),
     [
@@ -123,13 +133,11 @@ def test_network_that_gives_nan_is_named(task):
         ({"learning_rate": 1e-4}, ("epsilon_relative",)),
         ({"learning_rate": 1e-4, "batch_size": 50}, ("epsilon_relative",)),
     ],
+    ids=["smallest", "small", "batches"],
 )
-def test_small_steps_of_the_bundled_network_agree_within_three_steps(setting, families):
+def test_small_steps_of_the_bundled_network_agree_within_three_steps(bundled, setting, families):
     """Where the linearisation holds the ε-times of 150 steps are within 3 of real training."""
-    task = ntk_tt.load_task("digits", per_class=30)
-    model = ntk_tt.load_model(num_classes=5, key=jax.random.key(0))
-    images = model.preprocess(task.images)
-    problem = ntk_tt.linearize(model.apply, model.params, images, task.labels, outputs="contrasts")
+    task, model, images, problem = bundled
     optimizer = ntk_tt.OptimizerConfig(**setting)
     prediction = ntk_tt.predict(problem, optimizer, 150)
     real = ntk_tt.finetune(model.apply, model.params, images, task.labels, optimizer, 150)

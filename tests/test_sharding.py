@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def start(*arguments: int) -> subprocess.Popen:
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-m", "tests.sharded_program", *map(str, arguments)]
     return subprocess.Popen(
         command,

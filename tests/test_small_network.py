@@ -4,6 +4,7 @@ import dataclasses
 import functools
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.flatten_util
 import jax.numpy as jnp
@@ -107,12 +108,17 @@ def trained(loss, params, chain, batches):
     """The curve of a plain optax loop, and what it ends with: no code of the package's dynamics."""
 
     @jax.jit
+    def start(params):
+        return chain.init(params), loss(params, np.arange(SAMPLES))
+
+    @jax.jit
     def step(params, state, batch):
         updates, state = chain.update(jax.grad(loss)(params, batch), state, params)
         params = optax.apply_updates(params, updates)
         return params, state, loss(params, np.arange(SAMPLES))
 
-    state, curve = chain.init(params), [loss(params, np.arange(SAMPLES))]
+    state, first = start(params)
+    curve = [first]
     for batch in np.asarray(batches):
         params, state, now = step(params, state, batch)
         curve.append(now)
@@ -174,6 +180,7 @@ def _whole(with_head):
     return problem, mean_loss(linearized_logits(model, inputs, with_head), labels)
 
 
+@pytest.mark.slow_but("*-head", "clipped-no head", "by layer-no head")
 @pytest.mark.parametrize("with_head", [True, False], ids=["head", "no head"])
 @pytest.mark.parametrize("name", CHAINS)
 def test_replay_is_training_of_the_linearised_network_in_weight_space(name, with_head):
@@ -282,11 +289,12 @@ def test_sampled_entries_have_their_own_gradients_and_the_norm_is_that_of_all(da
     assert 0.4 * ENTRIES < problem.num_projections < 0.6 * ENTRIES
     assert problem.num_projections == len(problem.weights) == problem.jacobian.shape[-1]
     loss = mean_loss(linearized_logits(model, data[0], with_head), data[1])
-    slope = named_leaves(jax.grad(loss)(model.params, np.arange(SAMPLES)))
-    found, squares, start = named_leaves(problem.gradient(problem.zero())), 0.0, 0
+    slope = named_leaves(jax.jit(jax.grad(loss))(model.params, np.arange(SAMPLES)))
+    gradient = eqx.filter_jit(problem.gradient)(problem.zero())
+    found, squares, start = jax.tree.map(np.asarray, named_leaves(gradient)), 0.0, 0
     for each in problem.sampled:
         expected = np.asarray(slope[each.name]).ravel()[problem.entries[each.name]]
-        mine = np.asarray(found[each.name]).ravel()
+        mine = found[each.name].ravel()
         np.testing.assert_allclose(mine[: each.size], expected, rtol=1e-4, atol=1e-7)
         weights = np.asarray(problem.weights)[start : start + each.size]
         start += each.size
@@ -294,8 +302,8 @@ def test_sampled_entries_have_their_own_gradients_and_the_norm_is_that_of_all(da
         squares += weights @ expected**2
         np.testing.assert_allclose(np.linalg.norm(mine) ** 2, weights @ expected**2, rtol=1e-4)
         np.testing.assert_allclose(
-            jnp.linalg.norm(named_leaves(problem.params)[each.name]),
-            jnp.linalg.norm(named_leaves(model.params)[each.name]),
+            np.linalg.norm(np.ravel(named_leaves(problem.params)[each.name])),
+            np.linalg.norm(np.ravel(named_leaves(model.params)[each.name])),
             rtol=1e-5,
         )
     whole = {name for name in slope if with_head and name.startswith("head.")}
@@ -303,10 +311,10 @@ def test_sampled_entries_have_their_own_gradients_and_the_norm_is_that_of_all(da
         np.testing.assert_allclose(found[name], slope[name], rtol=1e-4, atol=1e-7)
         squares += np.square(slope[name]).sum()
     assert len(whole) == 2 * with_head
-    gradient = problem.gradient(problem.zero())
     np.testing.assert_allclose(optax.global_norm(gradient), np.sqrt(squares), rtol=1e-5)
     # so a step of a clipped chain is the gradient over that norm
-    updates, _ = (clip := optax.clip_by_global_norm(0.01)).update(gradient, clip.init(gradient))
+    clip = optax.clip_by_global_norm(0.01)
+    updates, _ = jax.jit(clip.update)(gradient, clip.init(gradient))
     np.testing.assert_allclose(
         named_leaves(updates)["first.kernel"],
         0.01 / np.sqrt(squares) * found["first.kernel"],
@@ -319,30 +327,39 @@ def _positive(tree):
     leaves, structure = jax.tree.flatten(tree)
     return jax.tree.unflatten(
         structure,
-        [0.2 + jnp.abs(normal(20 + index, *leaf.shape)) for index, leaf in enumerate(leaves)],
+        [
+            jnp.asarray(0.2 + np.abs(normal(20 + index, *leaf.shape)))
+            for index, leaf in enumerate(leaves)
+        ],
     )
 
 
 @pytest.mark.parametrize("with_head", [True, False], ids=["head", "no head"])
 def test_tangent_is_the_dense_kernel(data, with_head):
     model = network()
-    problem = full(model, data, head=with_head, curvature=False)
+    problem, _ = _whole(with_head)
     jacobian = dense_jacobian(Case(model.apply, model.params, lambda *_: data[0]), data[0])
     vector, rows = normal(5, SAMPLES, CLASSES), np.asarray([3, 1])
     for scale in (None, _positive(model.params)):
         factors = 1.0 if scale is None else jax.flatten_util.ravel_pytree(scale)[0]
         ntk = np.einsum("iad,jbd->iajb", jacobian * np.asarray(factors), jacobian)
-        kernel = problem.tangent(problem.zero(), scale).kernel
-        near = {"rtol": 1e-4, "atol": 1e-5}
-        np.testing.assert_allclose(
-            kernel.product(vector), np.einsum("iajb,jb->ia", ntk, vector), **near
-        )
-        np.testing.assert_allclose(kernel.diagonal_blocks(), np.einsum("iaib->iab", ntk), **near)
-        np.testing.assert_allclose(
-            kernel.push_rows(kernel.pull_rows(vector[:2], rows), rows),
-            np.einsum("iajb,jb->ia", ntk[rows][:, :, rows], vector[:2]),
-            **near,
-        )
+
+        @eqx.filter_jit
+        def found(problem, scale):
+            kernel = problem.tangent(problem.zero(), scale).kernel
+            of_rows = kernel.push_rows(kernel.pull_rows(vector[:2], rows), rows)
+            return kernel.product(vector), kernel.diagonal_blocks(), of_rows
+
+        for one, other in zip(
+            found(problem, scale),
+            (
+                np.einsum("iajb,jb->ia", ntk, vector),
+                np.einsum("iaib->iab", ntk),
+                np.einsum("iajb,jb->ia", ntk[rows][:, :, rows], vector[:2]),
+            ),
+            strict=True,
+        ):
+            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("number", ["exact", ENTRIES // 2])
@@ -353,7 +370,7 @@ def test_tangent_on_the_way_is_the_derivative_of_the_logits(data, number):
     )[-1][0]
     assert problem.bend is not None
     assert 0 < float(problem.bend.share(problem.moved(state))) < 2
-    rows = jax.tree.leaves(jax.jacrev(problem.logits)(state))
+    rows = jax.tree.leaves(jax.jit(jax.jacrev(problem.logits))(state))
     # an entry of the sample stands for so many: what moves all alike is divided among them
     stands = dict(
         zip(
@@ -362,27 +379,32 @@ def test_tangent_on_the_way_is_the_derivative_of_the_logits(data, number):
             strict=True,
         )
     )
-    for scale in (jax.tree.map(jnp.ones_like, state), _positive(state)):
+
+    @eqx.filter_jit
+    def products_and_blocks(problem, state, scale):
+        kernel = problem.tangent(state, scale).kernel
+        each = jnp.eye(SAMPLES * CLASSES).reshape(SAMPLES, CLASSES, SAMPLES, CLASSES)
+        return jax.vmap(jax.vmap(kernel.product))(each), kernel.diagonal_blocks()
+
+    for scale in (jax.tree.map(np.ones_like, state), _positive(state)):
         dense = 0.0
         for (name, factor), row in zip(named_leaves(scale).items(), rows, strict=True):
-            row, factor = row.reshape(SAMPLES, CLASSES, -1), factor.reshape(-1)
+            row, factor = np.asarray(row).reshape(SAMPLES, CLASSES, -1), np.ravel(factor)
             if name in stands:
                 if number != "exact":
                     np.testing.assert_array_equal(row[..., -1], 0)  # the one for the rest
                 size = len(stands[name])
                 row, factor = row[..., :size], factor[:size] / stands[name]
-            dense = dense + jnp.einsum("iad,d,jbd->iajb", row, factor, row)
-        kernel = problem.tangent(state, scale).kernel
-        found = jax.vmap(jax.vmap(kernel.product))(
-            jnp.eye(SAMPLES * CLASSES).reshape(SAMPLES, CLASSES, SAMPLES, CLASSES)
-        )
-        size = float(jnp.abs(dense).max())
-        np.testing.assert_allclose(found, dense, rtol=1e-4, atol=1e-5 * size)
-        np.testing.assert_allclose(
-            kernel.diagonal_blocks(), np.einsum("iaib->iab", dense), rtol=1e-4, atol=1e-5 * size
-        )
+            dense = dense + np.einsum("iad,d,jbd->iajb", row, factor, row)
+        found, blocks = products_and_blocks(problem, state, scale)
+        near = {"rtol": 1e-4, "atol": 1e-5 * float(np.abs(dense).max())}
+        np.testing.assert_allclose(found, dense, **near)
+        np.testing.assert_allclose(blocks, np.einsum("iaib->iab", dense), **near)
     np.testing.assert_allclose(
-        problem.tangent(state).initial_logits, problem.logits(state), rtol=1e-5, atol=1e-5
+        eqx.filter_jit(problem.tangent)(state).initial_logits,
+        eqx.filter_jit(problem.logits)(state),
+        rtol=1e-5,
+        atol=1e-5,
     )
 
 
@@ -464,7 +486,7 @@ def test_the_path_to_the_second_point_takes_smaller_steps_where_it_blows_up(data
     assert one @ other / jnp.linalg.norm(one) / jnp.linalg.norm(other) > 0.8
 
 
-@pytest.mark.slow_but("sgd")
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "optimizer",
     [ntk_tt.OptimizerConfig(0.1, 0.9), ntk_tt.OptimizerConfig(0.01, name="adam")],
@@ -723,6 +745,7 @@ def test_stability_of_adam_is_that_of_the_preconditioned_hessian(data):
     assert bound == pytest.approx(rate * margin)
 
 
+@pytest.mark.slow_but("0.9")
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_stability_of_a_chain_of_sgd_is_that_of_sgd(data, momentum):
     problem = full(network(), data)
@@ -736,6 +759,7 @@ def test_stability_of_a_chain_of_sgd_is_that_of_sgd(data, momentum):
     assert np.isfinite(expected)
 
 
+@pytest.mark.slow_but("300")
 @pytest.mark.parametrize("number", ["exact", 300])
 def test_other_data_of_the_same_shape_compiles_nothing(caplog, number):
     """As long as the sample has as many entries of each parameter."""

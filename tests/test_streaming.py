@@ -187,9 +187,7 @@ SETTINGS = {
 
 
 @pytest.mark.slow_but(
-    "ce-gradient descent",
     "ce-epochs, nesterov",
-    "mse-replacement",
     "mse-nesterov, decay",
 )
 @pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)
@@ -324,6 +322,7 @@ def test_a_mini_batch_step_reads_its_rows(store, reads):
 # Learning rates and verdict
 
 
+@pytest.mark.slow_but("ce-True")
 @pytest.mark.parametrize(("loss", "contrasts"), [("ce", False), ("ce", True), ("mse", False)])
 def test_curvature_and_stability_equal_those_in_memory(store, features, loss, contrasts):
     kernels = StreamedKernel(store, memory_bytes=7 * ROW_BYTES), PrimalKernel(jnp.asarray(features))

@@ -599,11 +599,17 @@ def test_each_fold_is_taken(
     formed = jnp.einsum("npk,ncpo->ncko", activations, signals, precision="highest").reshape(
         2 * num_outputs, *shape
     )
-    one = sketch.add_product(
-        sketch.start(2 * num_outputs, jnp.float32), "kernel", shape, activations, signals
-    )
-    other = sketch.add(sketch.start(2 * num_outputs, jnp.float32), "kernel", formed)
-    np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5 * float(jnp.abs(other).max()))
+
+    @jax.jit
+    def folded(activations, signals, formed):
+        start = sketch.start(2 * num_outputs, jnp.float32)
+        return (
+            sketch.add_product(start, "kernel", shape, activations, signals),
+            sketch.add(start, "kernel", formed),
+        )
+
+    one, other = folded(activations, signals, formed)
+    np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5 * float(np.abs(other).max()))
 
 
 def test_a_convolution_forms_no_grouped_convolution():
@@ -664,24 +670,32 @@ def test_single_entries_of_products_are_those_of_the_gradient(name):
     x = case.inputs(3, 0)
     leaves = jax.tree.leaves(case.params)
     bounds = np.cumsum([0, *(leaf.size for leaf in leaves)])
-    found, products = {}, {}
-    for layer in layers(case.apply, case.params, x):
-        leaf = layer.source.leaf
-        if not (isinstance(layer, Product) and layer.is_leaf_matrix):
-            found[leaf] = None  # a part of its gradient is formed
-            continue
-        if layer.windows is not None:
-            patches = layer.windows.patches().reshape(3, -1, layer.activations.shape[-1])
-            rows = np.random.default_rng(0).permutation(patches.shape[-1])
-            np.testing.assert_array_equal(
-                layer.windows.columns(jnp.asarray(rows)), patches.transpose(0, 2, 1)[:, rows]
-            )
-        index = np.random.default_rng(leaf).permutation(leaves[leaf].size)
-        width = layer.signals.shape[-1]
-        entries = layer.entries(jnp.asarray(index // width), jnp.asarray(index % width))
-        products[leaf] = products.get(leaf, 0) + np.asarray(entries)
+    formed = set()
+
+    @jax.jit
+    def found(params, x):
+        products, windows = {}, []
+        for layer in layers(case.apply, params, x):
+            leaf = layer.source.leaf
+            if not (isinstance(layer, Product) and layer.is_leaf_matrix):
+                formed.add(leaf)  # a part of its gradient is formed
+                continue
+            if layer.windows is not None:
+                patches = layer.windows.patches().reshape(3, -1, layer.activations.shape[-1])
+                rows = np.random.default_rng(0).permutation(patches.shape[-1])
+                columns = layer.windows.columns(jnp.asarray(rows))
+                windows.append((columns, patches.transpose(0, 2, 1)[:, rows]))
+            index = np.random.default_rng(leaf).permutation(leaves[leaf].size)
+            width = layer.signals.shape[-1]
+            entries = layer.entries(jnp.asarray(index // width), jnp.asarray(index % width))
+            products[leaf] = products.get(leaf, 0) + entries
+        return products, windows
+
+    products, windows = found(case.params, x)
+    for columns, patches in windows:
+        np.testing.assert_array_equal(columns, patches)
     truth, seen = dense_jacobian(case, x), 0
-    for leaf in set(products) - set(found):
+    for leaf in set(products) - formed:
         index = np.random.default_rng(leaf).permutation(leaves[leaf].size)
         expected = truth[..., bounds[leaf] : bounds[leaf + 1]][..., index]
         size = np.abs(expected).max()

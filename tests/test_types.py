@@ -64,6 +64,7 @@ def curves(dtype, logits_dtype, **options) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.slow
+@pytest.mark.nightly_but("both-*", "*-contrasts")
 @pytest.mark.parametrize(
     ("name", "outputs"),
     [

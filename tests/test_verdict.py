@@ -57,7 +57,7 @@ def problem_with(kernel, network_data):
     )
 
 
-@pytest.mark.slow_but("setting1-*")
+@pytest.mark.slow_but("setting1-frozen")
 @pytest.mark.parametrize("kernel", ["frozen", "head"])
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_the_safe_rate_is_a_fixed_point_from_wherever_it_is_asked_for(kernel, setting, data):
@@ -192,7 +192,7 @@ def test_reasons_of_what_is_not_trusted():
     assert "largest" not in judge(10.0, SafeRate(0.1, False), sane, follows_kernel=True).reason
 
 
-@pytest.mark.slow_but("ce-1-low", "mse-1-low", "ce-exact-None")
+@pytest.mark.slow_but("ce-1-low", "ce-exact-None")
 @pytest.mark.parametrize(
     ("loss", "projections", "trust"),
     [

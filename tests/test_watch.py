@@ -439,6 +439,9 @@ def test_seconds_per_step_by_the_logs_own_clock(tmp_path, clock, pace):
     ):
         status, _ = once(tmp_path, text, watcher)
         assert status.seconds / status.remaining_steps == pytest.approx(seconds, rel=0.01)
+
+
+def test_seconds_per_step_without_a_clock_are_those_expected(tmp_path):
     status, _ = once(
         tmp_path, rows(range(0, 41, 2)), Watcher(target=0.15, expected_seconds_per_step=7.0)
     )
