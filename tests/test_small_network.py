@@ -18,6 +18,7 @@ import ntk_tt
 from ntk_tt import losses
 from ntk_tt.dynamics import replay, states_along
 from ntk_tt.dynamics.optimizer_replay import own_way
+from ntk_tt.models.linear_head import Head
 from ntk_tt.prediction.margin import predicted_path
 from ntk_tt.runtime.parameter_names import named_leaves
 from ntk_tt.schedules import named_schedule
@@ -26,6 +27,7 @@ from ntk_tt.surrogate.second_point import ANCHOR_FALL, path_to
 from tests.networks import Case, dense_jacobian, normal
 
 SAMPLES, INPUTS, FEATURES, CLASSES = 12, 5, 6, 3
+HEAD = Head("head.kernel", "head.bias")
 ENTRIES = INPUTS * FEATURES + FEATURES  # of the backbone
 NUM_STEPS = 20
 
@@ -187,7 +189,7 @@ def test_replay_is_training_of_the_linearised_network_in_weight_space(name, with
     optimizer, chain = CHAINS[name]
     problem, loss = _whole(with_head)
     assert problem.num_projections is None
-    assert problem.head == ("head" if with_head else "")
+    assert problem.head == (HEAD if with_head else None)
     batches = np.random.default_rng(3).integers(0, SAMPLES, (NUM_STEPS, 5))
     found = replay(problem, optimizer, NUM_STEPS, batches=batches)
     expected, _, _ = trained(loss, network().params, chain, batches)
@@ -422,7 +424,7 @@ def test_curvature_is_exact_at_both_ends_of_a_quadratic_backbone(data, with_head
     apply = model.apply_features if with_head else model.apply
     assert apply is not None
     problem = full(model, data)
-    assert problem.head == ("head" if with_head else "")
+    assert problem.head == (HEAD if with_head else None)
     bend = problem.bend
     assert bend is not None
     assert float(problem.growth) > 0.05
@@ -540,7 +542,7 @@ def test_mse_and_head_without_bias(data):
     targets = np.asarray(jax.nn.one_hot(data[1], CLASSES))
     optimizer = ntk_tt.OptimizerConfig(0.05, 0.9)
     problem = full(bare, (data[0], targets), loss="mse", curvature=False)
-    assert problem.head == "head"
+    assert problem.head == Head("head.kernel")
     assert set(problem.params["head"]) == {"kernel"}
     real = ntk_tt.finetune(bare.apply, bare.params, data[0], targets, optimizer, 20, loss="mse")
     np.testing.assert_allclose(ntk_tt.predict(problem, optimizer, 20).loss, real.loss, rtol=1e-4)
@@ -574,12 +576,11 @@ def test_a_backbone_that_does_not_move_is_predicted_by_its_head(data, optimizer)
 
 def test_a_network_without_a_linear_head_is_expanded_at_its_logits(data):
     model = network()
-    headless = dataclasses.replace(model, head="")
-    found, expected = (
-        full(each, data, head=head, curvature=False)
-        for each, head in ((headless, True), (model, False))
+    headless = dataclasses.replace(
+        model, head="", apply=lambda params, x: jax.nn.log_softmax(model.apply(params, x))
     )
-    assert found.head == ""
+    found, expected = (full(headless, data, head=head, curvature=False) for head in (True, False))
+    assert found.head is None
     np.testing.assert_array_equal(found.outputs, expected.outputs)
     np.testing.assert_array_equal(found.jacobian, expected.jacobian)
 
@@ -596,7 +597,7 @@ def test_a_head_whose_numbers_the_backbone_uses_too_is_not_taken_apart(data, tie
         return features(params, x) @ params["head"]["kernel"] + params["head"]["bias"]
 
     problem = full(dataclasses.replace(model, apply=apply, apply_features=features), data)
-    assert problem.head == ""
+    assert problem.head is None
     expected = dense_jacobian(Case(apply, model.params, lambda *_: data[0]), data[0])
     np.testing.assert_allclose(problem.jacobian, expected, rtol=1e-4, atol=1e-5)
 

@@ -169,7 +169,7 @@ def anew(small: SmallNetwork, loaded: LoadedTask, key) -> SmallNetwork:
     of_head = {
         name: leaf
         for name, leaf in named_leaves(state).items()
-        if small.head and name.startswith(f"{small.head}.")
+        if small.head is not None and name in small.head.names
     }
     leaves = [of_head.get(name, leaf) for name, leaf in named_leaves(moved).items()]
     params = jax.tree.unflatten(jax.tree.structure(moved), leaves)

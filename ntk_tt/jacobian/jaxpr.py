@@ -25,6 +25,8 @@ _MOVING = frozenset({"copy", "copy_p", "expand_dims", "reshape", "rev", "squeeze
 _RESHAPING = frozenset({"copy", "copy_p", "reshape"})
 _REPEATING_OR_ROUNDING = frozenset({"broadcast_in_dim", "convert_element_type"})
 _INLINED = frozenset({"jit", "pjit", "closed_call", "core_call"})
+_REMATERIALISED = frozenset({"checkpoint", "remat", "remat2"})
+_SUMS = frozenset({"add", "add_any"})
 
 
 def warn_if_untested(version: str) -> None:
@@ -85,6 +87,23 @@ def evaluate(jaxpr: Any, consts: list, arguments: list, run: Callable[[Any, list
 def inner_jaxpr(equation: Any) -> Any | None:
     """The closed jaxpr of an equation that does nothing but call it, else None."""
     return equation.params.get("jaxpr") if equation.primitive.name in _INLINED else None
+
+
+def called(equation: Any) -> tuple[Any, list] | None:
+    """The jaxpr and the constants of a call that has the values and derivatives of its body, those
+    of `jax.checkpoint` among them; None of any other equation, as of one with derivatives of its
+    own.
+    """
+    if equation.primitive.name not in _INLINED | _REMATERIALISED:
+        return None
+    body = equation.params["jaxpr"]
+    # that of `checkpoint` is not closed before JAX 0.12, and has no constants
+    return getattr(body, "jaxpr", body), list(getattr(body, "consts", ()))
+
+
+def is_sum(equation: Any) -> bool:
+    """Whether the equation adds its two operands, of one shape."""
+    return equation.primitive.name in _SUMS
 
 
 def rearranges(equation: Any) -> bool:

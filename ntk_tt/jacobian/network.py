@@ -37,6 +37,14 @@ def logits_of(apply: Apply, params: PyTree, inputs: Shaped[Array, "n ..."]) -> F
     return apply(params, inputs).reshape(len(inputs), -1)
 
 
+@partial(jax.jit, static_argnums=0)
+def compiled_logits(
+    apply: Apply, params: PyTree, inputs: Shaped[Array | np.ndarray, "n ..."]
+) -> Float[Array, "n c"]:
+    """`logits_of`, compiled once for a function and its shapes."""
+    return logits_of(apply, params, jnp.asarray(inputs))
+
+
 def in_blocks(
     function: Callable[..., Any], params: PyTree, *arrays: Array | np.ndarray, block_size: int
 ) -> Iterator[Any]:

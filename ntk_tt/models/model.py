@@ -56,7 +56,7 @@ class Model(eqx.Module):
         image_size: side of the square images the weights expect [pixels].
         mean, std: per-channel normalisation that belongs to the weights, on pixel values in [0, 1].
         head: dotted name in `params` of the last linear layer, which maps `features` to logits;
-            empty where unknown.
+            empty where unknown: what needs it looks for it (`ntk_tt.models.linear_head`).
         note: what of the network the checkpoint decided, such as a cut after a stage; empty for a
             whole network.
     """

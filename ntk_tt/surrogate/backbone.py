@@ -11,10 +11,16 @@ from jaxtyping import Array, Float, PyTree
 
 from ntk_tt.features.feature_options import FeatureOptions
 from ntk_tt.features.sampled_pass import Entries, Looked
-from ntk_tt.jacobian.jaxpr import arguments_used
-from ntk_tt.jacobian.network import Apply, blocks, check_logits, logits_of, working_type
+from ntk_tt.jacobian.network import (
+    Apply,
+    blocks,
+    check_logits,
+    compiled_logits,
+    logits_of,
+    working_type,
+)
 from ntk_tt.jacobian.self_check import check_pass
-from ntk_tt.models.heads import part
+from ntk_tt.models.linear_head import Head, find_head, leaves_used, named_head
 from ntk_tt.models.model import Model
 from ntk_tt.runtime.parameter_names import named_leaves
 
@@ -29,13 +35,13 @@ class Backbone:
     Attributes:
         apply: `(params, inputs) -> outputs (N, F)`: embeddings where there is a head, else logits.
         params: all parameters w₀, the head's among them.
-        head: dotted name of the linear head that reads the embeddings; empty without.
+        head: the linear head that reads the embeddings; None without.
         weight, bias: of the head.
     """
 
     apply: Apply
     params: PyTree
-    head: str = ""
+    head: Head | None = None
     weight: Float[Array, "f c"] | None = None
     bias: Float[Array, " c"] | None = None
 
@@ -47,7 +53,7 @@ class Backbone:
         return {
             name: leaf
             for name, leaf in named_leaves(self.params).items()
-            if leaf.size and not (self.head and name.startswith(f"{self.head}."))
+            if leaf.size and not (self.head and name in self.head.names)
         }
 
     def outputs(
@@ -59,7 +65,7 @@ class Backbone:
         parts = []
         for block in blocks(len(inputs), size):
             start = min(block.start, len(inputs) - size)
-            found = _outputs(self.apply, at, np.asarray(inputs[start : start + size]))
+            found = compiled_logits(self.apply, at, np.asarray(inputs[start : start + size]))
             parts.append(np.asarray(found)[block.start - start :].astype(dtype))
         return jnp.asarray(np.concatenate(parts))
 
@@ -130,11 +136,6 @@ class Backbone:
         check_pass(self.apply, self.params, inputs, outputs=found.outputs)
 
 
-@partial(jax.jit, static_argnums=0)
-def _outputs(apply, params, inputs):
-    return logits_of(apply, params, inputs)
-
-
 @partial(jax.jit, static_argnums=0, donate_argnums=4)
 def _pull(apply, params, inputs, cotangents, total):
     outputs, pullback = jax.vjp(lambda params: logits_of(apply, params, inputs), params)
@@ -148,55 +149,39 @@ def split(
     with_head: bool,
     options: FeatureOptions,
 ) -> Backbone:
-    """The backbone under the model's head, or the whole network where it has no linear head that
-    trains, that is not to be kept, or whose numbers the backbone uses as well (tied weights).
+    """The backbone under the model's head, the one that it names or else the one that is found in
+    its trace; or the whole network where it has no linear head that trains, that is not to be kept,
+    or whose numbers the backbone uses as well (tied weights).
 
     Raises:
         ValueError: logits that are not the head times the features, though the model says so.
     """
     whole = Backbone(options.rounded(model.apply), model.params)
-    if not with_head or not model.head or model.apply_features is None:
+    if not with_head:
         return whole
-    try:
-        found = part(model.params, model.head)
-    except (KeyError, ValueError, IndexError, TypeError, AttributeError):
-        return whole  # it does not train
-    if (
-        not isinstance(found, dict)
-        or "kernel" not in found
-        or set(found) - {"kernel", "bias"}
-        or found["kernel"].ndim != 2
-    ):
-        return whole
-    few = jnp.asarray(inputs[: Backbone.BLOCK])
-    if _uses(model.apply_features, model.params, model.head, few):
+    few = np.asarray(inputs[: Backbone.BLOCK])
+    head, features = named_head(model), model.apply_features
+    is_named = head is not None and features is not None
+    if head is None or features is None:
+        found = find_head(model.apply, model.params, few)
+        if found is None:
+            return whole
+        head, features = found
+    elif head.names & leaves_used(features, model.params, few):
         return whole
     dtype = working_type(model.params)
-    weight, bias = found["kernel"].astype(dtype), found.get("bias")
-    bias = None if bias is None else bias.astype(dtype)
-    backbone = Backbone(
-        options.rounded(model.apply_features), model.params, model.head, weight, bias
-    )
-    logits = _outputs(model.apply, model.params, few).astype(dtype)
+    weight, bias = head.read(model.params, dtype)
+    backbone = Backbone(options.rounded(features), model.params, head, weight, bias)
+    logits = compiled_logits(model.apply, model.params, few).astype(dtype)
     check_logits(logits)  # what is computed from embeddings here may overflow there
     read = backbone.outputs(few) @ weight + (0 if bias is None else bias)
     tolerance = 1e-2 * (1 + float(jnp.abs(logits).max()))
-    if options.precision == "float32" and not np.allclose(logits, read, rtol=1e-2, atol=tolerance):
-        check_pass(model.apply, model.params, inputs)  # it may draw random numbers
-        raise ValueError(
-            f"model: the logits of {model.name} are not its head times its features; take "
-            "method='replay', the frozen kernel"
-        )
-    return backbone
-
-
-def _uses(apply: Apply, params: PyTree, part_name: str, inputs: Array) -> bool:
-    """Whether a function's outputs depend on the parameters below a name."""
-    leaves, tree = jax.tree.flatten(params)
-    traced = jax.make_jaxpr(lambda *leaves: apply(jax.tree.unflatten(tree, leaves), inputs))(
-        *leaves
-    )
-    return any(
-        used and name.startswith(f"{part_name}.")
-        for name, used in zip(named_leaves(params), arguments_used(traced), strict=True)
+    if options.precision != "float32" or np.allclose(logits, read, rtol=1e-2, atol=tolerance):
+        return backbone
+    if not is_named:
+        return whole
+    check_pass(model.apply, model.params, inputs)  # it may draw random numbers
+    raise ValueError(
+        f"model: the logits of {model.name} are not its head times its features; take "
+        "method='replay', the frozen kernel"
     )

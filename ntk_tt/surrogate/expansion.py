@@ -63,8 +63,9 @@ def expand(
         model: the network.
         inputs: (N, ...), as the network takes them.
         labels: (N,) classes, or (N, C) real targets for `mse`.
-        head: keep the network's linear head as it is (`Model.head`); without one, or with `False`,
-            all its parameters are sampled and its logits are what is expanded.
+        head: keep the network's linear head as it is: the one that `Model.head` names, else the
+            one that `ntk_tt.models.linear_head.find_head` finds. Without one, or with `False`, all
+            parameters are sampled and the logits are what is expanded.
         curvature: expand to second order along the way of training, at the price of a second pass.
         fall: the second point is where the predicted loss has fallen to this share of its start.
         way: to the second point, as `ntk_tt.dynamics.own_way` gives that of an optimiser; None is
@@ -190,7 +191,7 @@ def _rule(
     """How each sample's directions are found, and the share of the pulls' norm that they leave
     out.
     """
-    has_head, width = bool(backbone.head), outputs.shape[1]
+    has_head, width = backbone.head is not None, outputs.shape[1]
     if num_directions == "all":
         return OwnDirections(loss, None, has_head), 0.0
     if num_directions != "auto" and not (

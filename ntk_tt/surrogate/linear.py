@@ -123,6 +123,7 @@ class LinearizedProblem(eqx.Module):
     def facts(self) -> dict[str, Any]:
         return {
             "space": self.space,
+            "linear_head": None,
             "num_directions": None,
             "directions_dropped": None,
             "kernel_growth": None,

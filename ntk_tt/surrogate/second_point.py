@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Key, PyTree
 
 from ntk_tt.features.own_directions import HeadPath, OwnDirections
 from ntk_tt.features.sampled_pass import Entries, sampled_pass
+from ntk_tt.models.linear_head import Head
 from ntk_tt.runtime.parameter_names import named_leaves
 from ntk_tt.runtime.progress import Progress, silent
 from ntk_tt.surrogate.backbone import Backbone
@@ -59,7 +60,7 @@ def with_bend(
     state, pushed = path_to(small, fall) if way is None else path_along(small, way, fall)
     cotangents = np.einsum("nk,nkf->nf", np.asarray(pushed), np.asarray(small.directions))
     displacement = backbone.pull(backbone.params, inputs, cotangents)
-    if backbone.head:
+    if backbone.head is not None:
         displacement = _without(displacement, backbone.head)
     if way is not None:
         displacement = _as_moved(small, state, displacement, entries)
@@ -105,9 +106,9 @@ def with_bend(
     )
 
 
-def _without(tree: PyTree, head: str) -> PyTree:
+def _without(tree: PyTree, head: Head) -> PyTree:
     leaves = [
-        np.zeros_like(leaf) if name.startswith(f"{head}.") else leaf
+        np.zeros_like(leaf) if name in head.names else leaf
         for name, leaf in named_leaves(tree).items()
     ]
     return jax.tree.unflatten(jax.tree.structure(tree), leaves)

@@ -24,7 +24,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from ntk_tt import losses
 from ntk_tt.kernels.operators import Indices, sum_of_rows
 from ntk_tt.losses import LossName
-from ntk_tt.models.heads import part
+from ntk_tt.models.linear_head import Head
 from ntk_tt.runtime.parameter_names import named_leaves
 from ntk_tt.surrogate.bend import Bend
 from ntk_tt.surrogate.linear import LinearizedProblem
@@ -32,7 +32,7 @@ from ntk_tt.surrogate.reach import in_reach
 from ntk_tt.surrogate.small_tree import Sampled, small_tree
 from ntk_tt.surrogate.tangent_kernel import TangentKernel
 
-_HEAD, _BACKBONE = "head", "backbone"
+_BACKBONE = "backbone"
 _FEW_OUTPUTS = 20  # up to which a head of many states is cheaper on φ and U than on embeddings
 
 
@@ -55,7 +55,7 @@ class SmallNetwork(eqx.Module):
         growth: ‖B‖/‖Ψ‖, how much the Jacobian changes to the second point; 0 without one.
         passes: forward passes, or backward passes through activations, that a sample took.
         num_params: D of the real network.
-        head: dotted name of the head, which is not sampled; empty where there is none.
+        head: which of the parameters are the head, which is not sampled; None where there is none.
         loss: `ce` or `mse`.
         note: for the reader, what had to give way to memory and what that means.
         for_many: whether products go in the order that suits many states at once.
@@ -74,7 +74,7 @@ class SmallNetwork(eqx.Module):
     growth: Float[Array, ""] = eqx.field(converter=jnp.asarray, default=0.0)
     passes: float = eqx.field(static=True, default=0.0)
     num_params: int = eqx.field(static=True, default=0)
-    head: str = eqx.field(static=True, default="")
+    head: Head | None = eqx.field(static=True, default=None)
     loss: LossName = eqx.field(static=True, default="ce")
     note: str = eqx.field(static=True, default="")
     for_many: bool = eqx.field(static=True, default=False)
@@ -210,6 +210,7 @@ class SmallNetwork(eqx.Module):
     def facts(self) -> dict[str, Any]:
         return {
             "space": self.space,
+            "linear_head": None if self.head is None else self.head.weight,
             "num_directions": self.directions.shape[1],
             "directions_dropped": float(self.dropped),
             "kernel_growth": float(self.growth),
@@ -262,15 +263,17 @@ class SmallNetwork(eqx.Module):
         if not is_whole:
             backbone = jnp.append(backbone, jnp.zeros_like(backbone[:1]))
         params: dict[str, Any] = {_BACKBONE: backbone}
-        if self.head:
+        head = None
+        if self.head is not None:
             weight, bias = self.head_of(self.params)
-            params[_HEAD] = {"kernel": weight} | ({} if bias is None else {"bias": bias})
+            params["head"] = {"weight": weight} | ({} if bias is None else {"bias": bias})
+            head = Head("head.weight", None if bias is None else "head.bias")
         return dataclasses.replace(
             small,
             params=params,
             sampled=(Sampled(_BACKBONE, size, is_whole),),
             entries={_BACKBONE: jnp.arange(size, dtype=jnp.int32)},
-            head=_HEAD if self.head else "",
+            head=head,
             for_many=True,
         )
 
@@ -281,13 +284,7 @@ class SmallNetwork(eqx.Module):
         return jnp.concatenate([jnp.zeros(0, self.dtype), *parts]).astype(self.dtype)
 
     def head_of(self, tree: PyTree) -> tuple[Array | None, Array | None]:
-        if not self.head:
-            return None, None
-        found = part(tree, self.head)
-        bias = found.get("bias")
-        return found["kernel"].astype(self.dtype), (
-            None if bias is None else bias.astype(self.dtype)
-        )
+        return (None, None) if self.head is None else self.head.read(tree, self.dtype)
 
     def _tree(self, slope: Float[Array, " d"], weight, bias) -> PyTree:
         """A gradient as a tree like `params`."""
@@ -301,8 +298,8 @@ class SmallNetwork(eqx.Module):
                 rest = ((stands_for - 1) * jnp.square(mine)).sum()
                 mine = jnp.concatenate([mine, jnp.sqrt(jnp.maximum(0.0, rest))[None]])
             found[each.name] = mine
-        if self.head:
-            found |= {f"{self.head}.kernel": weight, f"{self.head}.bias": bias}
+        if self.head is not None:
+            found |= self.head.by_name(weight, bias)
         return jax.tree.unflatten(
             jax.tree.structure(self.params),
             [

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Array, Int, PyTree
 
 from ntk_tt.jacobian.network import working_type
+from ntk_tt.models.linear_head import Head
 from ntk_tt.runtime.parameter_names import named_leaves
 
 
@@ -25,7 +26,7 @@ class Sampled(eqx.Module):
     is_whole: bool = eqx.field(static=True)
 
 
-def small_tree(tree: PyTree, entries: dict[str, Int[Array, " _"]], head: str) -> PyTree:
+def small_tree(tree: PyTree, entries: dict[str, Int[Array, " _"]], head: Head | None) -> PyTree:
     """The sampled entries of a tree like the parameters, and of each parameter one number more,
     whose square is that of all that are left out. Parameters that are neither sampled nor the
     head's stay as they are.
@@ -33,7 +34,7 @@ def small_tree(tree: PyTree, entries: dict[str, Int[Array, " _"]], head: str) ->
     dtype = working_type(tree)
     small = []
     for name, leaf in named_leaves(tree).items():
-        if head and name.startswith(f"{head}."):
+        if head is not None and name in head.names:
             small.append(jnp.asarray(np.asarray(leaf).astype(dtype)))
         elif name in entries:
             small.append(_small_leaf(np.asarray(leaf).astype(dtype), np.asarray(entries[name])))
