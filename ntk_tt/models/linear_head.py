@@ -15,7 +15,6 @@ from ntk_tt.models.heads import part
 from ntk_tt.models.model import Apply, Model
 from ntk_tt.runtime.parameter_names import named_leaves
 
-INPUTS = ""  # no name of a parameter
 _TOLERANCE = 2e-2  # of products in half precision; what is arranged otherwise is off by all of it
 
 
@@ -132,10 +131,10 @@ def find_head(
     embeddings = Embeddings(apply, names[product.weight])
     of_head = [names[product.weight]] + ([] if product.bias is None else [names[product.bias]])
     try:
-        used = leaves_used(embeddings, params, inputs[:2])
+        used, reads_inputs = leaves_used(embeddings, params, inputs[:2])
     except ValueError:
         return None  # not one row a sample
-    if INPUTS not in used or len({*of_head}) < len(of_head) or used & {*of_head}:
+    if not reads_inputs or len({*of_head}) < len(of_head) or used & {*of_head}:
         return None
     rows = np.asarray(compiled_logits(embeddings, params, inputs))
     columns = leaves[of_head[0]].size // max(1, rows.shape[1])
@@ -153,9 +152,9 @@ def find_head(
 
 def leaves_used(
     apply: Apply, params: PyTree, inputs: Shaped[Array | np.ndarray, "n ..."]
-) -> frozenset[str]:
-    """The names of the parameters that a function's result depends on, and `INPUTS` where it
-    depends on these.
+) -> tuple[frozenset[str], bool]:
+    """The names of the parameters that a function's result depends on, and whether it depends on
+    the inputs.
     """
     leaves, tree = jax.tree.flatten(params)
     traced = trace(
@@ -163,8 +162,11 @@ def leaves_used(
         leaves,
         jnp.asarray(inputs),
     )
-    names = [*named_leaves(params), INPUTS]
-    return frozenset(name for name, used in zip(names, arguments_used(traced), strict=True) if used)
+    *used, reads_inputs = arguments_used(traced)
+    names = named_leaves(params)
+    return frozenset(
+        name for name, is_used in zip(names, used, strict=True) if is_used
+    ), reads_inputs
 
 
 def _traced(apply: Apply, params: PyTree, inputs: Any) -> LastProduct | None:

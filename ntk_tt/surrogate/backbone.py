@@ -49,10 +49,12 @@ class Backbone:
 
     @property
     def leaves(self) -> dict[str, Array]:
-        """The parameters that are expanded."""
+        """The parameters that are expanded, by their names' order: a dict of them has another order
+        in a compiled program than one of a module's attributes, or of more than ten layers.
+        """
         return {
             name: leaf
-            for name, leaf in named_leaves(self.params).items()
+            for name, leaf in sorted(named_leaves(self.params).items())
             if leaf.size and not (self.head and name in self.head.names)
         }
 
@@ -167,7 +169,7 @@ def split(
         if found is None:
             return whole
         head, features = found
-    elif head.names & leaves_used(features, model.params, few):
+    elif head.names & leaves_used(features, model.params, few)[0]:
         return whole
     dtype = working_type(model.params)
     weight, bias = head.read(model.params, dtype)
