@@ -49,6 +49,9 @@ def agree(one: dict, other: dict) -> None:
     # something was learned, and not the same in every setting
     assert abs(one["primal full"][0] - one["primal full"][-1]) > 0.01
     assert one["primal full"] != one["primal batches"]
+    assert abs(one["small full"][0] - one["small full"][-1]) > 0.01
+    assert one["many 0"] != one["many 2"]
+    assert one["small growth"][0] > 0.001
 
 
 @pytest.mark.slow_but("8")

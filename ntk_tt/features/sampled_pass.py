@@ -9,12 +9,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from ntk_tt.features.own_directions import HeadPath, OwnDirections
 from ntk_tt.jacobian.layers import Layer, Product
 from ntk_tt.jacobian.network import Apply, blocks
 from ntk_tt.jacobian.structured import looked_at
+from ntk_tt.runtime import sharding
 from ntk_tt.runtime.memory import available_bytes
 from ntk_tt.runtime.parameter_names import named_leaves
 from ntk_tt.runtime.progress import Progress, silent
@@ -52,8 +54,9 @@ def sampled_pass(
     path: HeadPath,
     key: Key[Array, ""],
     *,
-    directions: Float[Array, "n k f"] | None = None,
+    directions: Float[Array | np.ndarray, "n k f"] | None = None,
     block_size: int | None = None,
+    mesh: Mesh | None = None,
     progress: Progress = silent,
 ) -> Looked:
     """Ψ of all samples, block by block through one compiled program.
@@ -66,46 +69,70 @@ def sampled_pass(
             have none.
         targets, path, key: what the rule goes by.
         directions: known ones, at a second point; None lets the rule find them.
-        block_size: samples at a time; None plans it.
+        block_size: samples at a time on each device; None plans it.
+        mesh: of `ntk_tt.runtime.sharding.sample_mesh`; what is found then lies over its devices,
+            filled up with zeros to as many samples on each.
 
     Cost: one forward and k backward passes through activations a sample, and a dot product over
     positions for each entry and direction. The program is compiled once for all calls with the same
     `apply`, rule and shapes.
     """
-    num_samples = len(inputs)
-    size = min(
-        block_size or _block_samples(apply, rule, params, inputs, targets, path), num_samples
-    )
-    inputs, order = np.asarray(inputs), np.arange(num_samples, dtype=np.int32)
-    wanted = np.asarray(targets)
-    shape = _shape_of_directions(apply, rule, params, inputs)
-    unknown = np.zeros((size, *shape), wanted.dtype)
+    num_samples, devices = len(inputs), 1 if mesh is None else mesh.size
+    on_device = -(-num_samples // devices)
+    size = min(block_size or _block_samples(apply, rule, params, inputs, targets, path), on_device)
+    inputs, wanted = np.asarray(inputs), np.asarray(targets)
+    unknown = np.zeros((1, *_shape_of_directions(apply, rule, params, inputs)), wanted.dtype)
     known = None if directions is None else np.asarray(directions)
+    if mesh is not None:
+        place = functools.partial(sharding.replicate, mesh=mesh)
+        params, entries, path = jax.tree.map(place, (params, entries, path))
     found: Any = None
-    for block in blocks(num_samples, size):
-        start = min(block.start, num_samples - size)
-        part = slice(start, start + size)
+    for block in blocks(on_device, size):
+        start = min(block.start, on_device - size)
+        rows = np.arange(start, start + size)
+        if mesh is not None:
+            rows = sharding.device_rows(num_samples, mesh, start, size)
         given = (
-            wanted[part],
-            order[part],
-            unknown if known is None else known[part],
-            np.full(size, known is not None),
+            wanted[rows],
+            rows.astype(np.int32),
+            np.repeat(unknown, len(rows), 0) if known is None else known[rows],
+            np.full(len(rows), known is not None),
         )
-        looked = _look(apply, rule, params, entries, inputs[part], given, path, key)
-        if found is None:
-            found = jax.tree.map(
-                lambda leaf: jnp.zeros((num_samples, *leaf.shape[1:]), leaf.dtype), looked
+        taken = inputs[rows]
+        if mesh is None:
+            looked = _look(apply, rule, params, entries, taken, given, path, key)
+        else:
+            is_own = sharding.is_own(num_samples, mesh, start, size)
+            spread = jax.tree.map(
+                functools.partial(sharding.shard, mesh=mesh), (taken, given, is_own)
             )
-        found = _write(found, looked, start)
-        progress(part.stop, num_samples)
+            looked = _look_on(apply, rule, mesh, params, entries, *spread, path, key)
+        if found is None:
+            found = jax.tree.map(lambda leaf: _zeros(leaf, on_device * devices, mesh), looked)
+        found = (
+            _write(found, looked, start) if mesh is None else _write_on(mesh, found, looked, start)
+        )
+        progress(min(block.stop * devices, num_samples), num_samples)
     return found
 
 
-@functools.partial(jax.jit, donate_argnums=0)
-def _write(found, block, start):
+def _zeros(like: Array, num_rows: int, mesh: Mesh | None) -> Array:
+    shape = (num_rows, *like.shape[1:])
+    return jnp.zeros(shape, like.dtype) if mesh is None else sharding.zeros(shape, like.dtype, mesh)
+
+
+def _written(found, block, start):
     return jax.tree.map(
         lambda into, leaf: jax.lax.dynamic_update_slice_in_dim(into, leaf, start, 0), found, block
     )
+
+
+_write = jax.jit(_written, donate_argnums=0)
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
+def _write_on(mesh, found, block, start):
+    return sharding.on_each_device(_written, mesh, sharded=(True, True, False))(found, block, start)
 
 
 def _shape_of_directions(apply, rule, params, inputs) -> tuple[int, int]:
@@ -126,6 +153,22 @@ def _look(apply, rule, params, entries, inputs, given, path, key):
     ]
     jacobian = jnp.concatenate([jnp.zeros((*rows, 0), dtype), *parts], axis=2)
     return Looked(outputs.astype(dtype), directions, jacobian)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _look_on(apply, rule, mesh, params, entries, inputs, given, is_own, path, key):
+    """`_look` on each device, of its own samples; of what fills them up there is nothing."""
+
+    def local(params, entries, inputs, given, is_own, path, key):
+        looked = _look(apply, rule, params, entries, inputs, given, path, key)
+        return jax.tree.map(
+            lambda leaf: jnp.where(is_own.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, 0), looked
+        )
+
+    spread = (False, False, True, True, True, False, False)
+    return sharding.on_each_device(local, mesh, sharded=spread)(
+        params, entries, inputs, given, is_own, path, key
+    )
 
 
 def _directions(rule: OwnDirections, path: HeadPath, key: Key[Array, ""]) -> Callable:

@@ -207,7 +207,7 @@ def check_network(apply: Apply, params: PyTree, inputs: Float[Array | np.ndarray
     return two.size // 2
 
 
-def check_logits(logits: Float[Array, "n c"]) -> None:
+def check_logits(logits: Float[Array | np.ndarray, "n c"]) -> None:
     """Raises ValueError where the network's outputs are not finite."""
     finite = np.asarray(np.isfinite(np.asarray(logits)).all(-1))
     if not finite.all():

@@ -137,6 +137,7 @@ def pass_over(
                     loss=what.loss,
                     options=what.options,
                     key=what.key,
+                    mesh=sample_mesh() if jax.device_count() > 1 else None,
                     progress=progress,
                 )
 

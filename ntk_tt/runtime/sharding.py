@@ -13,6 +13,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
@@ -110,6 +111,27 @@ def device_rows(num_samples: int, mesh: Mesh, start: int, size: int) -> np.ndarr
     per_device = samples_per_device(num_samples, mesh)
     rows = np.arange(mesh.size)[:, None] * per_device + start + np.arange(size)
     return np.minimum(rows, num_samples - 1).reshape(-1)
+
+
+def is_own(num_samples: int, mesh: Mesh, start: int, size: int) -> np.ndarray:
+    """Which of `device_rows` are samples, and no padding."""
+    per_device = samples_per_device(num_samples, mesh)
+    rows = np.arange(mesh.size)[:, None] * per_device + start + np.arange(size)
+    return (rows < num_samples).reshape(-1)
+
+
+def whole(array: Any) -> np.ndarray:
+    """The numbers of an array, wherever they lie, in every process."""
+    if isinstance(array, jax.Array) and not array.is_fully_addressable:
+        array = multihost_utils.process_allgather(array, tiled=True)
+    return np.asarray(array)
+
+
+def constrained(array: Array, mesh: Mesh | None) -> Array:
+    """Inside `jit`: the same array, on every device of the mesh whole."""
+    if mesh is None:
+        return array
+    return jax.lax.with_sharding_constraint(array, NamedSharding(mesh, _REPLICATED))
 
 
 def on_each_device(

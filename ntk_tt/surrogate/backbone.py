@@ -22,6 +22,7 @@ from ntk_tt.jacobian.network import (
 from ntk_tt.jacobian.self_check import check_pass
 from ntk_tt.models.linear_head import Head, find_head, leaves_used, named_head
 from ntk_tt.models.model import Model
+from ntk_tt.runtime import sharding
 from ntk_tt.runtime.parameter_names import named_leaves
 
 _TOLERANCE = 2e-3  # of sums in single precision, where ReLUs may change sides
@@ -109,11 +110,12 @@ class Backbone:
 
         Cost: one pass of training's kind over a block.
         """
-        batch, alone = np.asarray(outputs), np.asarray(found.outputs)[few]
+        batch, read = np.asarray(outputs), sharding.whole(found.outputs)
+        alone = read[few]
         right = np.abs(alone - batch).max() <= _TOLERANCE * max(np.abs(batch).max(), 1e-30)
         size = min(self.BLOCK, len(inputs))
         directions, jacobian = (
-            np.asarray(each[:size]) for each in (found.directions, found.jacobian)
+            sharding.whole(each[:size]) for each in (found.directions, found.jacobian)
         )
         signs = np.random.default_rng(0).choice([-1.0, 1.0], directions.shape[:2])
         signs = signs.astype(directions.dtype)
@@ -135,7 +137,8 @@ class Backbone:
         if right and not bad:
             return
         # the longer way, which knows of rounding and says what is wrong
-        check_pass(self.apply, self.params, inputs, outputs=found.outputs)
+        outputs = jnp.asarray(read[: len(inputs)])
+        check_pass(self.apply, self.params, inputs, outputs=outputs)
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=4)

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from ntk_tt import losses
@@ -25,6 +26,7 @@ from ntk_tt.features.sampled_pass import sampled_pass
 from ntk_tt.jacobian.network import check_features, check_logits, check_network, working_type
 from ntk_tt.losses import LossName
 from ntk_tt.models.model import Model
+from ntk_tt.runtime import sharding
 from ntk_tt.runtime.memory import affordable_projections, available_bytes, refuse
 from ntk_tt.runtime.parameter_names import named_leaves
 from ntk_tt.runtime.progress import Progress, silent
@@ -54,6 +56,7 @@ def expand(
     num_directions: int | str = "auto",
     options: FeatureOptions = DEFAULT_OPTIONS,
     key: Key[Array, ""] | None = None,
+    mesh: Mesh | None = None,
     progress: Progress = silent,
 ) -> SmallNetwork:
     """The small network that stands for this one while it is trained on these data; it prices every
@@ -78,6 +81,8 @@ def expand(
         options: how the passes run. `num_projections` is D', the number of sampled entries: `auto`
             takes 2,048, `exact` all parameters.
         key: of the sample.
+        mesh: of `ntk_tt.runtime.sharding.sample_mesh`; the passes and what they find lie over its
+            devices, and the curves are those of one device, to rounding.
         progress: called after each block.
 
     Raises:
@@ -107,8 +112,9 @@ def expand(
     path = _path(backbone, looked, targets[few], loss)
     rule, dropped = _rule(backbone, looked, targets[few], path, loss, num_directions)
     number = rule.number(looked.shape[1])
+    on_device = len(inputs) if mesh is None else sharding.samples_per_device(len(inputs), mesh)
     num_entries, wanted = _num_entries(
-        backbone, options, len(inputs), number, targets.dtype.itemsize, curvature=curvature
+        backbone, options, on_device, number, targets.dtype.itemsize, curvature=curvature
     )
     sample = _sample(
         backbone,
@@ -132,9 +138,10 @@ def expand(
         path,
         of_directions,
         block_size=options.block_size,
+        mesh=mesh,
         progress=lambda done, _: progress(done, whole),
     )
-    check_logits(found.outputs)
+    check_logits(sharding.whole(found.outputs)[: len(inputs)])
     check_features(found.jacobian)
     backbone.check(found, looked, few, entries, inputs)
     pilot = len(few) * 2 + backbone.BLOCK * _PILOT_BLOCKS * 2
@@ -153,6 +160,7 @@ def expand(
         num_params=model.num_params,
         head=backbone.head,
         loss=loss,
+        mesh=mesh,
     )
     if num_entries < wanted:
         small = dataclasses.replace(small, note=_note(small, wanted))

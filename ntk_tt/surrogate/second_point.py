@@ -16,6 +16,7 @@ from ntk_tt.features.sampled_pass import Entries, sampled_pass
 from ntk_tt.models.linear_head import Head
 from ntk_tt.runtime.parameter_names import named_leaves
 from ntk_tt.runtime.progress import Progress, silent
+from ntk_tt.runtime.sharding import whole
 from ntk_tt.surrogate.backbone import Backbone
 from ntk_tt.surrogate.bend import Bend
 from ntk_tt.surrogate.sharpness import largest_curvature
@@ -58,7 +59,8 @@ def with_bend(
     unstable start, the second point is taken nearer.
     """
     state, pushed = path_to(small, fall) if way is None else path_along(small, way, fall)
-    cotangents = np.einsum("nk,nkf->nf", np.asarray(pushed), np.asarray(small.directions))
+    pushed, directions = whole(pushed), whole(small.directions)
+    cotangents = np.einsum("nk,nkf->nf", pushed, directions)[: len(inputs)]
     displacement = backbone.pull(backbone.params, inputs, cotangents)
     if backbone.head is not None:
         displacement = _without(displacement, backbone.head)
@@ -86,8 +88,9 @@ def with_bend(
         small.targets,
         path,
         key,
-        directions=small.directions,
+        directions=directions[: len(inputs)],
         block_size=block_size,
+        mesh=small.mesh,
         progress=progress,
     ).jacobian
     change, growth = _change(after.astype(small.dtype), small.jacobian)

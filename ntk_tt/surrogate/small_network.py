@@ -19,6 +19,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PyTree
 
 from ntk_tt import losses
@@ -26,6 +27,7 @@ from ntk_tt.kernels.operators import Indices, sum_of_rows
 from ntk_tt.losses import LossName
 from ntk_tt.models.linear_head import Head
 from ntk_tt.runtime.parameter_names import named_leaves
+from ntk_tt.runtime.sharding import constrained
 from ntk_tt.surrogate.bend import Bend
 from ntk_tt.surrogate.linear import LinearizedProblem
 from ntk_tt.surrogate.reach import in_reach
@@ -46,10 +48,11 @@ class SmallNetwork(eqx.Module):
         sampled: of the backbone's parameters, in the order of `weights` and of Ψ's columns.
         entries: of each of them the flat indices that are sampled.
         weights: 1/π (D',).
-        outputs: φ (N, F); the logits where there is no head.
+        outputs: φ (N, F); the logits where there is no head. This, U, Ψ and what B has of each
+            sample lie over the devices of a mesh where there is one, filled up with zeros.
         directions: U (N, k, F), orthonormal rows.
         jacobian: Ψ (N, k, D').
-        targets: (N, C).
+        targets: (N, C), on every device.
         bend: None for a linear backbone.
         dropped: share of the pulls' norm that U leaves out, the error estimate that chose k.
         growth: ‖B‖/‖Ψ‖, how much the Jacobian changes to the second point; 0 without one.
@@ -58,6 +61,7 @@ class SmallNetwork(eqx.Module):
         head: which of the parameters are the head, which is not sampled; None where there is none.
         loss: `ce` or `mse`.
         note: for the reader, what had to give way to memory and what that means.
+        mesh: None on one device.
         for_many: whether products go in the order that suits many states at once.
     """
 
@@ -65,9 +69,9 @@ class SmallNetwork(eqx.Module):
     sampled: tuple[Sampled, ...]
     entries: dict[str, Int[Array, " _"]]
     weights: Float[Array, " d"]
-    outputs: Float[Array, "n f"]
-    directions: Float[Array, "n k f"]
-    jacobian: Float[Array, "n k d"]
+    outputs: Float[Array, "p f"]
+    directions: Float[Array, "p k f"]
+    jacobian: Float[Array, "p k d"]
     targets: Float[Array, "n c"]
     bend: Bend | None = None
     dropped: Float[Array, ""] = eqx.field(converter=jnp.asarray, default=0.0)
@@ -77,6 +81,7 @@ class SmallNetwork(eqx.Module):
     head: Head | None = eqx.field(static=True, default=None)
     loss: LossName = eqx.field(static=True, default="ce")
     note: str = eqx.field(static=True, default="")
+    mesh: Mesh | None = eqx.field(static=True, default=None)
     for_many: bool = eqx.field(static=True, default=False)
 
     @property
@@ -182,11 +187,11 @@ class SmallNetwork(eqx.Module):
             logits, self.targets
         )
 
-    def pulls(self, state: PyTree) -> Float[Array, "n k"]:
+    def pulls(self, state: PyTree) -> Float[Array, "p k"]:
         """∂L/∂p of all samples: what is pulled back along U."""
         return self._pulled(state, None, 1, self.num_samples)[1]
 
-    def gradient_and_pulls(self, state: PyTree) -> tuple[PyTree, Float[Array, "n k"]]:
+    def gradient_and_pulls(self, state: PyTree) -> tuple[PyTree, Float[Array, "p k"]]:
         """Both, of all samples."""
         (slope, weight, bias), pulls = self._pulled(state, None, 1, self.num_samples)
         return self._tree(slope, weight, bias), pulls
@@ -231,7 +236,7 @@ class SmallNetwork(eqx.Module):
             share, slope = jax.value_and_grad(self.bend.share)(moved)
             pairs = (*pairs, (self.bend.change, share * read))
             bent = self.bend.change @ moved - share * self.bend.along
-            bend = jnp.einsum("nk,nkc->nc", bent, read)
+            bend = jnp.einsum("nk,nkc->nc", bent, read)[: self.num_samples]
         backbone, of_head = self.weights, jnp.ones((), self.dtype)
         if scale is not None:
             backbone = backbone * self.entries_of(scale)
@@ -253,7 +258,7 @@ class SmallNetwork(eqx.Module):
         backbone, small = self.entries_of(self.params), self
         is_whole = all(each.is_whole for each in self.sampled)
         found = None
-        if is_sgd:
+        if is_sgd and self.mesh is None:
             found = in_reach(self.jacobian, self.bend, self.weights, backbone, num_steps)
         if found is not None:
             jacobian, bend, backbone = found
@@ -339,9 +344,11 @@ class SmallNetwork(eqx.Module):
         if weight is not None and self.for_many and weight.shape[1] <= _FEW_OUTPUTS:
             # no embeddings of each state's own: one product of what all states share
             logits = outputs @ weight + jnp.einsum("nk,nkc->nc", along, directions @ weight)
-            return logits if bias is None else logits + bias
-        embeddings = outputs + jnp.einsum("nk,nkf->nf", along, directions)
-        if weight is None:
-            return embeddings
-        logits = embeddings @ weight
-        return logits if bias is None else logits + bias
+        else:
+            logits = outputs + jnp.einsum("nk,nkf->nf", along, directions)
+            if weight is not None:
+                logits = logits @ weight
+        if bias is not None:
+            logits = logits + bias
+        count = self.num_samples if indices is None else len(indices)
+        return constrained(logits[:count], self.mesh)

@@ -14,7 +14,8 @@ class TangentKernel(AbstractKernel):
 
     Attributes:
         jacobians: pairs of a Jacobian (N, k, D') and what the outputs read of its k directions (N,
-            k, C).
+            k, C). What has a row for each sample may be filled up with zeros, as over the devices
+            of a mesh.
         bend, slope: (N, C) and (D',), a Jacobian of rank one for each sample.
         head: (N, F) or (N, F + 1), what each output's column of the head (with its bias) is
             multiplied by; None without a head.
@@ -22,10 +23,10 @@ class TangentKernel(AbstractKernel):
             what the optimiser multiplies its gradient by.
     """
 
-    jacobians: tuple[tuple[Float[Array, "n _ d"], Float[Array, "n _ c"]], ...]
+    jacobians: tuple[tuple[Float[Array, "p _ d"], Float[Array, "p _ c"]], ...]
     bend: Float[Array, "n c"]
     slope: Float[Array, " d"]
-    head: Float[Array, "n f"] | None
+    head: Float[Array, "p f"] | None
     root: Float[Array, " d"]
     of_head: Array
 
@@ -39,16 +40,18 @@ class TangentKernel(AbstractKernel):
 
     def push(self, state: Any) -> Float[Array, "n c"]:
         backbone, head = self.root * state[0], self.of_head * state[1]
-        pushed = self.bend * (self.slope @ backbone)
+        pushed, count = self.bend * (self.slope @ backbone), len(self.bend)
         for jacobian, read in self.jacobians:
-            pushed = pushed + jnp.einsum("nk,nkc->nc", jacobian @ backbone, read)
-        return pushed if self.head is None else pushed + self.head @ head
+            pushed = pushed + jnp.einsum("nk,nkc->nc", jacobian @ backbone, read)[:count]
+        return pushed if self.head is None else pushed + (self.head @ head)[:count]
 
     def push_rows(self, state: Any, indices: Indices) -> Float[Array, "b c"]:
         return self._of(indices).push(state)
 
     def pull(self, residuals: Float[Array, "n c"]) -> Any:
         backbone = jnp.vdot(self.bend, residuals) * self.slope
+        padding = len(self.jacobians[0][0]) - len(residuals)
+        residuals = jnp.pad(residuals, ((0, padding), (0, 0)))
         for jacobian, read in self.jacobians:
             along = jnp.einsum("nc,nkc->nk", residuals, read)
             backbone = backbone + jnp.tensordot(along, jacobian, 2)
