@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 from typing import Any
 
 import equinox as eqx
@@ -22,6 +23,7 @@ from ntk_tt.models.linear_head import Head
 from ntk_tt.prediction.margin import predicted_path
 from ntk_tt.runtime.parameter_names import named_leaves
 from ntk_tt.schedules import named_schedule
+from ntk_tt.surrogate import backbone
 from ntk_tt.surrogate.expansion import expand
 from ntk_tt.surrogate.second_point import ANCHOR_FALL, path_to
 from tests.networks import Case, dense_jacobian, normal
@@ -322,6 +324,73 @@ def test_sampled_entries_have_their_own_gradients_and_the_norm_is_that_of_all(da
         0.01 / np.sqrt(squares) * found["first.kernel"],
         rtol=1e-5,
     )
+
+
+ORDERS = ["a list of twelve layers", "a module of Equinox"]
+
+
+class Reversed(eqx.Module):
+    """Its tree has the names in the order of the fields: later, earlier."""
+
+    later: eqx.nn.Linear
+    earlier: eqx.nn.Linear
+
+    def __call__(self, x):
+        return self.later(jnp.tanh(self.earlier(x)))
+
+
+def _of_another_order(name):
+    """A network whose tree does not have its parameters in the order of their names, and whose
+    first parameter by name is not like the others.
+    """
+    keys = jax.random.split(jax.random.key(3), 12)
+    if name == ORDERS[1]:
+        module = Reversed(
+            eqx.nn.Linear(FEATURES, CLASSES, key=keys[0]),
+            eqx.nn.Linear(INPUTS, FEATURES, key=keys[1]),
+        )
+        return ntk_tt.from_equinox(module, num_classes=CLASSES)
+    sizes = [INPUTS, *[FEATURES] * 11, CLASSES]
+    params = [
+        normal(index, *shape) * 1.5 / np.sqrt(shape[0])
+        for index, shape in enumerate(itertools.pairwise(sizes))
+    ]
+
+    def apply(params, x):
+        for weight in params[:-1]:
+            x = jnp.tanh(x @ weight)
+        return x @ params[-1]
+
+    return ntk_tt.Model(params, apply, num_classes=CLASSES)
+
+
+@pytest.mark.parametrize("name", ORDERS)
+@pytest.mark.parametrize("number", ["exact", 40])
+def test_derivatives_go_to_their_parameters_whatever_the_order_of_names(data, name, number):
+    model = _of_another_order(name)
+    problem = full(model, data, number=number, head=False, curvature=False)
+    logits = linearized_logits(model, data[0], False)
+    slope = named_leaves(
+        jax.jit(jax.grad(mean_loss(logits, data[1])))(model.params, np.arange(SAMPLES))
+    )
+    assert list(slope) != sorted(slope)
+    found = named_leaves(eqx.filter_jit(problem.gradient)(problem.zero()))
+    for each in problem.sampled:
+        expected = np.asarray(slope[each.name]).ravel()[problem.entries[each.name]]
+        mine = np.asarray(found[each.name]).ravel()[: each.size]
+        np.testing.assert_allclose(mine, expected, rtol=1e-3, atol=1e-6)
+
+
+def test_derivatives_of_another_parameter_are_refused(data, monkeypatch):
+    """A planted fault, that of a sample taken apart in another order than it was put together."""
+    right = backbone.Backbone.leaves.fget
+
+    def turned(self):
+        return dict(reversed(right(self).items()))
+
+    monkeypatch.setattr(backbone.Backbone, "leaves", property(turned))
+    with pytest.raises(ValueError, match="sampled derivatives of"):
+        full(_of_another_order(ORDERS[0]), data, head=False, curvature=False)
 
 
 def _positive(tree):
