@@ -935,7 +935,7 @@ def test_a_real_head_curvature_and_observed_steps(tiny_run, plain, capsys):
             assert 0 <= level["probability"] <= 1
             assert level["low"] is None or level["high"] is None or level["low"] <= level["high"]
     assert prediction["slowdown"] == slowdown("curvature", report["verdict"]["stability_margin"])
-    assert "90 % intervals" in capsys.readouterr().out
+    assert "90 % interval" in capsys.readouterr().out
 
 
 def test_another_optimizer_is_predicted_and_trained_but_not_vouched_for(tiny_run, capsys):

@@ -93,7 +93,13 @@ def test_a_verdict_just_below_the_rate_that_it_called_safe_does_not_take_that_ba
         rate = 0.97 * verdicts[-1].largest_safe_learning_rate
     first, second = verdicts
     assert second.trust != "none"
-    assert 1 <= second.stability_margin < 1.3
+    assert second.stability_margin >= 1
+    # stable rates may be several stretches, and the margin jumps where one ends
+    beyond = OptimizerConfig(safe_rate.NARROW * second.largest_safe_learning_rate, 0.9)
+    assert (
+        second.stability_margin <= safe_rate.CLOSE_TO_ONE
+        or margin_on_the_way(problem, beyond, STEPS) < 1
+    )
     assert second.largest_safe_learning_rate == pytest.approx(
         first.largest_safe_learning_rate, rel=0.25
     )
