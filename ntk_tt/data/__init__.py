@@ -24,6 +24,7 @@ from ntk_tt.data.task import (
     sample,
 )
 from ntk_tt.data.tfds import read_tfds
+from ntk_tt.runtime.progress import Progress, silent
 
 __all__ = [
     "PAPER_DATASETS",
@@ -56,6 +57,7 @@ def load_task(
     seed: int = 0,
     split: str = "train",
     on_corrupt: OnCorrupt = "raise",
+    progress: Progress = silent,
 ) -> Task:
     """Sample a task as the paper does: K random classes, N random images of each.
 
@@ -76,6 +78,7 @@ def load_task(
         split: of the data set.
         on_corrupt: `raise` names the first unreadable image; `skip` draws another of the class in
             its place.
+        progress: called as `progress(done, total)` after the images of each class.
 
     Raises:
         ValueError: unknown source, fewer than two classes, fewer classes or images than asked, an
@@ -92,6 +95,7 @@ def load_task(
         image_size=image_size,
         seed=seed,
         on_corrupt=on_corrupt,
+        progress=progress,
     )
 
 

@@ -6,6 +6,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 
 from ntk_tt.runtime.memory import format_bytes, host_bytes
+from ntk_tt.runtime.progress import Progress, silent
 
 OnCorrupt = Literal["raise", "skip"]
 
@@ -125,6 +126,7 @@ def sample(
     image_size: int,
     seed: int,
     on_corrupt: OnCorrupt = "raise",
+    progress: Progress = silent,
 ) -> Task:
     """K random classes, N random images of each, without replacement; the arguments are those of
     `load_task`.
@@ -173,6 +175,7 @@ def sample(
         images += found_images
         labels += [label] * len(found_images)
         skipped += unreadable
+        progress(label + 1, len(chosen))
     return Task(
         np.stack(images),
         np.asarray(labels, np.int32),

@@ -10,6 +10,7 @@ from ntk_tt.dynamics.optimizer_replay import replay
 from ntk_tt.dynamics.sde import Noise, solve_sde
 from ntk_tt.dynamics.trajectory import Trajectory
 from ntk_tt.optimizer import OptimizerConfig, check_sgd
+from ntk_tt.runtime.progress import Progress, silent
 from ntk_tt.surrogate.problem import Problem
 
 Method = Literal["replay", "ode", "sde", "sde-diagonal", "sde-diagonal-constant", "closed-form"]
@@ -29,6 +30,7 @@ def simulate(
     key: Key[Array, ""] | None = None,
     record_every: int = 1,
     save_logits: bool = False,
+    progress: Progress = silent,
 ) -> Trajectory:
     """The training curve of the linearised network by any of the methods; see each one's docstring.
 
@@ -44,7 +46,7 @@ def simulate(
 
     With streamed features (`ntk_tt.kernels.streaming`) only `replay` works; the others run inside
     `jit`. A problem with a real head is replayed too, and has no other
-    method.
+    method. `progress` is called on the way of a replay; the others are one compiled program.
 
     Raises:
         ValueError: unknown method, or what the method raises.
@@ -57,6 +59,7 @@ def simulate(
             key=key,
             record_every=record_every,
             save_logits=save_logits,
+            progress=progress,
         )
     check_sgd(optimizer, method)
     frozen = problem.frozen(method)

@@ -14,6 +14,7 @@ from ntk_tt.dynamics.replay_streamed import train
 from ntk_tt.dynamics.steps import Steps, steps_of
 from ntk_tt.dynamics.trajectory import Trajectory, record_steps
 from ntk_tt.optimizer import OptimizerConfig, check_num_steps
+from ntk_tt.runtime.progress import Progress, silent
 from ntk_tt.surrogate.problem import Problem
 
 PATH_SPANS = 6  # spans between the states that a replay keeps
@@ -32,6 +33,7 @@ def replay(
     record_every: int = 1,
     save_logits: bool = False,
     num_spans: int | None = None,
+    progress: Progress = silent,
 ) -> Trajectory:
     """The curve of a problem under u ← u − η_t a, a ← m a + Jᵀ g_batch/B + λ (u + w₀), and
     Nesterov's variant.
@@ -57,6 +59,7 @@ def replay(
         save_logits: keep f at each record, (S, N, C).
         num_spans: about how many spans of whole records lie between the `states` that are kept;
             None keeps none, or 6 spans where the kernel changes on the way.
+        progress: called as `progress(step, num_steps)` after each span.
 
     Raises:
         ValueError: an argument out of range, another optimiser than SGD, or a batch larger than the
@@ -90,6 +93,7 @@ def replay(
             indices,
             record_every=record_every,
             save_logits=save_logits,
+            progress=progress,
         )[0]
     keeps_states = problem.follows_kernel or num_spans is not None
     carry = steps.begin(problem, optimizer_state, steps_before)
@@ -100,8 +104,10 @@ def replay(
         taken = None if indices is None else indices[span].reshape(-1, chunk, indices.shape[1])
         length = (span.stop - span.start) // chunk
         records, carry = _run(problem, steps, length, chunk, save_logits, taken, carry)
-        parts.append(records)
+        # as arrays of numpy they are there, and not only asked for
+        parts.append(jax.tree.map(np.asarray, records))
         carries.append(carry)
+        progress(span.stop, num_steps)
     parts.append(jax.tree.map(lambda leaf: leaf[None], record(problem, save_logits, carry[0])))
     loss, error, saved = jax.tree.map(
         lambda *leaves: np.concatenate([np.asarray(leaf) for leaf in leaves]), *parts

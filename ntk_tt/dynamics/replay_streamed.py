@@ -15,6 +15,7 @@ from ntk_tt.dynamics.sgd import sgd_step
 from ntk_tt.dynamics.trajectory import Trajectory, record_steps
 from ntk_tt.kernels.operators import Respond
 from ntk_tt.optimizer import OptimizerConfig
+from ntk_tt.runtime.progress import Progress, silent
 from ntk_tt.surrogate.linear import LinearizedProblem, State, decayed
 
 
@@ -26,6 +27,7 @@ def train(
     *,
     record_every: int,
     save_logits: bool,
+    progress: Progress = silent,
 ) -> tuple[Trajectory, ...]:
     """The loop of `replay_many` and of `replay` with streamed features: all settings see the same
     batches (None: all samples).
@@ -87,6 +89,7 @@ def train(
                 state.kernel_state, respond(order.shape[1], pull=True), order[step]
             )
         state, velocity = _advance(state, velocity, pulled, rates[step], *settings)
+        progress(step + 1, num_steps)
     loss, error = (np.stack([np.asarray(curve[which]) for curve in curves]) for which in (0, 1))
     return tuple(
         Trajectory(

@@ -12,6 +12,7 @@ from ntk_tt.prediction.margin import PredictedPath, margin_on_the_way, predicted
 from ntk_tt.prediction.residual import linearization_residual
 from ntk_tt.prediction.safe_rate import safe_learning_rate
 from ntk_tt.prediction.verdict import Trust, Verdict, judge
+from ntk_tt.runtime.progress import Progress, silent
 from ntk_tt.surrogate.problem import Problem
 from ntk_tt.targets import chance_loss
 
@@ -21,6 +22,8 @@ LOOK_CLOSER = 4.0  # below, the margin is looked at between the points of the pa
 # alone, and the predictions that trust was fitted to have it.
 SKETCH_LIMITS = {"frozen": (4.0, 1.0), "head": (1.6, 0.5)}
 _SAMPLED = (1024, 256)  # a sample of so many parameters says as much, whatever the rank
+_WAYS = 3  # that the search for the largest safe rate follows, as a rule
+_PARTS = 3 + _WAYS  # of a verdict
 _RISEN = 3.0  # times the initial loss, or that of chance, which no stable run's prediction passes
 
 
@@ -37,6 +40,7 @@ def assess(
     curve: Float[np.ndarray, " s"] | None = None,
     key: Key[Array, ""] | None = None,
     seed: int = 0,
+    progress: Progress = silent,
 ) -> Verdict:
     """The verdict on predictions of this setting; takes a few real steps on a sample of the data.
 
@@ -51,6 +55,7 @@ def assess(
             finite, or rises, is not trusted.
         key: of the order of the data, as the prediction has it; key 0 where none is given.
         seed: of the sample.
+        progress: called as `progress(done, total)` after each part, of about the same cost.
 
     Raises:
         ValueError: an argument out of range.
@@ -61,18 +66,27 @@ def assess(
     if path is None or len(path) < PATH_SPANS:
         path = predicted_path(problem, optimizer, num_steps, key=key)
     margin, _ = stability(problem, optimizer, num_steps, path)
+    progress(1, _PARTS)
     if margin < LOOK_CLOSER:
         margin = min(margin, margin_on_the_way(problem, optimizer, num_steps, key=key))
+    progress(2, _PARTS)
     last = path[-1][0] if problem.follows_kernel else path[-1]
     final = problem.tangent(last).initial_logits
     residual = linearization_residual(
         apply, params, inputs, labels, optimizer, final_logits=final, loss=problem.loss, seed=seed
     )
+    progress(3, _PARTS)
     doubts = _doubts(problem, optimizer, curve)
     is_broken = not math.isfinite(residual.value) or any(most == "none" for most, _ in doubts)
     safe = safe_learning_rate(
-        problem, optimizer, num_steps, margin=0.0 if is_broken else margin, key=key
+        problem,
+        optimizer,
+        num_steps,
+        margin=0.0 if is_broken else margin,
+        key=key,
+        progress=lambda done, _: progress(3 + min(done, _WAYS), _PARTS),
     )
+    progress(_PARTS, _PARTS)
     return judge(margin, safe, residual, follows_kernel=problem.follows_kernel, doubts=doubts)
 
 

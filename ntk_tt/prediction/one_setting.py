@@ -9,7 +9,7 @@ from jaxtyping import Array, Key
 
 from ntk_tt.dynamics import Method, Trajectory, is_random, simulate
 from ntk_tt.optimizer import OptimizerConfig, check_num_seeds, check_num_steps
-from ntk_tt.runtime.progress import Progress, silent
+from ntk_tt.runtime.progress import Progress, part_of, silent
 from ntk_tt.surrogate.problem import Problem
 from ntk_tt.times.crossing import DEFAULT_THRESHOLDS, combine_times, training_times
 
@@ -61,7 +61,7 @@ def predict(
         key: of those; key 0 where none is given.
         record_every: steps between records: the resolution of the times.
         thresholds, loss_thresholds, smoothing: see `training_times`.
-        progress: called after each seed.
+        progress: called as `progress(done, total)`, in steps of all seeds.
 
     Raises:
         ValueError: an argument out of range, or a batch larger than the data.
@@ -70,7 +70,8 @@ def predict(
     check_num_seeds(num_seeds)
     count = num_seeds if is_random(method, optimizer, problem.num_samples) else 1
     runs = []
-    for seed_key in jax.random.split(jax.random.key(0) if key is None else key, count):
+    keys = jax.random.split(jax.random.key(0) if key is None else key, count)
+    for number, seed_key in enumerate(keys):
         runs.append(
             simulate(
                 problem,
@@ -79,9 +80,10 @@ def predict(
                 method=method,
                 key=seed_key,
                 record_every=record_every,
+                progress=part_of(progress, number, count),
             )
         )
-        progress(len(runs), count)
+        progress(len(runs) * num_steps, count * num_steps)
     return summarize_runs(
         runs,
         plateau_window(optimizer, problem.num_samples),

@@ -196,7 +196,7 @@ def predict_from(
     what, method = prepared.what, prepared.method
     predicted = _predicted(prepared, optimizer, recording, num_seeds, first_steps)
     watches = dict(predicted.watches)
-    with Stopwatch() as watches["verdict"], progress_bar("verdict"):
+    with Stopwatch() as watches["verdict"], progress_bar("verdict") as progress:
         verdict = assess(
             predicted.problem,
             what.model.apply,
@@ -209,6 +209,7 @@ def predict_from(
             curve=predicted.prediction.loss,
             key=what.first_order(len(predicted.prediction.runs)),
             seed=what.seed,
+            progress=progress,
         )
     margin = verdict.stability_margin
     predicted = as_slow_as(predicted, method, margin, recording, optimizer, what.num_samples)

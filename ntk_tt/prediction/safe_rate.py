@@ -8,6 +8,7 @@ from jaxtyping import Array, Key
 
 from ntk_tt.optimizer import OptimizerConfig, check_sgd, scaled
 from ntk_tt.prediction.margin import first_point, margin_on_the_way, stability
+from ntk_tt.runtime.progress import Progress, silent
 from ntk_tt.surrogate.problem import Problem
 
 CLOSE_TO_ONE = (
@@ -44,6 +45,7 @@ def safe_learning_rate(
     margin: float | None = None,
     key: Key[Array, ""] | None = None,
     evaluations: int | None = None,
+    progress: Progress = silent,
 ) -> SafeRate:
     """The largest rate of this schedule that is stable on its own way: where `margin_on_the_way` at
     that very rate is 1 to `CLOSE_TO_ONE`.
@@ -56,6 +58,7 @@ def safe_learning_rate(
         key: of the order of the data.
         evaluations: most further ways; None takes 6, or 1 where the features are streamed from
             disk.
+        progress: called as `progress(done, most)` after each way.
 
     Raises:
         ValueError: an argument out of range, or an optimiser that the problem cannot carry.
@@ -101,6 +104,7 @@ def safe_learning_rate(
         if not np.isfinite(found):
             break
         seen[factor] = found
+        progress(count + 1, 2 * evaluations)
     low, high = _ends(seen)
     return (
         SafeRate(0.0, False)

@@ -32,7 +32,7 @@ from ntk_tt.runtime.limits import (
     check_range,
 )
 from ntk_tt.runtime.memory import parse_bytes
-from ntk_tt.runtime.progress import Progress
+from ntk_tt.runtime.progress import Progress, progress_bar
 
 _IMAGE_SIZE = 32  # for a network of the user's own
 _PRECISION_SAMPLES = 8  # on which bfloat16 is compared with float32
@@ -168,15 +168,23 @@ def load(setup: Setup) -> Loaded:
         if setup.per_class == "all"
         else setup.per_class
     )
-    task = load_task(
-        setup.data,
-        num_classes=setup.classes,
-        per_class=per_class,
-        image_size=setup.side,
-        seed=setup.seed,
-        split=setup.split,
-        on_corrupt=setup.on_corrupt,
-    )
+    with progress_bar("images of the classes", compiles=False) as progress:
+        task = load_task(
+            setup.data,
+            num_classes=setup.classes,
+            per_class=per_class,
+            image_size=setup.side,
+            seed=setup.seed,
+            split=setup.split,
+            on_corrupt=setup.on_corrupt,
+            progress=progress,
+        )
+    with progress_bar("network"):
+        return _with_network(setup, task)
+
+
+def _with_network(setup: Setup, task: Task) -> Loaded:
+    """The task with its network, whose head fits it."""
     key = jax.random.key(setup.seed)
     if ".py:" in setup.model:
         if setup.weights is not None:
