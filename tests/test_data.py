@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from ntk_tt.data import UpTo, load_task
+from ntk_tt.data import UpTo, default_classes, load_task
 from ntk_tt.data.images import resized_size, square
 
 RED, BLUE, GREEN = (255, 0, 0), (0, 0, 255), (0, 255, 0)
@@ -363,6 +363,28 @@ def test_up_to_draws_the_same_images_as_the_number(tmp_path):
         )
         np.testing.assert_array_equal(exact.images, up_to.images)
         assert exact.class_names == up_to.class_names
+
+
+def test_many_classes_share_what_is_taken_in_all(tmp_path):
+    grey = [plain((10 * level,) * 3) for level in range(16)]
+    source = write_images(tmp_path / "set", {"few": grey[:2], "many": grey, "some": grey})
+    for in_all, taken in ((None, 14), (90, 14), (36, 12), (6, 10)):  # at least 10 a class
+        task = load_task(source, num_classes=None, per_class=UpTo(14, in_all))
+        assert task.per_class == (2, taken, taken)
+        assert task.asked_per_class == taken
+        assert task.num_there == 34
+    two = load_task(source, num_classes=2, per_class=UpTo(14, 24), seed=1)
+    assert two.num_there == sum(len(grey) if name != "few" else 2 for name in two.class_names)
+    assert max(two.per_class) == 12
+
+
+def test_all_classes_of_ones_own_data_and_five_of_a_benchmark(tmp_path):
+    source = write_images(tmp_path / "set", {name: [plain(RED)] for name in "abcdefg"})
+    path = source.removeprefix("folder:")
+    for own in (source, path, f"list:names.txt@{path}", "arrays:set.npz", "set.npz"):
+        assert default_classes(own) is None
+    for benchmark in ("digits", "tfds:cars196", "cifar10", "cub200"):
+        assert default_classes(benchmark) == 5
 
 
 def test_up_to_none_is_refused():

@@ -26,8 +26,9 @@ def hear(monkeypatch):
     """
 
     def begin() -> io.StringIO:
-        monkeypatch.setattr(sys, "stderr", io.StringIO())
-        return sys.stderr
+        written = io.StringIO()
+        monkeypatch.setattr(sys, "stderr", written)
+        return written
 
     monkeypatch.setattr(module, "FIRST_LINE", 0.01)
     monkeypatch.setattr(module, "NEXT_LINE", 0.01)

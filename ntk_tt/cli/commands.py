@@ -36,7 +36,7 @@ def features(options: Features) -> FeatureStore:
     """Everything behind `ntk-tt features`."""
     options.check()
     loaded = load(options)
-    reports.print_notes([loaded.model.note, *loaded.task.notes])
+    reports.print_notes(loaded.notes)
     outputs: Outputs = "contrasts" if options.loss == "ce" and options.contrasts else "logits"
     with Stopwatch() as watch, progress_bar("features") as progress:
         store = build_features(loaded.finetuning(options), outputs, progress)
@@ -83,7 +83,7 @@ def run(options: Predict) -> dict[str, Any]:
     if options.method not in ("auto", *TRAINED):
         check_sgd(optimizer, options.method)
     loaded = load(options)
-    reports.print_notes([loaded.model.note, *loaded.task.notes])
+    reports.print_notes(loaded.notes)
     if options.epochs is not None:
         options = in_steps(options, optimizer, len(loaded.task.labels))
         check_prediction(options)

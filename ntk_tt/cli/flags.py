@@ -28,7 +28,7 @@ def task_flags(options: Predict, loaded: Loaded, outcome: Outcome) -> dict[str, 
         "projection": options.projection,
         "precision": options.precision,
         "precision_error": precision_error(options, loaded),
-        "notes": [each for each in (loaded.model.note, *task.notes, note) if each],
+        "notes": [each for each in (*loaded.notes, note) if each],
     }
 
 

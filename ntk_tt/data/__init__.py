@@ -33,6 +33,7 @@ __all__ = [
     "Task",
     "UnreadableImage",
     "UpTo",
+    "default_classes",
     "describe_data",
     "list_data",
     "load_task",
@@ -97,6 +98,14 @@ def load_task(
         on_corrupt=on_corrupt,
         progress=progress,
     )
+
+
+def default_classes(source: str) -> int | None:
+    """How many classes a command takes where it is not told: 5 of `digits` and of tfds, as the
+    paper does; None, which is all, of folders, lists and files of one's own.
+    """
+    kind = resolve(source).partition(":")[0]
+    return PAPER_CLASSES if kind in ("digits", "tfds") else None
 
 
 def task_from_arrays(

@@ -17,11 +17,21 @@ class UpTo(NamedTuple):
     """
 
     most: int
+    in_all: int | None = None
+    """Of all classes together, however many they are; but at least 10 of each."""
+
+    def of_classes(self, num_classes: int) -> int:
+        """Most images of a class, where there are so many classes."""
+        if self.in_all is None:
+            return self.most
+        return min(self.most, max(_LEAST_PER_CLASS, self.in_all // num_classes))
 
 
+_LEAST_PER_CLASS = 10  # fewer would say little of a class
 PAPER_CLASSES = 5
 PAPER_PER_CLASS = UpTo(150)
 
+_NAMED = 5  # classes in a note
 _DARK = 16  # of 255: scikit-learn's digits are 0 … 16, masks 0 and 1, 12 bits kept in 16 end at 15
 
 
@@ -37,6 +47,7 @@ class Task(NamedTuple):
         asked_per_class: images of each class that were asked for; None for all.
         skipped: the names of the unreadable images that were left out on request.
         passed_over: what the reader found and did not take, a line each.
+        num_there: images of these classes in the source; None where that is not known.
     """
 
     images: np.ndarray
@@ -47,6 +58,7 @@ class Task(NamedTuple):
     asked_per_class: int | None = None
     skipped: tuple[str, ...] = ()
     passed_over: tuple[str, ...] = ()
+    num_there: int | None = None
 
     @property
     def num_classes(self) -> int:
@@ -77,7 +89,8 @@ class Task(NamedTuple):
         if few:
             lines.append(
                 f"fewer than {asked} images in {len(few)} of {self.num_classes} classes: "
-                f"{', '.join(few)}"
+                f"{', '.join(few[:_NAMED])}"
+                + (f" and {len(few) - _NAMED} more" if len(few) > _NAMED else "")
             )
         if self.skipped:
             lines.append(
@@ -131,7 +144,7 @@ def sample(
     """K random classes, N random images of each, without replacement; the arguments are those of
     `load_task`.
     """
-    count = per_class.most if isinstance(per_class, UpTo) else per_class
+    count = per_class.most if isinstance(per_class, UpTo) else per_class  # as it was asked for
     for name, value, least in (
         ("classes", num_classes, 2),
         ("per-class", count, 1),
@@ -159,6 +172,9 @@ def sample(
         if num_classes is None
         else [names[index] for index in sorted(rng.choice(len(names), num_classes, replace=False))]
     )
+    if isinstance(per_class, UpTo):
+        count = per_class.of_classes(len(chosen))
+        per_class = UpTo(count)
     _check_memory(sum(_count(found, name, per_class) for name in chosen), image_size)
     images, labels, skipped = [], [], []
     for label, name in enumerate(chosen):
@@ -185,6 +201,7 @@ def sample(
         count,
         tuple(skipped),
         found.passed_over,
+        sum(len(found.items[name]) for name in chosen),
     )
 
 

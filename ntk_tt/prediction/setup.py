@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import jax
 
-from ntk_tt.data import Task, UpTo, load_task
+from ntk_tt.data import Task, UpTo, default_classes, load_task
 from ntk_tt.features import store as stores
 from ntk_tt.features.compute import jacobian_features
 from ntk_tt.features.contrasts import Outputs, stored_outputs
@@ -34,6 +34,9 @@ from ntk_tt.runtime.limits import (
 from ntk_tt.runtime.memory import parse_bytes
 from ntk_tt.runtime.progress import Progress, progress_bar
 
+# what is taken unless more is asked for: as many a class as the paper, and as many in all as cost a
+# few minutes and some hundred MB
+_PER_CLASS, _IMAGES = 150, 3000
 _IMAGE_SIZE = 32  # for a network of the user's own
 _PRECISION_SAMPLES = 8  # on which bfloat16 is compared with float32
 
@@ -66,10 +69,14 @@ class Setup:
     """Of the data set."""
     on_corrupt: Literal["raise", "skip"] = "raise"
     """`skip` draws another image for one that cannot be read, and says how many."""
-    classes: int = 5
-    """Random classes of the data set to learn."""
+    classes: int | Literal["all"] | None = None
+    """Random classes to learn; by default all of a folder, list or file, and 5 of `digits` and
+    tfds.
+    """
     per_class: int | Literal["all"] | None = None
-    """Random images of each class; by default up to 150."""
+    """Random images of each class; by default up to 150, and with many classes fewer: about 3,000
+    in all, but at least 10.
+    """
     image_size: int | None = None
     """Side of the images [pixels]; by default that of the network, and 32 for one of your own."""
     loss: LossName = "ce"
@@ -95,7 +102,8 @@ class Setup:
             check_range("projections", self.projections, 1, MAX_PROJECTIONS)
         if self.image_size is not None:
             check_range("image-size", self.image_size, 1, MAX_IMAGE_SIZE)
-        check_range("classes", self.classes, 2, MAX_CLASSES)
+        if isinstance(self.classes, int):
+            check_range("classes", self.classes, 2, MAX_CLASSES)
         if isinstance(self.per_class, int):
             check_range("per-class", self.per_class, 1, MAX_PER_CLASS)
         if not 0 <= self.seed <= MAX_SEED:
@@ -116,6 +124,13 @@ class Setup:
         return MODELS[self.model].image_size if self.model in MODELS else _IMAGE_SIZE
 
     @property
+    def num_classes(self) -> int | None:
+        """To learn, as asked for or as it is usual for such data; None is all."""
+        if self.classes is None:
+            return default_classes(self.data)
+        return self.classes if isinstance(self.classes, int) else None
+
+    @property
     def options(self) -> FeatureOptions:
         """How the features are computed."""
         return FeatureOptions(
@@ -133,12 +148,19 @@ class Loaded:
     Attributes:
         images: normalised, as `model.apply` takes them.
         total_params: of the network, trainable or not.
+        taken: how many images there are, where not all were taken and no number was asked for.
     """
 
     task: Task
     model: Model
     images: Any
     total_params: int
+    taken: str = ""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know, a line each."""
+        return tuple(note for note in (self.model.note, self.taken, *self.task.notes) if note)
 
     def finetuning(self, setup: Setup) -> Finetuning:
         """The same without flags, as predictions take it."""
@@ -162,7 +184,7 @@ def load(setup: Setup) -> Loaded:
     """
     _check_devices()
     per_class = (
-        UpTo(150)
+        UpTo(_PER_CLASS, _IMAGES)
         if setup.per_class is None
         else None
         if setup.per_class == "all"
@@ -171,7 +193,7 @@ def load(setup: Setup) -> Loaded:
     with progress_bar("images of the classes", compiles=False) as progress:
         task = load_task(
             setup.data,
-            num_classes=setup.classes,
+            num_classes=setup.num_classes,
             per_class=per_class,
             image_size=setup.side,
             seed=setup.seed,
@@ -210,7 +232,20 @@ def _with_network(setup: Setup, task: Task) -> Loaded:
     images = model.preprocess(task.images)
     if setup.head == "probe":
         model = fit_linear_head(model, images, task.labels)
-    return Loaded(task, restrict(model, setup.trainable, key=key), images, model.num_params)
+    trained = restrict(model, setup.trainable, key=key)
+    taken = _taken(task) if setup.per_class is None else ""
+    return Loaded(task, trained, images, model.num_params, taken)
+
+
+def _taken(task: Task) -> str:
+    """How many images there are, where not all were taken."""
+    there = task.num_there or 0
+    if there <= len(task.labels):
+        return ""
+    return (
+        f"{task.num_classes:,} classes, {there:,} images; predicting a run on "
+        f"{max(task.per_class):,} a class (--per-class all takes all)"
+    )
 
 
 def _check_devices() -> None:

@@ -69,7 +69,8 @@ class Work:
         if self._first is None:
             return f"compiling, {so_far}" if self._compiles else so_far
         left = self.seconds_left
-        rest = so_far if left is None else f"about {_span(left)} left"
+        # what takes longer than it should has an unknown rest, not none
+        rest = f"about {_span(left)} left" if left else so_far
         return f"{self.done:,} of {self.total:,}, {rest}"
 
 
