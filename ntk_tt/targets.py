@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from ntk_tt.runtime.limits import is_fraction
+
 LossName = Literal["ce", "mse"]
 
 # integers (N,) or real numbers (N, C); `encode_targets` says what is wrong with others
@@ -72,6 +74,39 @@ def encode_targets(
     return jax.nn.one_hot(labels, num_outputs, dtype=dtype)
 
 
+def check_smoothing(label_smoothing: int | float, loss: str) -> None:
+    """Raises ValueError for a share that is none, or one that the loss does not know."""
+    if not is_fraction(label_smoothing):
+        raise ValueError(
+            f"label_smoothing: must lie in [0, 1), got {label_smoothing!r}; 0.1 is usual, and 0 is "
+            "none"
+        )
+    if label_smoothing and loss != "ce":
+        raise ValueError(
+            f"label_smoothing: belongs to cross-entropy, got {label_smoothing} with loss {loss!r}; "
+            "leave it out, or give the targets themselves"
+        )
+
+
+def smoothed(
+    labels: Labels, num_outputs: int, label_smoothing: int | float, *, loss: str = "ce"
+) -> np.ndarray:
+    """(1 − ε) y + ε/C, (N, C): labels of which a share ε is spread evenly over all classes
+    (Szegedy et al. 2016), as `optax.smooth_labels` and PyTorch have it.
+
+    With ε = 0 the labels as they are. Soft targets go into value, gradient and curvature of the
+    loss as hard ones do, so whatever takes labels is as exact with them.
+
+    Raises:
+        ValueError: see `check_smoothing` and `encode_targets`.
+    """
+    check_smoothing(label_smoothing, loss)
+    if not label_smoothing:
+        return np.asarray(labels)
+    hard = np.asarray(encode_targets(labels, num_outputs, loss=loss), np.float64)
+    return (1 - label_smoothing) * hard + label_smoothing / num_outputs
+
+
 def wrong(logits: Float[Array, "n c"], targets: Float[Array, "n c"]) -> Bool[Array, " n"]:
     """Which samples are classified wrongly: by the largest logit, or by the sign (of which 0 is
     one) where there is one output.
@@ -79,6 +114,16 @@ def wrong(logits: Float[Array, "n c"], targets: Float[Array, "n c"]) -> Bool[Arr
     if logits.shape[-1] == 1:
         return (jnp.sign(logits) != jnp.sign(targets))[:, 0]
     return logits.argmax(-1) != targets.argmax(-1)
+
+
+def least_loss(targets: Float[np.ndarray, "n c"], loss: str) -> float:
+    """The loss of outputs that are the targets themselves: the mean entropy of soft ones for `ce`,
+    else 0.
+    """
+    if loss == "mse":
+        return 0.0
+    shares = np.asarray(targets, np.float64)
+    return float(-(shares * np.log(np.where(shares > 0, shares, 1.0))).sum(-1).mean())
 
 
 def chance_loss(targets: Float[np.ndarray, "n c"], loss: str) -> float:

@@ -23,7 +23,14 @@ from ntk_tt.models.switches import check_trains
 from ntk_tt.optimizer import OptimizerConfig, Transformation, as_setting, check_num_steps
 from ntk_tt.runtime.memory import compiled_blocks
 from ntk_tt.runtime.progress import Progress, silent
-from ntk_tt.targets import Labels, chance_loss, check_outputs, encode_targets, wrong
+from ntk_tt.targets import (
+    Labels,
+    chance_loss,
+    check_outputs,
+    check_smoothing,
+    encode_targets,
+    wrong,
+)
 
 # samples; on a CPU a third faster per sample than 256 (python -m benchmarks.cost)
 _CPU_BLOCK, _DEVICE_BLOCK = (
@@ -80,6 +87,7 @@ def finetune(
     *,
     batch_size: int | None = None,
     loss: str = "ce",
+    label_smoothing: int | float = 0.0,
     seed: int = 0,
     record_every: int = 1,
     statistics: BatchStatistics | None = None,
@@ -98,6 +106,8 @@ def finetune(
         num_steps: T, each with a batch of its own; `MultiSteps` moves only every k of them.
         batch_size: of an optax chain; None is the full batch. A setting has its own.
         loss: `ce`, or `mse` for ½‖f − y‖².
+        label_smoothing: share of each label that is spread over all classes, of `ce`; the recorded
+            loss is the one that is trained.
         seed: of the order of the data.
         record_every: steps between records; the last step is always recorded. With the full batch a
             record costs nothing.
@@ -133,6 +143,9 @@ def finetune(
     targets = encode_targets(
         labels, num_outputs, jnp.promote_types(output.dtype, jnp.float32), loss=loss
     )
+    check_smoothing(label_smoothing, loss)
+    if label_smoothing:
+        targets = optax.smooth_labels(targets, label_smoothing)
     if statistics is not None:
         check_trains(statistics.apply_train, params, statistics.state, inputs[:2])
     chain = optimizer.chain(num_steps)

@@ -2,11 +2,12 @@
 
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import ntk_tt
 from ntk_tt import losses
-from ntk_tt.targets import chance_loss, encode_targets, wrong
+from ntk_tt.targets import chance_loss, encode_targets, least_loss, smoothed, wrong
 from tests.networks import mlp
 
 BAD_LABELS = [
@@ -114,3 +115,46 @@ def test_loss_of_chance_is_the_least_of_constant_outputs(loss):
     assert chance_loss(np.asarray(targets), loss) == pytest.approx(at[0], rel=1e-5)
     assert at[0] < min(at[1:])
     assert chance_loss(np.eye(4), "ce") == pytest.approx(np.log(4))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5])
+def test_smoothed_labels_are_those_of_optax(share):
+    labels = np.array([0, 2, 1, 2])
+    expected = optax.smooth_labels(np.eye(3, dtype=np.float32)[labels], share)
+    found = encode_targets(smoothed(labels, 3, share), 3, loss="ce")
+    np.testing.assert_allclose(found, expected, atol=1e-7)
+    soft = smoothed(np.asarray(expected), 3, share)  # soft ones are smoothed further
+    np.testing.assert_allclose(soft, optax.smooth_labels(expected, share), atol=1e-7)
+
+
+def test_the_least_loss_is_that_of_outputs_that_are_the_targets():
+    shares = smoothed(np.array([0, 1, 2]), 3, 0.3)
+    at_best = optax.softmax_cross_entropy(np.log(shares), shares).mean()
+    assert least_loss(shares, "ce") == pytest.approx(float(at_best), rel=1e-6)
+    assert least_loss(np.eye(3), "ce") == least_loss(shares, "mse") == 0
+
+
+@pytest.mark.parametrize(
+    ("share", "loss", "message"),
+    [
+        (1.0, "ce", r"must lie in \[0, 1\), got 1.0"),
+        (-0.1, "ce", "must lie in"),
+        (float("nan"), "ce", "must lie in"),
+        (0.1, "mse", "belongs to cross-entropy"),
+    ],
+)
+def test_bad_label_smoothing(share, loss, message):
+    case = mlp(3, width=4)
+    data = case.inputs(3, 0), np.arange(3)
+    with pytest.raises(ValueError, match=f"label_smoothing: {message}"):
+        smoothed(data[1], 3, share, loss=loss)
+    with pytest.raises(ValueError, match=f"label_smoothing: {message}"):
+        ntk_tt.finetune(
+            case.apply,
+            case.params,
+            *data,
+            ntk_tt.OptimizerConfig(0.1),
+            1,
+            loss=loss,
+            label_smoothing=share,
+        )

@@ -57,6 +57,36 @@ def test_one_call_is_the_pass_and_the_prediction(report):
     assert whole.steps_until(loss=0.4) == report.steps_until(loss=0.4)
 
 
+@pytest.mark.parametrize("method", ["head", "replay", "one-shot"])
+def test_label_smoothing_is_that_of_real_training(method):
+    """A network that is linear in its parameters trains as every method says, to rounding."""
+    _, inputs, labels = linear_task()
+    weights = jnp.asarray(np.random.default_rng(1).normal(size=(5, 3)), jnp.float32)
+    model = ntk_tt.from_function(lambda params, x: x @ params["w"], {"w": weights})
+    setting = OptimizerConfig(0.1, momentum=0.5)
+    curves = {}
+    for share in (0.0, 0.3):
+        curves[share] = ntk_tt.predict_training_time(
+            model,
+            inputs,
+            labels,
+            setting,
+            20,
+            method=method,
+            label_smoothing=share,
+            options=ntk_tt.FeatureOptions(num_projections="exact"),
+        )
+        run = ntk_tt.finetune(
+            model.apply, model.params, inputs, labels, setting, 20, label_smoothing=share
+        )
+        for name in ("loss", "error"):
+            predicted, real = curves[share].curve[name], getattr(run, name)
+            np.testing.assert_allclose(predicted, real, rtol=2e-4, atol=2e-5)
+    assert curves[0.3].curve["loss"][-1] > 1.2 * curves[0.0].curve["loss"][-1]
+    assert curves[0.3].document["task"]["label_smoothing"] == 0.3
+    assert curves[0.3].document["task"]["per_class"] == [6, 6, 6]
+
+
 def test_times_are_where_the_curves_cross_the_level(report):
     runs = report.outcome.predicted.prediction.runs
     smoothing = report.outcome.recording.smoothing

@@ -9,6 +9,7 @@ from ntk_tt.cli.options import DEFAULT_STEPS, Predict, Watch
 from ntk_tt.optimizer import MAX_SEEDS, MAX_STEPS
 from ntk_tt.runtime.files import check_writable
 from ntk_tt.runtime.limits import MAX_PER_CLASS, check_range
+from ntk_tt.targets import check_smoothing
 from ntk_tt.times.crossing import check_thresholds
 from ntk_tt.times.levels import read_target
 
@@ -55,6 +56,7 @@ def check_prediction(options: Predict) -> None:
     ):
         if value is not None:
             check_range(name, value, 1, most)
+    check_smoothing(options.label_smoothing, options.loss)
     for text in options.target:
         read_target(text)
     _check_amount(options)

@@ -89,7 +89,7 @@ def run(options: Predict) -> dict[str, Any]:
         check_prediction(options)
         optimizer = optimizer_of(options)  # its schedule ends with the last step
     setting = Setting.of(options, optimizer, len(loaded.task.labels))
-    what = loaded.finetuning(options)
+    what = loaded.finetuning(options, label_smoothing=options.label_smoothing)
     reports.print_notes([price_in_words(what, options.method, optimizer, options.steps)])
     prepared = pass_over(what, options.method, optimizer=optimizer, num_steps=options.steps)
     if prepared.problem is not None:
@@ -134,6 +134,7 @@ def _train(
                 setting.optimizer,
                 options.steps,
                 loss=options.loss,
+                label_smoothing=options.label_smoothing,
                 seed=options.seed + 2,
                 record_every=setting.recording.record_every,
                 statistics=model.batch_statistics if options.batch_norm == "train" else None,

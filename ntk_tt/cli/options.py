@@ -123,6 +123,8 @@ class Predict(Setup):
     """Take so many real steps and correct the prediction by them (the closed loop)."""
     batch_norm: Literal["frozen", "train"] = "frozen"
     """Batch-norm statistics in real training; the prediction always freezes them."""
+    label_smoothing: float = 0.0
+    """Share of each label that is spread over all classes, in [0, 1); of cross-entropy."""
     target: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """A level to be told of first: `loss=0.3` or `error=0.05`; may be given several times."""
     all_times: bool = False

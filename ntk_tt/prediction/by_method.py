@@ -148,7 +148,7 @@ def first_real_steps(
             what.model.apply,
             what.model.params,
             what.inputs,
-            what.labels,
+            what.targets,
             optimizer,
             num_steps,
             loss=what.loss,
@@ -156,7 +156,7 @@ def first_real_steps(
             record_every=record_every,
             progress=progress,
         )
-    check_beginning(run, "observed", what.loss, what.labels)
+    check_beginning(run, "observed", what.loss, what.targets)
     return run
 
 

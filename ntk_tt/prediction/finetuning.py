@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int, Key
 from ntk_tt.features.feature_options import DEFAULT_OPTIONS, FeatureOptions
 from ntk_tt.losses import LossName
 from ntk_tt.models.model import Model
+from ntk_tt.targets import smoothed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Finetuning:
         options: how passes over the data run.
         seed: of sampled parameters, projections and orders of the data.
         store: folder in which stored features are looked for; None is the user's cache folder.
+        label_smoothing: ε, the share of each label that is spread over all classes.
     """
 
     model: Model
@@ -35,6 +37,14 @@ class Finetuning:
     options: FeatureOptions = DEFAULT_OPTIONS
     seed: int = 0
     store: Path | None = None
+    label_smoothing: int | float = 0.0
+
+    @property
+    def targets(self) -> Any:
+        """The labels, or with smoothing the shares (N, C) that are learned instead."""
+        if not self.label_smoothing:
+            return self.labels
+        return smoothed(self.labels, self.num_outputs, self.label_smoothing, loss=self.loss)
 
     @property
     def num_samples(self) -> int:

@@ -22,7 +22,7 @@ from ntk_tt.surrogate.sharpness import (
     largest_curvature_bound,
     largest_safe_learning_rate,
 )
-from ntk_tt.targets import chance_loss
+from ntk_tt.targets import chance_loss, least_loss
 
 PredictedPath = Sequence[Any] | Float[np.ndarray, "s n c"]
 _CHUNKS = (4, 64, 1024)  # steps that are compiled together: the shortest at first
@@ -107,7 +107,9 @@ class _Looked:
         self.problem, self.optimizer, self.steps = problem, optimizer, steps
         self.highest = float(steps.rates.max())
         self.noise = noise_variance(problem.num_samples, optimizer)
-        self.chance = chance_loss(np.asarray(problem.targets), problem.loss)
+        targets = np.asarray(problem.targets)
+        self.chance = chance_loss(targets, problem.loss)
+        self.least = least_loss(targets, problem.loss)
         self.bound, self.curvature, self.losses, self.is_finite = np.inf, 0.0, [], True
         self._direction = None
         # a small network is no nearer to the real one than that
@@ -174,7 +176,7 @@ class _Looked:
         return self.losses[-1] > _RISEN * max(self.losses[0], self.chance)
 
     def has_learnt(self) -> bool:
-        return self.losses[-1] < _LEARNT * self.losses[0]
+        return self.losses[-1] - self.least < _LEARNT * (self.losses[0] - self.least)
 
     def _rate(self, curvature: float, variance: float) -> float:
         return largest_safe_learning_rate(

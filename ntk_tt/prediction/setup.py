@@ -162,7 +162,7 @@ class Loaded:
         """What the user should know, a line each."""
         return tuple(note for note in (self.model.note, self.taken, *self.task.notes) if note)
 
-    def finetuning(self, setup: Setup) -> Finetuning:
+    def finetuning(self, setup: Setup, *, label_smoothing: int | float = 0.0) -> Finetuning:
         """The same without flags, as predictions take it."""
         return Finetuning(
             self.model,
@@ -172,6 +172,7 @@ class Loaded:
             setup.options,
             setup.seed,
             setup.store,
+            label_smoothing,
         )
 
 

@@ -19,6 +19,7 @@ from ntk_tt.report.document import write_json
 from ntk_tt.report.figure import draw_report, plot_report
 from ntk_tt.report.parts import document_of, level_part
 from ntk_tt.report.text import report_text, sentence
+from ntk_tt.targets import check_smoothing
 from ntk_tt.times.crossing import DEFAULT_THRESHOLDS, check_thresholds
 from ntk_tt.times.levels import Level
 from ntk_tt.training import TrainingRun
@@ -228,6 +229,7 @@ def prepare(
     optimizer: Setting | None = None,
     num_steps: int | None = None,
     loss: LossName = "ce",
+    label_smoothing: int | float = 0.0,
     options: FeatureOptions = DEFAULT_OPTIONS,
     seed: int = 0,
 ) -> Prepared:
@@ -242,6 +244,7 @@ def prepare(
         optimizer, num_steps: of other optimisers than SGD, so that the network is expanded on their
             own way; the settings that are priced may differ in all numbers.
         loss: `ce` or `mse`.
+        label_smoothing: share of each label that is spread over all classes, of `ce`.
         options: how the pass runs.
         seed: of the sample of the parameters and the orders of the data.
 
@@ -249,7 +252,16 @@ def prepare(
         ValueError: an argument out of range, a network that is not what the library takes, or more
             memory than there is.
     """
-    what = Finetuning(model, np.asarray(inputs), np.asarray(labels), loss, options, seed)
+    check_smoothing(label_smoothing, loss)
+    what = Finetuning(
+        model,
+        np.asarray(inputs),
+        np.asarray(labels),
+        loss,
+        options,
+        seed,
+        label_smoothing=label_smoothing,
+    )
     setting = None if optimizer is None else as_setting(optimizer)
     return Prepared(pass_over(what, method, optimizer=setting, num_steps=num_steps))
 
@@ -265,6 +277,7 @@ def predict_training_time(
     targets: Sequence[Level] = (),
     method: AnyMethod = "auto",
     loss: LossName = "ce",
+    label_smoothing: int | float = 0.0,
     num_seeds: int = 5,
     record_every: int | None = None,
     smoothing: int | None = None,
@@ -289,6 +302,7 @@ def predict_training_time(
         targets: levels that the report names first, such as `Level("loss", 0.3, True)`.
         method: `auto` takes the most exact that the network allows.
         loss: `ce` (softmax cross-entropy) or `mse` (½‖f − y‖²).
+        label_smoothing: share of each label that is spread over all classes, of `ce`.
         num_seeds: orders of the data that are averaged.
         record_every: steps between records; by default 1 for the full batch, else T/50.
         smoothing: records in the running mean before times are read; by default 1 for the full
@@ -327,6 +341,7 @@ def predict_training_time(
         optimizer=setting,
         num_steps=num_steps,
         loss=loss,
+        label_smoothing=label_smoothing,
         options=options,
         seed=seed,
     )

@@ -21,6 +21,7 @@ from ntk_tt.surrogate.backbone import Backbone
 from ntk_tt.surrogate.bend import Bend
 from ntk_tt.surrogate.sharpness import largest_curvature
 from ntk_tt.surrogate.small_network import SmallNetwork
+from ntk_tt.targets import least_loss
 
 # The states of a surrogate on an optimiser's way, equally many steps apart.
 Way = Callable[[SmallNetwork], Iterable[PyTree]]
@@ -181,16 +182,25 @@ def path_along(small: SmallNetwork, way: Way, fall: float) -> tuple[PyTree, Floa
     """An optimiser's own path until the loss has fallen to a share of its start, or to its end: the
     state there, and the sum of minus what pulled at the states before.
     """
-    start = float(small.metrics(small.initial_logits)[0])
+    start, enough = _losses(small, fall)
     state, pushed = small.zero(), jnp.zeros_like(small.directions[..., 0])
     for following in way(small):
         loss, pulls = _loss_and_pulls(small, following)
         if not np.isfinite(float(loss)) or float(loss) > 2 * start:
             break  # the second point lies before what blows up
         state, pushed = following, pushed - pulls
-        if float(loss) < fall * start:
+        if float(loss) < enough:
             break
     return state, pushed
+
+
+def _losses(small: SmallNetwork, fall: float) -> tuple[float, float]:
+    """The loss at the start, and where it has fallen to a share of that above what soft targets
+    leave.
+    """
+    start = float(small.metrics(small.initial_logits)[0])
+    least = least_loss(np.asarray(small.targets), small.loss)
+    return start, least + fall * (start - least)
 
 
 @eqx.filter_jit
@@ -208,14 +218,14 @@ def path_to(small: SmallNetwork, fall: float) -> tuple[PyTree, Float[Array, "n k
     curvature, _ = largest_curvature(small.tangent(small.zero()), small.initial_logits)
     rate = jnp.asarray(_FLOW_RATE / max(curvature, 1e-12), small.dtype)
     carry = small.zero(), jnp.zeros_like(small.directions[..., 0])
-    start = float(small.metrics(small.initial_logits)[0])
+    start, enough = _losses(small, fall)
     for _ in range(_FLOW_STEPS // _FLOW_CHUNK):
         following, loss = _flow(small, carry, rate)
         if not np.isfinite(float(loss)) or float(loss) > 2 * start:
             rate = rate / 4  # the kernel has outgrown it
             continue
         carry = following
-        if float(loss) < fall * start:
+        if float(loss) < enough:
             break
     return carry
 
