@@ -1,6 +1,8 @@
 """How a command begins and ends: whatever happens is one line, and an exit code of docs/json.md."""
 
 import contextlib
+import functools
+import operator
 import os
 import sys
 import traceback
@@ -12,6 +14,7 @@ import tyro
 
 import ntk_tt
 from ntk_tt.cli import commands
+from ntk_tt.cli.config import with_config
 from ntk_tt.cli.options import Data, Features, Models, Predict, Verify, Watch
 from ntk_tt.data import describe_data, list_data
 from ntk_tt.features.store import default_folder
@@ -20,6 +23,15 @@ from ntk_tt.report import document as reports
 from ntk_tt.runtime import interruption, terminal
 from ntk_tt.runtime.compilation import keep_compiled
 from ntk_tt.runtime.memory import check_limits
+
+COMMANDS = {
+    "predict": Predict,
+    "verify": Verify,
+    "features": Features,
+    "watch": Watch,
+    "models": Models,
+    "data": Data,
+}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -45,24 +57,21 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _status(arguments: list[str] | None) -> int:
     """The exit status of a command; what went wrong has been said."""
-    choice = (
-        Annotated[Predict, tyro.conf.subcommand("predict")]
-        | Annotated[Verify, tyro.conf.subcommand("verify")]
-        | Annotated[Features, tyro.conf.subcommand("features")]
-        | Annotated[Watch, tyro.conf.subcommand("watch")]
-        | Annotated[Models, tyro.conf.subcommand("models")]
-        | Annotated[Data, tyro.conf.subcommand("data")]
+    choice: Any = functools.reduce(
+        operator.or_,
+        (Annotated[kind, tyro.conf.subcommand(name)] for name, kind in COMMANDS.items()),
     )
     options: Any = None
-    if (sys.argv[1:] if arguments is None else arguments) == ["--version"]:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments == ["--version"]:
         print(f"ntk-tt {ntk_tt.__version__}, JAX {jax.__version__}")
         return 0
     try:
         options = tyro.cli(
-            choice,  # pyright: ignore[reportArgumentType,reportCallIssue]
+            choice,
             prog="ntk-tt",
             description="How long fine-tuning will take, before you start it.",
-            args=arguments,
+            args=with_config(arguments, COMMANDS),
         )
         _execute(options)
     except commands.CannotSave as error:

@@ -69,6 +69,8 @@ class Watch:
     """Seconds between two looks at the log."""
     once: bool = False
     """Print the present status and stop."""
+    config: Path | None = None
+    """A .toml or .yaml file of flags, such as `poll: 10`; what is typed counts more."""
 
 
 @dataclasses.dataclass(frozen=True)

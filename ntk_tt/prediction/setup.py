@@ -95,6 +95,8 @@ class Setup:
     """Folder for features on disk; by default $NTK_TT_CACHE or the user's cache folder."""
     seed: int = 0
     """Of classes, images, head, projection and data order."""
+    config: Path | None = None
+    """A .toml or .yaml file of flags, such as `steps: 300`; what is typed counts more."""
 
     def check(self) -> None:
         """What can be said to be wrong before any data is read."""
