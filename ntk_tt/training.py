@@ -16,12 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, PyTree
 
 from ntk_tt.models.model import Apply, BatchStatistics
 from ntk_tt.models.switches import check_trains
 from ntk_tt.optimizer import OptimizerConfig, Transformation, as_setting, check_num_steps
-from ntk_tt.runtime.memory import compiled_blocks
+from ntk_tt.runtime.input_trees import CutInputs, Inputs, num_samples, take
 from ntk_tt.runtime.progress import Progress, silent
 from ntk_tt.targets import (
     Labels,
@@ -80,7 +80,7 @@ class TrainingRun(eqx.Module):
 def finetune(
     apply: Apply,
     params: PyTree,
-    inputs: Float[Array | np.ndarray, "n ..."],
+    inputs: Inputs,
     labels: Labels,
     optimizer: OptimizerConfig | Transformation,
     num_steps: int,
@@ -131,13 +131,13 @@ def finetune(
     if block_size < 1:
         raise ValueError(f"block_size: must be at least 1, got {block_size}")
     optimizer = as_setting(optimizer, batch_size)
-    num_samples = len(inputs)
-    if len(labels) != num_samples:
-        raise ValueError(f"labels: there are {len(labels)} for {num_samples} inputs; give one each")
-    batch_size = optimizer.checked_batch_size(num_samples)
-    full_batch = optimizer.is_full_batch(num_samples)
-    inputs = jnp.asarray(inputs)
-    output = jax.eval_shape(apply, params, inputs[:1])
+    count = num_samples(inputs)
+    if len(labels) != count:
+        raise ValueError(f"labels: there are {len(labels)} for {count} inputs; give one each")
+    batch_size = optimizer.checked_batch_size(count)
+    full_batch = optimizer.is_full_batch(count)
+    samples = CutInputs(inputs)
+    output = jax.eval_shape(apply, params, take(samples.longest, slice(1)))
     num_outputs = output.size
     check_outputs(loss, num_outputs)
     targets = encode_targets(
@@ -147,26 +147,28 @@ def finetune(
     if label_smoothing:
         targets = optax.smooth_labels(targets, label_smoothing)
     if statistics is not None:
-        check_trains(statistics.apply_train, params, statistics.state, inputs[:2])
+        check_trains(
+            statistics.apply_train, params, statistics.state, take(samples.longest, slice(2))
+        )
     chain = optimizer.chain(num_steps)
     network = _Network(apply, statistics, loss)
     params, state = jax.tree.map(jnp.array, params), network.initial_state
     opt_state = _initial_state(chain, params)
-    batches = batches_in_order(num_samples, batch_size, full_batch, optimizer.sampling, seed)
-    whole = np.arange(num_samples)
+    batches = batches_in_order(count, batch_size, full_batch, optimizer.sampling, seed)
+    whole = samples.ordered(np.arange(count))
     # The blocks of a batch are a Python loop around one compiled step: XLA runs convolutions inside
     # a compiled loop many times slower on a CPU.
     clock = time.perf_counter()
     # a batch that is normalised as a whole has no blocks
     least = batch_size if statistics is not None else 1
-    gradient, block = compiled_blocks(
-        partial(_lower, network.gradient, params, state, inputs, targets),
+    gradient, block = samples.compiled(
+        partial(_lower, network.gradient, params, state, targets),
         batch_size,
         max(least, block_size),
         least,
     )
-    evaluate, evaluation_block = compiled_blocks(
-        partial(_lower, network.evaluation, params, state, inputs, targets), num_samples, block_size
+    evaluate, evaluation_block = samples.compiled(
+        partial(_lower, network.evaluation, params, state, targets), count, block_size
     )
     zero = jax.tree.map(jnp.zeros_like, params)
     update = (
@@ -187,8 +189,9 @@ def finetune(
         if recorded and (not full_batch or statistics is not None or index == num_steps):
             clock = time.perf_counter()
             parts = [
-                evaluate(params, state, inputs, targets, *part)
+                evaluate[length](params, state, samples.by_length[length], targets, *part)
                 for part in _padded_blocks(whole, evaluation_block)
+                for length in [samples.length(part[0])]
             ]
             records[index] = (
                 float(sum(part[0] for part in parts)),
@@ -203,9 +206,10 @@ def finetune(
             break
         clock = time.perf_counter()
         total, value, error, ranges = zero, 0.0, 0.0, []
-        for part in _padded_blocks(next(batches), block):
-            total, state, more, mistakes, span = gradient(
-                params, state, inputs, targets, *part, total
+        for part in _padded_blocks(samples.ordered(next(batches)), block):
+            length = samples.length(part[0])
+            total, state, more, mistakes, span = gradient[length](
+                params, state, samples.by_length[length], targets, *part, total
             )
             value, error = value + more, error + mistakes
             ranges.append(span)
@@ -227,9 +231,7 @@ def finetune(
         records.pop(diverged_at, None)  # its loss says nothing, and its outputs count as some class
     curve = np.asarray([records.get(int(index), (np.nan, np.nan)) for index in steps])
     spiked = bool(highest > _SPIKE * max(curve[0, 0], chance_loss(np.asarray(targets), loss)))
-    collapsed_at = (
-        _collapsed_at(constant, spiked) if diverged_at is None and num_samples > 1 else None
-    )
+    collapsed_at = _collapsed_at(constant, spiked) if diverged_at is None and count > 1 else None
     return TrainingRun(
         steps,
         curve[:, 0],
@@ -293,7 +295,7 @@ class _Network:
         """Adds a block's gradient to `total`; also the new state, and the block's share of loss and
         error.
         """
-        x, y = inputs[indices], targets[indices]
+        x, y = take(inputs, indices), targets[indices]
 
         def objective(params):
             logits, new_state = (
@@ -316,7 +318,7 @@ class _Network:
 
     def evaluation(self, params, state, inputs, targets, indices, weights):
         """A block's share of the loss and error of the whole set, and the range of its outputs."""
-        x, y = inputs[indices], targets[indices]
+        x, y = take(inputs, indices), targets[indices]
         logits = (
             (
                 self.apply(params, x)
@@ -370,7 +372,7 @@ def _padded_blocks(indices: np.ndarray, size: int) -> Iterator[tuple[np.ndarray,
 
 
 def _lower(
-    function: Callable, params: PyTree, state: PyTree, inputs: Array, targets: Array, block: int
+    function: Callable, params: PyTree, state: PyTree, targets: Array, inputs: Inputs, block: int
 ) -> Any:
     """Compiled for blocks of this size; `gradient` also takes the running total, of the shape of
     the parameters.

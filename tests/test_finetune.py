@@ -42,7 +42,7 @@ def test_finetune_imports_nothing_of_the_prediction():
         for alias in node.names
     }
     assert {name for name in imported if name.startswith("ntk_tt")} == {
-        "ntk_tt.runtime.memory",
+        "ntk_tt.runtime.input_trees",
         "ntk_tt.models.model",
         "ntk_tt.models.switches",
         "ntk_tt.optimizer",

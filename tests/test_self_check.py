@@ -12,7 +12,7 @@ import pytest
 
 import ntk_tt
 from ntk_tt import load_model
-from ntk_tt.jacobian import layers as layer_rules
+from ntk_tt.jacobian import layers_of_taps as layer_rules
 from ntk_tt.jacobian.bfloat16 import in_bfloat16
 from ntk_tt.jacobian.layers import Formed, Windows
 from ntk_tt.jacobian.self_check import _two_samples, check_pass

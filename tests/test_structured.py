@@ -77,6 +77,16 @@ def _scan(params, x):
     return jax.lax.scan(layer, x, (params["weights"], params["biases"]))[0][:, :3]
 
 
+def _tables(params, x):
+    """The embeddings of texts: rows read once, twice, or by a number that has none."""
+    words = (3 * x[:, :, 0]).astype(int)  # from below 0 to beyond 6
+    tokens = jnp.take(params["words"], words, axis=0, mode="clip")
+    tokens = tokens + jnp.take(params["words"], words[:, ::-1] + 3, axis=0, fill_value=0.5)
+    tokens = tokens * jnp.take(params["kinds"], jnp.zeros((1, 6), int), axis=0, mode="clip")
+    tokens = tokens.at[:, :3].add(params["positions"][jnp.arange(3)])
+    return jnp.tanh(tokens).sum(1) @ params["head"]
+
+
 @jax.custom_jvp
 def _custom(x, w):
     return x * w
@@ -356,6 +366,11 @@ CASES = (
             _random(7, table=(6, 3), scale=(3,)),
             _vectors,
         ),
+        "rows of tables, some twice, some beyond": Case(
+            _tables,
+            _random(41, words=(6, 4), kinds=(2, 4), positions=(3, 4), head=(4, 3)),
+            _sequences,
+        ),
         "functions of parameters alone": Case(
             _depends_on_parameters_only, _random(8, constant=(3,), log_scale=(2,)), _vectors
         ),
@@ -395,6 +410,7 @@ QUICK = (
     "scan over layers",
     "custom vjp",
     "embedding",
+    "rows of tables, some twice, some beyond",
     "cond and while",
     "complex: a loop",
     "casts to whole numbers",
@@ -432,6 +448,7 @@ def test_equals_one_output_at_a_time(name):
     "convolution, grouped",
     "wide dense layers",
     "scan over layers",
+    "rows of tables, some twice, some beyond",
     "complex: a phase",
     "an empty parameter that is unused",
 )

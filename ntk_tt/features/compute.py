@@ -5,7 +5,6 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Key, PyTree
 
@@ -14,6 +13,7 @@ from ntk_tt.features.plan import FeaturePlan, plan_features, run_block
 from ntk_tt.jacobian.network import Apply, blocks, check_features
 from ntk_tt.jacobian.self_check import check_pass
 from ntk_tt.runtime import sharding
+from ntk_tt.runtime.input_trees import Inputs, on_host, placed, take
 from ntk_tt.runtime.progress import Progress, silent
 
 
@@ -21,7 +21,7 @@ from ntk_tt.runtime.progress import Progress, silent
 def jacobian_features(
     apply: Apply,
     params: PyTree,
-    inputs: Float[Array | np.ndarray, "n ..."],
+    inputs: Inputs,
     *,
     options: FeatureOptions = DEFAULT_OPTIONS,
     key: Key[Array, ""] | None = None,
@@ -70,7 +70,7 @@ def jacobian_features(
 def compute_features(
     plan: FeaturePlan,
     params: PyTree,
-    inputs: Float[Array | np.ndarray, "n ..."],
+    inputs: Inputs,
     *,
     progress: Progress = silent,
 ) -> Float[Array, "n c d"]:
@@ -90,22 +90,23 @@ def compute_features(
     return features
 
 
-def _block_inputs(plan: FeaturePlan, inputs, on_device: int) -> Iterator[tuple[int, Array]]:
+def _block_inputs(plan: FeaturePlan, inputs, on_device: int) -> Iterator[tuple[int, Inputs]]:
     """(first sample on each device, the block's inputs); the last block is moved back to full size,
     so all compile once.
     """
     for block in blocks(on_device, plan.block_size):
         start = min(block.start, on_device - plan.block_size)
         if plan.mesh is None:
-            yield start, jnp.asarray(inputs[start : start + plan.block_size])
+            yield start, placed(take(inputs, slice(start, start + plan.block_size)))
         else:
             yield (
                 start,
-                sharding.shard(
-                    np.asarray(inputs)[
-                        sharding.device_rows(plan.num_samples, plan.mesh, start, plan.block_size)
-                    ],
-                    plan.mesh,
+                jax.tree.map(
+                    partial(sharding.shard, mesh=plan.mesh),
+                    take(
+                        on_host(inputs),
+                        sharding.device_rows(plan.num_samples, plan.mesh, start, plan.block_size),
+                    ),
                 ),
             )
 

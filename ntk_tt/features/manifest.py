@@ -9,10 +9,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key, PyTree
+from jaxtyping import Array, Key, PyTree
 
 from ntk_tt.jacobian import jaxpr as jaxprs
 from ntk_tt.jacobian.network import Apply, logits_of
+from ntk_tt.runtime.input_trees import Inputs, num_samples, take
 
 FORMAT = 4  # raise it when the files change, or what a projection makes of the same key
 DTYPES = ("float64", "float32", "float16", "bfloat16")
@@ -27,7 +28,7 @@ _ARITHMETIC = (
 def describe(
     apply: Apply,
     params: PyTree,
-    inputs: Float[Array | np.ndarray, "n ..."],
+    inputs: Inputs,
     *,
     num_projections: int,
     projection: str,
@@ -66,7 +67,7 @@ def describe(
     leaves = jax.tree_util.tree_flatten_with_path(params)[0]
     num_params = sum(leaf.size for _, leaf in leaves)
     for name, value in (
-        ("inputs", len(inputs)),
+        ("inputs", num_samples(inputs)),
         ("num_projections", num_projections),
         ("block_size", block_size),
     ):
@@ -81,14 +82,14 @@ def describe(
         )
     exact = num_projections >= num_params
     key = jax.random.key(0) if key is None else key
-    num_outputs, network = _network(apply, params, inputs[:1])
+    num_outputs, network = _network(apply, params, take(inputs, slice(1)))
     manifest = {
         "format": FORMAT,
-        "num_samples": len(inputs),
+        "num_samples": num_samples(inputs),
         "num_outputs": num_outputs,
         "num_params": num_params,
         "num_projections": min(num_projections, num_params),
-        "block_size": min(block_size, len(inputs)),
+        "block_size": min(block_size, num_samples(inputs)),
         "dtype": name,
         "projection": "identity" if exact else projection,
         "key": None
@@ -98,7 +99,7 @@ def describe(
             "data": np.asarray(jax.random.key_data(key)).tolist(),
         },
         "weights": {jax.tree_util.keystr(path): _fingerprint(leaf) for path, leaf in leaves},
-        "inputs": _fingerprint(inputs),
+        "inputs": _fingerprints(inputs),
         "network": network,
         "settings": dict(settings or {}),
         "arithmetic": {
@@ -118,7 +119,7 @@ def identity(manifest: Mapping[str, Any]) -> str:
     return digest(json.dumps(manifest, sort_keys=True).encode())
 
 
-def _network(apply: Apply, params: PyTree, sample: Array | np.ndarray) -> tuple[int, str]:
+def _network(apply: Apply, params: PyTree, sample: Inputs) -> tuple[int, str]:
     """C, and the digest of what the network computes from weights and a sample."""
 
     def logits_and_gradient(params, sample):
@@ -128,6 +129,13 @@ def _network(apply: Apply, params: PyTree, sample: Array | np.ndarray) -> tuple[
     closed = jaxprs.trace(logits_and_gradient, params, sample)
     constants = " ".join(_fingerprint(value) for value in jaxprs.constants(closed))
     return jaxprs.result_shapes(closed)[0][1], digest(f"{jaxprs.text(closed)} {constants}".encode())
+
+
+def _fingerprints(tree: Inputs) -> Any:
+    """Of an array a text, of a tree one for each name."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    found = {jax.tree_util.keystr(path): _fingerprint(leaf) for path, leaf in leaves}
+    return found[""] if list(found) == [""] else found
 
 
 def _fingerprint(array: Any) -> str:

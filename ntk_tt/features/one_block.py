@@ -8,9 +8,10 @@ from jaxtyping import Array, Float, PyTree
 
 from ntk_tt.features.feature_options import JacobianPath
 from ntk_tt.features.projections import AbstractProjection, AbstractSketch
-from ntk_tt.jacobian.layers import Layer, Product
+from ntk_tt.jacobian.layers import Layer, Lookup, Product
 from ntk_tt.jacobian.network import Apply, jacobian_block
 from ntk_tt.jacobian.structured import layers, structured_jacobian
+from ntk_tt.runtime.input_trees import Inputs
 from ntk_tt.runtime.parameter_names import named_leaves
 
 
@@ -19,7 +20,7 @@ def projected_jacobian(
     path: JacobianPath,
     projection: AbstractProjection,
     params: PyTree,
-    inputs: Float[Array, "n ..."],
+    inputs: Inputs,
 ) -> Float[Array, "n c d"]:
     """Φ of one block. On the structured path a layer's gradients are formed, or folded without
     being formed, whichever moves less.
@@ -47,6 +48,8 @@ def _sketch(
         name, shape = names[layer.source.leaf], leaves[layer.source.leaf].shape
         if 0 in shape:
             continue
+        if isinstance(layer, Lookup) and layer.is_leaf_matrix:
+            layer = layer.as_product()
         if isinstance(layer, Product) and layer.is_leaf_matrix and projection.takes_products(shape):
             total = projection.add_product(total, name, shape, layer.activations, layer.signals)
         else:

@@ -21,6 +21,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 from ntk_tt.features.projections import AbstractSketch
 from ntk_tt.jacobian.network import Apply, logits_of
 from ntk_tt.jacobian.structured import layers
+from ntk_tt.runtime.input_trees import Inputs, as_batch, num_samples
 from ntk_tt.runtime.parameter_names import named_leaves
 
 Importance = Literal["square", "root", "both"]
@@ -101,7 +102,7 @@ class ParameterSample(AbstractSketch):
 def sample_parameters(
     apply: Apply,
     params: PyTree,
-    inputs: Float[Array | np.ndarray, "n ..."],
+    inputs: Inputs,
     num_entries: int,
     *,
     key: Key[Array, ""],
@@ -169,11 +170,14 @@ def draw(
 
 
 def mean_squares(
-    apply: Apply, params: PyTree, inputs: Float[Array | np.ndarray, "n ..."], key: Key[Array, ""]
+    apply: Apply, params: PyTree, inputs: Inputs, key: Key[Array, ""]
 ) -> dict[str, Float[np.ndarray, " _"]]:
     """The sum over outputs of squared derivatives, mean over a few samples, for every entry."""
-    chosen = np.unique(np.linspace(0, len(inputs) - 1, _PILOT).astype(int))
-    few = jnp.asarray(np.stack([np.asarray(inputs[int(number)]) for number in chosen]))
+    chosen = np.unique(np.linspace(0, num_samples(inputs) - 1, _PILOT).astype(int))
+    few = jax.tree.map(
+        lambda leaf: jnp.asarray(np.stack([np.asarray(leaf[int(number)]) for number in chosen])),
+        inputs,
+    )
     outputs = jax.eval_shape(functools.partial(logits_of, apply), params, few).shape[1]
     signs = 1.0 - 2.0 * jax.random.bernoulli(key, shape=(outputs, _COMBINATIONS))
     found = _mean_squares(apply, params, few, signs)
@@ -190,7 +194,7 @@ def _mean_squares(apply, params, few, signs):
 
     def of_one(x):
         gradients: dict[str, Array] = {}
-        for layer in layers(combined, params, x[None]):
+        for layer in layers(combined, params, as_batch(x)):
             name = names[layer.source.leaf]
             gradient = layer.gradient(leaves)[0].reshape(_COMBINATIONS, -1)
             gradients[name] = gradients[name] + gradient if name in gradients else gradient

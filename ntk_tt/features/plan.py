@@ -8,8 +8,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Key, PyTree
 
@@ -19,10 +17,11 @@ from ntk_tt.features.feature_options import DEFAULT_OPTIONS, FeatureOptions, Jac
 from ntk_tt.features.one_block import projected_jacobian
 from ntk_tt.features.projection_by_name import make_projection
 from ntk_tt.features.projections import AbstractProjection
-from ntk_tt.jacobian.layers import Product
+from ntk_tt.jacobian.layers import Lookup, Product
 from ntk_tt.jacobian.network import Apply, check_network, working_type
 from ntk_tt.jacobian.structured import layers
 from ntk_tt.runtime import sharding
+from ntk_tt.runtime.input_trees import Inputs, num_samples, shapes
 from ntk_tt.runtime.memory import affordable_projections, available_bytes, compiled_bytes, refuse
 
 # Of activations and signals a device holds at a time, by default. On a CPU the temporaries of a
@@ -66,13 +65,13 @@ class FeaturePlan:
     block_bytes: int
     feature_bytes: int
     mesh: Mesh | None
-    compute: Callable[[PyTree, Array], Float[Array, "block c d"]] | None
+    compute: Callable[[PyTree, Inputs], Float[Array, "block c d"]] | None
 
 
 def plan_features(
     apply: Apply,
     params: PyTree,
-    inputs: Float[Array | np.ndarray, "n ..."],
+    inputs: Inputs,
     *,
     options: FeatureOptions = DEFAULT_OPTIONS,
     key: Key[Array, ""] | None = None,
@@ -89,14 +88,14 @@ def plan_features(
     """
     num_outputs = check_network(apply, params, inputs)
     devices = 1 if mesh is None else sharding.check_mesh(mesh)
-    num_samples, num_params = len(inputs), sum(leaf.size for leaf in jax.tree.leaves(params))
+    count, num_params = num_samples(inputs), sum(leaf.size for leaf in jax.tree.leaves(params))
     dtype, free = working_type(params), available_bytes()
     budget, on_device = (
         free if options.memory is None else options.memory,
-        -(-num_samples // devices),
+        -(-count // devices),
     )
     num_projections, wanted = _dimension(
-        options, (num_samples, on_device, devices), num_outputs, num_params, dtype, budget, stored
+        options, (count, on_device, devices), num_outputs, num_params, dtype, budget, stored
     )
     projection = make_projection(
         options.projection, num_params, num_projections, jax.random.key(0) if key is None else key
@@ -104,7 +103,7 @@ def plan_features(
     row_bytes = num_outputs * projection.num_projections * dtype.itemsize
     if not stored and on_device * row_bytes > budget:
         refuse(
-            f"features of {num_samples} samples × {num_outputs} outputs × D' = "
+            f"features of {count} samples × {num_outputs} outputs × D' = "
             f"{projection.num_projections}",
             on_device * row_bytes,
             budget,
@@ -113,7 +112,7 @@ def plan_features(
             "(write_features), or more devices",
         )
     network = options.rounded(apply)
-    one_sample = jax.ShapeDtypeStruct((1, *np.shape(inputs)[1:]), jnp.asarray(inputs[:1]).dtype)
+    one_sample = shapes(inputs, 1)
     size = min(
         options.block_size
         or _block_samples(network, options.path, projection, params, one_sample, num_outputs, free),
@@ -121,7 +120,7 @@ def plan_features(
     )
 
     def compile_for(size: int) -> Any:
-        block = jax.ShapeDtypeStruct((size * devices, *one_sample.shape[1:]), one_sample.dtype)
+        block = shapes(inputs, size * devices)
         return _compiled(network, options.path, projection, mesh, dtype, params, block)
 
     compute, block_bytes = None, 0
@@ -131,7 +130,7 @@ def plan_features(
             compile_for, size, for_blocks, shrinks=options.block_size is None
         )
     return FeaturePlan(
-        num_samples,
+        count,
         num_outputs,
         projection.num_projections,
         wanted or projection.num_projections,
@@ -140,7 +139,7 @@ def plan_features(
         {"path": options.path, "precision": options.precision},
         size,
         block_bytes,
-        num_samples * row_bytes,
+        count * row_bytes,
         mesh,
         compute,
     )
@@ -203,7 +202,7 @@ def _fitting(
         size, wanted = max(1, min(size - 1, size * wanted // block_bytes)), for_blocks
 
 
-def run_block(plan: FeaturePlan, params: PyTree, block: Array) -> Float[Array, "block c d"]:
+def run_block(plan: FeaturePlan, params: PyTree, block: Inputs) -> Float[Array, "block c d"]:
     if plan.compute is None:
         raise ValueError(
             "plan: was made with compiled=False, so it can only be looked at; make it with "
@@ -238,9 +237,13 @@ def _block_samples(
     else:
 
         def held(params, inputs):
-            return [
-                (layer.activations, layer.signals) if isinstance(layer, Product) else layer.value
+            found = (
+                layer.as_product() if isinstance(layer, Lookup) else layer
                 for layer in layers(apply, params, inputs)
+            )
+            return [
+                (layer.activations, layer.signals) if isinstance(layer, Product) else layer.held
+                for layer in found
             ]
 
         needed = sum(

@@ -13,10 +13,11 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from ntk_tt.features.own_directions import HeadPath, OwnDirections
-from ntk_tt.jacobian.layers import Layer, Product
+from ntk_tt.jacobian.layers import Formed, Layer
 from ntk_tt.jacobian.network import Apply, blocks
 from ntk_tt.jacobian.structured import looked_at
 from ntk_tt.runtime import sharding
+from ntk_tt.runtime.input_trees import Inputs, block_of, num_samples, on_host, take
 from ntk_tt.runtime.memory import available_bytes
 from ntk_tt.runtime.parameter_names import named_leaves
 from ntk_tt.runtime.progress import Progress, silent
@@ -49,7 +50,7 @@ def sampled_pass(
     rule: OwnDirections,
     params: PyTree,
     entries: Entries,
-    inputs: Float[Array | np.ndarray, "n ..."],
+    inputs: Inputs,
     targets: Float[Array, "n c"],
     path: HeadPath,
     key: Key[Array, ""],
@@ -77,10 +78,10 @@ def sampled_pass(
     positions for each entry and direction. The program is compiled once for all calls with the same
     `apply`, rule and shapes.
     """
-    num_samples, devices = len(inputs), 1 if mesh is None else mesh.size
-    on_device = -(-num_samples // devices)
+    count, devices = num_samples(inputs), 1 if mesh is None else mesh.size
+    on_device = -(-count // devices)
     size = min(block_size or _block_samples(apply, rule, params, inputs, targets, path), on_device)
-    inputs, wanted = np.asarray(inputs), np.asarray(targets)
+    inputs, wanted = on_host(inputs), np.asarray(targets)
     unknown = np.zeros((1, *_shape_of_directions(apply, rule, params, inputs)), wanted.dtype)
     known = None if directions is None else np.asarray(directions)
     if mesh is not None:
@@ -91,18 +92,18 @@ def sampled_pass(
         start = min(block.start, on_device - size)
         rows = np.arange(start, start + size)
         if mesh is not None:
-            rows = sharding.device_rows(num_samples, mesh, start, size)
+            rows = sharding.device_rows(count, mesh, start, size)
         given = (
             wanted[rows],
             rows.astype(np.int32),
             np.repeat(unknown, len(rows), 0) if known is None else known[rows],
             np.full(len(rows), known is not None),
         )
-        taken = inputs[rows]
+        taken = block_of(inputs, rows)
         if mesh is None:
             looked = _look(apply, rule, params, entries, taken, given, path, key)
         else:
-            is_own = sharding.is_own(num_samples, mesh, start, size)
+            is_own = sharding.is_own(count, mesh, start, size)
             spread = jax.tree.map(
                 functools.partial(sharding.shard, mesh=mesh), (taken, given, is_own)
             )
@@ -112,7 +113,7 @@ def sampled_pass(
         found = (
             _write(found, looked, start) if mesh is None else _write_on(mesh, found, looked, start)
         )
-        progress(min(block.stop * devices, num_samples), num_samples)
+        progress(min(block.stop * devices, count), count)
     return found
 
 
@@ -136,7 +137,7 @@ def _write_on(mesh, found, block, start):
 
 
 def _shape_of_directions(apply, rule, params, inputs) -> tuple[int, int]:
-    width = jax.eval_shape(apply, params, inputs[:1]).size
+    width = jax.eval_shape(apply, params, take(inputs, slice(1))).size
     return rule.number(width), width
 
 
@@ -194,7 +195,8 @@ def _columns(
         if name not in entries or not entries[name].size:
             continue
         index, leaf = entries[name], leaves[name]
-        if isinstance(layer, Product) and layer.is_leaf_matrix and index.size < _FORMED * leaf.size:
+        few = index.size < _FORMED * leaf.size
+        if not isinstance(layer, Formed) and layer.is_leaf_matrix and few:
             width = layer.signals.shape[-1]
             found = layer.entries(index // width, index % width)
         else:
@@ -205,13 +207,19 @@ def _columns(
     return columns
 
 
+def _usual(inputs: Inputs) -> Inputs:
+    """A sample of usual length, of texts in the order of their length the middle one."""
+    middle = num_samples(inputs) // 2
+    return block_of(inputs, slice(middle, middle + 1))
+
+
 def _block_samples(apply, rule, params, inputs, targets, path) -> int:
     """How many samples' activations and signals fit into a block."""
     on_cpu = jax.default_backend() == "cpu"
     limit, most = (
         (_CPU_BLOCK_BYTES, _CPU_MAX_BLOCK) if on_cpu else (_DEVICE_BLOCK_BYTES, _DEVICE_MAX_BLOCK)
     )
-    one = jnp.asarray(np.asarray(inputs)[:1])
+    one = _usual(inputs)
     count, width = _shape_of_directions(apply, rule, params, one)
     known = np.zeros((1, count, width), targets.dtype)
     given = np.asarray(targets)[:1], np.zeros(1, np.int32), known, np.zeros(1, bool)
@@ -219,12 +227,7 @@ def _block_samples(apply, rule, params, inputs, targets, path) -> int:
     def held(params, inputs, given, path):
         of_sample = _directions(rule, path, jax.random.key(0))
         layers = looked_at(apply, params, inputs, of_sample, given)[2]
-        return [
-            (layer.signals, layer.activations if layer.windows is None else layer.windows.padded)
-            if isinstance(layer, Product)
-            else layer.value
-            for layer in layers
-        ]
+        return [layer.held for layer in layers]
 
     shapes = jax.tree.leaves(jax.eval_shape(held, params, one, given, path))
     needed = sum(shape.size * shape.dtype.itemsize for shape in shapes)

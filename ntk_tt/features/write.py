@@ -4,9 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key, PyTree
+from jaxtyping import Array, Key, PyTree
 
 from ntk_tt.features.feature_options import DEFAULT_OPTIONS, FeatureOptions, takes_former_keywords
 from ntk_tt.features.manifest import describe
@@ -14,6 +13,7 @@ from ntk_tt.features.plan import FeaturePlan, plan_features, run_block
 from ntk_tt.features.store import FeatureStore, folder_of
 from ntk_tt.jacobian.network import Apply, check_features
 from ntk_tt.jacobian.self_check import check_pass
+from ntk_tt.runtime.input_trees import Inputs, placed, take
 from ntk_tt.runtime.progress import Progress, silent
 
 
@@ -21,7 +21,7 @@ from ntk_tt.runtime.progress import Progress, silent
 def write_features(
     apply: Apply,
     params: PyTree,
-    inputs: Float[Array | np.ndarray, "n ..."],
+    inputs: Inputs,
     store: str | Path | None = None,
     *,
     options: FeatureOptions = DEFAULT_OPTIONS,
@@ -59,7 +59,7 @@ def write_features(
         rows = opened.samples(index)
         # the last block is moved back to full size
         start = min(rows.start, plan.num_samples - plan.block_size)
-        block = run_block(plan, params, jnp.asarray(inputs[start : start + plan.block_size]))
+        block = run_block(plan, params, placed(take(inputs, slice(start, start + plan.block_size))))
         check_features(block, first=start)
         opened.write(index, np.asarray(block[rows.start - start :]))
         progress(done, total)
@@ -70,7 +70,7 @@ def feature_manifest(
     plan: FeaturePlan,
     apply: Apply,
     params: PyTree,
-    inputs: Float[Array | np.ndarray, "n ..."],
+    inputs: Inputs,
     *,
     options: FeatureOptions,
     key: Key[Array, ""] | None,

@@ -6,6 +6,7 @@ from jaxtyping import Array, Float, PyTree
 
 from ntk_tt.jacobian import jaxpr as jaxprs
 from ntk_tt.jacobian.taps import Apply
+from ntk_tt.runtime.input_trees import Inputs
 
 
 def in_bfloat16(apply: Apply) -> Apply:
@@ -17,7 +18,7 @@ def in_bfloat16(apply: Apply) -> Apply:
     `cond` or `while` are not changed.
     """
 
-    def rounded(params: PyTree, inputs: Float[Array, "n ..."]) -> Float[Array, "n c"]:
+    def rounded(params: PyTree, inputs: Inputs) -> Float[Array, "n c"]:
         flat, tree = jax.tree.flatten((params, inputs))
         closed = jaxprs.trace(lambda *leaves: apply(*jax.tree.unflatten(tree, leaves)), *flat)
         (logits,) = _evaluate(closed.jaxpr, closed.consts, flat)

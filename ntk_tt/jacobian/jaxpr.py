@@ -175,6 +175,36 @@ def matrix_product(
     )
 
 
+class RowLookup(NamedTuple):
+    """A gather that reads whole rows of a matrix, one after the other.
+
+    Attributes:
+        drops_others: rows that are not there are read as a constant; else as the nearest one.
+    """
+
+    drops_others: bool
+
+
+def row_lookup(equation: Any) -> RowLookup | None:
+    """What a gather of rows of a matrix does; None of any other equation."""
+    if equation.primitive.name != "gather":
+        return None
+    numbers, (table, index) = equation.params["dimension_numbers"], equation.invars
+    mode = str(equation.params["mode"]).rpartition(".")[2]
+    reads_rows = (
+        len(table.aval.shape) == 2
+        and index.aval.shape[-1:] == (1,)
+        and tuple(numbers.collapsed_slice_dims) == (0,)
+        and tuple(numbers.start_index_map) == (0,)
+        and not getattr(numbers, "operand_batching_dims", ())
+        and tuple(numbers.offset_dims) == (index.aval.ndim - 1,)
+        and tuple(equation.params["slice_sizes"]) == (1, table.aval.shape[1])
+    )
+    if not reads_rows or mode not in ("CLIP", "FILL_OR_DROP", "PROMISE_IN_BOUNDS"):
+        return None
+    return RowLookup(mode == "FILL_OR_DROP")
+
+
 def shape_of(atom: Any) -> tuple[int, ...]:
     """The shape of an operand or result of an equation."""
     return tuple(atom.aval.shape)

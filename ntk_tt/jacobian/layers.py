@@ -10,7 +10,6 @@ itself, `Formed`.
 """
 
 import itertools
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -18,10 +17,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from ntk_tt.jacobian import flops as cost
-from ntk_tt.jacobian import jaxpr as jaxprs
-from ntk_tt.jacobian.taps import Source, Tap, has_gradients, leaf_itself
+from ntk_tt.jacobian.taps import Source
 
-_EXACT = jax.lax.Precision.HIGHEST
+EXACT = jax.lax.Precision.HIGHEST
 
 
 class Windows(NamedTuple):
@@ -121,6 +119,11 @@ class Product(NamedTuple):
             and self.shape[-1] == self.signals.shape[-1]
         )
 
+    @property
+    def held(self) -> tuple[Array, Array]:
+        """What a block holds of it."""
+        return self.signals, self.activations if self.windows is None else self.windows.padded
+
     def prefers_gram_block(self, num_samples: int) -> bool:
         """Whether inner products with N samples are cheaper from a Gram block than from
         gradients.
@@ -140,8 +143,8 @@ class Product(NamedTuple):
             "npk,ncpo->ncko",
             self.activations,
             self.signals,
-            precision=_EXACT,
-            preferred_element_type=_wide(self.activations, self.signals),
+            precision=EXACT,
+            preferred_element_type=wide(self.activations, self.signals),
         )
         return self._as_leaf(matrix, leaves)
 
@@ -154,8 +157,8 @@ class Product(NamedTuple):
             "pk,po->ko",
             self.activations.reshape(-1, self.activations.shape[-1]),
             signals.reshape(-1, signals.shape[-1]),
-            precision=_EXACT,
-            preferred_element_type=_wide(self.activations, self.signals),
+            precision=EXACT,
+            preferred_element_type=wide(self.activations, self.signals),
         )
         return self._as_leaf(matrix[None, None], leaves)[0, 0]
 
@@ -165,7 +168,7 @@ class Product(NamedTuple):
             range(2, 2 + len(self.axes)),
             [2 + axis for axis in self.axes],
         )
-        return _to_leaf(self.source, kernel, leaves)
+        return to_leaf(self.source, kernel, leaves)
 
     def entries(self, rows: Int[Array, " m"], columns: Int[Array, " m"]) -> Float[Array, "n c m"]:
         """Some entries of the matrices (K, O), each a dot product over the positions: no gradient
@@ -180,8 +183,8 @@ class Product(NamedTuple):
             "nmp,ncmp->ncm",
             kept,
             jnp.take(self.signals.transpose(0, 1, 3, 2), columns, axis=2),
-            precision=_EXACT,
-            preferred_element_type=_wide(self.activations, self.signals),
+            precision=EXACT,
+            preferred_element_type=wide(self.activations, self.signals),
         )
 
     def transposed_matrix(self) -> Float[Array, "n c o k"]:
@@ -192,8 +195,8 @@ class Product(NamedTuple):
             "npk,ncpo->ncok",
             self.activations,
             self.signals,
-            precision=_EXACT,
-            preferred_element_type=_wide(self.activations, self.signals),
+            precision=EXACT,
+            preferred_element_type=wide(self.activations, self.signals),
         )
 
 
@@ -208,170 +211,92 @@ class Formed(NamedTuple):
         """(n, C)."""
         return self.value.shape[0], self.value.shape[1]
 
+    @property
+    def held(self) -> Array:
+        """What a block holds of it."""
+        return self.value
+
     def gradient(self, leaves: list[Array]) -> Float[Array, "n c ..."]:
         """(n, C, *leaf)."""
-        return _to_leaf(self.source, self.value, leaves)
+        return to_leaf(self.source, self.value, leaves)
 
     def contracted(self, weights: Float[Array, "n c"], leaves: list[Array]) -> Float[Array, "..."]:
         """Σ over samples and outputs of weights · gradient."""
         value = jnp.tensordot(weights, self.value, 2)[None, None]
-        return _to_leaf(self.source, value, leaves)[0, 0]
+        return to_leaf(self.source, value, leaves)[0, 0]
 
 
-Layer = Product | Formed
+class Lookup(NamedTuple):
+    """The gradient of a table (V, O) of which P rows were read, as those of an embedding's tokens:
+    zero but for these rows, to each of which the signals of its positions are added.
 
-
-def layers_of(tap: Tap, leaves: list[Array]) -> list[Layer]:
-    """What a tap says of each parameter it has; a parameter used in several taps has the sum of its
-    gradients.
+    Attributes:
+        source: the table.
+        places: the rows that were read, (n, P); V of one that is not there.
+        signals: (n, C, P, O).
+        num_rows: V.
     """
-    present = [source for source in tap.sources if source is not None]
-    if (
-        tap.equation is not None
-        and len(present) == 1
-        and leaves[present[0].leaf].size
-        and _is_real(tap)
-    ):
-        layer = _convolution(tap) or _dense(tap)
-        if layer is not None:
-            return [layer]
-    return _transposed(tap, present, leaves)
 
+    source: Source
+    places: Int[Array, "n p"]
+    signals: Float[Array, "n c p o"]
+    num_rows: int
 
-def _is_real(tap: Tap) -> bool:
-    return all(
-        jnp.issubdtype(value.dtype, jnp.floating)
-        for value in (*tap.operands, *tap.signals)
-        if value is not None
-    )
+    @property
+    def rows(self) -> tuple[int, int]:
+        """(n, C)."""
+        return self.signals.shape[0], self.signals.shape[1]
 
+    @property
+    def is_leaf_matrix(self) -> bool:
+        """Whether the table is the leaf itself, seen as a matrix."""
+        return self.source.is_same_matrix
 
-def _dense(tap: Tap) -> Product | None:
-    """A matrix product with the kernel as one operand, without batch axes."""
-    dimensions = jaxprs.matrix_product(tap.equation)
-    if dimensions is None or any(dimensions[1]):
-        return None
-    side = 1 if tap.sources[0] is None else 0
-    source, activation, signal = tap.sources[side], tap.operands[1 - side], tap.signals[0]
-    assert source is not None
-    contracted, kernel_contracted = dimensions[0][1 - side], dimensions[0][side]
-    kernel = jaxprs.shape_of(tap.equation.invars[side])
-    kernel_free = [axis for axis in range(len(kernel)) if axis not in kernel_contracted]
-    free = [axis for axis in range(activation.ndim - 1) if axis not in contracted]
-    order = (*kernel_contracted, *kernel_free)
-    num_rows, num_columns = (
-        math.prod(kernel[axis] for axis in kernel_contracted),
-        math.prod(kernel[axis] for axis in kernel_free),
-    )
-    rows = activation.transpose(0, *(1 + axis for axis in (*free, *contracted))).reshape(
-        len(activation), -1, num_rows
-    )
-    if side == 0:  # the kernel's free axes come first in the result
-        signal = jnp.moveaxis(
-            signal,
-            range(2, 2 + len(kernel_free)),
-            range(signal.ndim - len(kernel_free), signal.ndim),
+    @property
+    def held(self) -> tuple[Array, Array]:
+        """What a block holds of it."""
+        return self.signals, self.places
+
+    def gradient(self, leaves: list[Array]) -> Float[Array, "n c ..."]:
+        """(n, C, *leaf), nearly all of it zeros."""
+
+        def one(index, signals):
+            return jax.vmap(lambda signal: self._added(index, signal))(signals)
+
+        return to_leaf(self.source, jax.vmap(one)(self.places, self.signals), leaves)
+
+    def contracted(self, weights: Float[Array, "n c"], leaves: list[Array]) -> Float[Array, "..."]:
+        """Σ over samples and outputs of weights · gradient."""
+        signals = jnp.einsum("nc,ncpo->npo", weights, self.signals)
+        found = self._added(self.places.reshape(-1), signals.reshape(-1, signals.shape[-1]))
+        return to_leaf(self.source, found[None, None], leaves)[0, 0]
+
+    def entries(self, rows: Int[Array, " m"], columns: Int[Array, " m"]) -> Float[Array, "n c m"]:
+        """Some entries of the table's gradient: no other row is looked at."""
+        is_read = (self.places[:, None, :] == rows[None, :, None]).astype(self.signals.dtype)
+        return jnp.einsum(
+            "nmp,ncmp->ncm",
+            is_read,
+            jnp.take(self.signals.transpose(0, 1, 3, 2), columns, axis=2),
+            precision=EXACT,
+            preferred_element_type=wide(self.signals),
         )
-    return Product(
-        source,
-        rows,
-        signal.reshape(*signal.shape[:2], -1, num_columns),
-        tuple(kernel[axis] for axis in order),
-        order,
-    )
+
+    def as_product(self) -> Product:
+        """The same as a matrix product, whose activations say which row was read."""
+        is_read = jax.nn.one_hot(self.places, self.num_rows, dtype=self.signals.dtype)
+        shape = (self.num_rows, self.signals.shape[-1])
+        return Product(self.source, is_read, self.signals, shape, (0, 1))
+
+    def _added(self, index: Int[Array, " p"], signals: Float[Array, "p o"]) -> Array:
+        zeros = jnp.zeros((self.num_rows, signals.shape[-1]), wide(signals))
+        return zeros.at[index].add(signals.astype(zeros.dtype), mode="drop")
 
 
-def _convolution(tap: Tap) -> Layer | None:
-    """A convolution whose kernel alone is a parameter, without input dilation: what patches can
-    do.
-    """
-    found = jaxprs.convolution(tap.equation)
-    if (
-        found is None
-        or tap.sources[1] is None
-        or found.batch_groups != 1
-        or any(dilation != 1 for dilation in found.input_dilation)
-    ):
-        return None
-    source, kernel = tap.sources[1], jaxprs.shape_of(tap.equation.invars[1])
-    signal = tap.signals[0]
-    signal = signal.transpose(
-        0,
-        1,
-        *(
-            2 + axis
-            for axis in (found.output_axes[0], *found.output_axes[2:], found.output_axes[1])
-        ),
-    )
-    window = [kernel[axis] for axis in found.kernel_axes[2:]]
-    windows = _windows(found, tap.operands[0], tuple(window), signal.shape[3:-1])
-    patches = windows.patches()
-    order = (*found.kernel_axes[2:], found.kernel_axes[1], found.kernel_axes[0])
-    shape = tuple(kernel[axis] for axis in order)
-    if found.feature_groups == 1:
-        rows = patches.reshape(len(patches), -1, math.prod(shape[:-1]))
-        signal = signal.reshape(*signal.shape[:2], -1, shape[-1])
-        return Product(source, rows, signal, shape, order, windows)
-    patches = patches.reshape(len(patches), -1, math.prod(window), found.feature_groups, shape[-2])
-    signal = signal.reshape(
-        *signal.shape[:2], -1, found.feature_groups, shape[-1] // found.feature_groups
-    )
-    matrix = jnp.einsum(
-        "npwgi,ncpgo->ncwigo",
-        patches,
-        signal,
-        precision=_EXACT,
-        preferred_element_type=_wide(patches, signal),
-    )
-    gradient = jnp.moveaxis(
-        matrix.reshape(*matrix.shape[:2], *shape),
-        range(2, 2 + len(order)),
-        [2 + axis for axis in order],
-    )
-    return Formed(source, gradient)
+Layer = Product | Lookup | Formed
 
 
-def _windows(
-    found: jaxprs.Convolution,
-    activation: Array,
-    window: tuple[int, ...],
-    positions: tuple[int, ...],
-) -> Windows:
-    activation = activation.transpose(
-        0, *(1 + axis for axis in (found.input_axes[0], *found.input_axes[2:], found.input_axes[1]))
-    )
-    padded = jax.lax.pad(
-        activation,
-        jnp.zeros((), activation.dtype),
-        [(0, 0, 0), (0, 0, 0), *((low, high, 0) for low, high in found.padding), (0, 0, 0)],
-    )
-    return Windows(padded, window, positions, found.strides, found.kernel_dilation)
-
-
-def _transposed(tap: Tap, present: list[Source], leaves: list[Array]) -> list[Layer]:
-    """Any equation: its own transpose, by `jax.vjp`, applied to the signals."""
-
-    def one_sample(operands, signals):
-        def local(values):
-            given = iter(values)
-            filled = [
-                operand if source is None else source.rearrange(next(given))
-                for source, operand in zip(tap.sources, operands, strict=True)
-            ]
-            results = filled if tap.equation is None else jaxprs.bind(tap.equation, filled)
-            return [result for result in results if has_gradients(result)]
-
-        _, pullback = jax.vjp(local, [leaves[source.leaf] for source in present])
-        return jax.vmap(pullback)(signals)[0]
-
-    gradients = jax.vmap(one_sample)(tap.operands, tap.signals)
-    return [
-        Formed(leaf_itself(source.leaf), gradient)
-        for source, gradient in zip(present, gradients, strict=True)
-    ]
-
-
-def _to_leaf(
+def to_leaf(
     source: Source, gradient: Float[Array, "n c ..."], leaves: list[Array]
 ) -> Float[Array, "n c ..."]:
     """The gradient of the leaf from that of the rearranged leaf."""
@@ -382,6 +307,6 @@ def _to_leaf(
     return jax.vmap(jax.vmap(lambda signal: pullback(signal.astype(value.dtype))[0]))(gradient)
 
 
-def _wide(*factors: Array) -> Any:
+def wide(*factors: Array) -> Any:
     """Sums are taken in float32 at least."""
     return jnp.result_type(*factors, jnp.float32)

@@ -9,12 +9,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree, Shaped
+from jaxtyping import Array, Float, PyTree
 
+from ntk_tt.runtime.input_trees import Inputs, as_batch, num_samples, placed, shapes, take
 from ntk_tt.runtime.memory import compiled_blocks
 from ntk_tt.runtime.parameter_names import named_leaves
 
-Apply = Callable[[PyTree, Array], Float[Array, "n c"]]
+Apply = Callable[[PyTree, Any], Float[Array, "n c"]]
 
 
 def blocks(num_samples: int, block_size: int) -> Iterator[slice]:
@@ -30,23 +31,21 @@ def working_type(params: PyTree) -> Any:
     return jnp.result_type(*jax.tree.leaves(params), jnp.float32)
 
 
-def logits_of(apply: Apply, params: PyTree, inputs: Shaped[Array, "n ..."]) -> Float[Array, "n c"]:
+def logits_of(apply: Apply, params: PyTree, inputs: Inputs) -> Float[Array, "n c"]:
     """f (N, C), also where `apply` drops axes of length one (`logits.squeeze()`): C of one sample,
     N of one output.
     """
-    return apply(params, inputs).reshape(len(inputs), -1)
+    return apply(params, inputs).reshape(num_samples(inputs), -1)
 
 
 @partial(jax.jit, static_argnums=0)
-def compiled_logits(
-    apply: Apply, params: PyTree, inputs: Shaped[Array | np.ndarray, "n ..."]
-) -> Float[Array, "n c"]:
+def compiled_logits(apply: Apply, params: PyTree, inputs: Inputs) -> Float[Array, "n c"]:
     """`logits_of`, compiled once for a function and its shapes."""
-    return logits_of(apply, params, jnp.asarray(inputs))
+    return logits_of(apply, params, placed(inputs))
 
 
 def in_blocks(
-    function: Callable[..., Any], params: PyTree, *arrays: Array | np.ndarray, block_size: int
+    function: Callable[..., Any], params: PyTree, *arrays: Inputs, block_size: int
 ) -> Iterator[Any]:
     """`function(params, samples of each array)`, compiled, for one block of samples after another:
     `block_size`, or as many as memory holds.
@@ -56,20 +55,22 @@ def in_blocks(
     """
     step = jax.jit(function)
     compiled, size = compiled_blocks(
-        lambda size: step.lower(params, *(jnp.asarray(array[:size]) for array in arrays)).compile(),
-        len(arrays[0]),
+        lambda size: step.lower(
+            params, *(placed(take(array, slice(size))) for array in arrays)
+        ).compile(),
+        num_samples(arrays[0]),
         block_size,
     )
-    for block in blocks(len(arrays[0]), size):
+    for block in blocks(num_samples(arrays[0]), size):
         yield (compiled if block.stop - block.start == size else step)(
-            params, *(jnp.asarray(array[block]) for array in arrays)
+            params, *(placed(take(array, block)) for array in arrays)
         )
 
 
 def logits_and_tangent(
     apply: Apply,
     params: PyTree,
-    inputs: Float[Array | np.ndarray, "n ..."],
+    inputs: Inputs,
     tangent: PyTree,
     *,
     block_size: int = 256,
@@ -94,7 +95,7 @@ def logits_and_tangent(
 
 
 def _step(
-    product: Callable, apply: Apply, params: tuple[PyTree, PyTree], inputs: Array
+    product: Callable, apply: Apply, params: tuple[PyTree, PyTree], inputs: Inputs
 ) -> tuple[Array, Array]:
     at, direction = params
     return product(lambda w: logits_of(apply, w, inputs), at, direction)
@@ -117,20 +118,20 @@ def _transposed(
     return value, moved
 
 
-def jacobian_block(
-    apply: Apply, params: PyTree, inputs: Float[Array, "n ..."]
-) -> PyTree[Float[Array, "n c ..."]]:
+def jacobian_block(apply: Apply, params: PyTree, inputs: Inputs) -> PyTree[Float[Array, "n c ..."]]:
     """J of a block of samples by `vmap(jacrev)`: a tree like `params`, leaves (n, C, *shape).
 
     One forward pass and C vector-Jacobian products a sample. The plain reference path: right for
     any pure function whose samples do not see each other; convolutions lower to grouped
     convolutions, which are slow on a CPU.
     """
-    return jax.vmap(lambda x: jax.jacrev(lambda w: apply(w, x[None]).reshape(-1))(params))(inputs)
+    return jax.vmap(lambda x: jax.jacrev(lambda w: apply(w, as_batch(x)).reshape(-1))(params))(
+        inputs
+    )
 
 
 def ntk_vector_product(
-    apply: Apply, params: PyTree, inputs: Float[Array, "n ..."]
+    apply: Apply, params: PyTree, inputs: Inputs
 ) -> Callable[[Float[Array, "n c"]], Float[Array, "n c"]]:
     """v -> Θ v = J (Jᵀ v) exactly, from `jax.linearize` and its transpose: one VJP and one JVP a
     product.
@@ -151,21 +152,23 @@ def ntk_vector_product(
     return jax.jit(product)
 
 
-def check_network(apply: Apply, params: PyTree, inputs: Float[Array | np.ndarray, "n ..."]) -> int:
+def check_network(apply: Apply, params: PyTree, inputs: Inputs) -> int:
     """The number of outputs C, after checking that `apply` is what the library takes.
 
     Raises:
         ValueError: no samples, NaN in inputs or weights (the first is named), or logits that are
             not (N, C) real numbers; axes of length one may be left out.
     """
-    if len(inputs) == 0:
+    count = num_samples(inputs)
+    if count == 0:
         raise ValueError("inputs: there are no samples")
-    bad = int(np.sum(~np.isfinite(np.asarray(inputs)).reshape(len(inputs), -1).all(-1)))
-    if bad:
-        first = int(np.argmin(np.isfinite(np.asarray(inputs)).reshape(len(inputs), -1).all(-1)))
+    is_finite = np.ones(count, bool)
+    for leaf in jax.tree.leaves(inputs):
+        is_finite &= np.isfinite(np.asarray(leaf)).reshape(count, -1).all(-1)
+    if not is_finite.all():
         raise ValueError(
-            f"inputs: {bad} of {len(inputs)} samples hold NaN or infinity, the first is sample "
-            f"{first}; remove or repair them"
+            f"inputs: {int((~is_finite).sum())} of {count} samples hold NaN or infinity, the first "
+            f"is sample {int(is_finite.argmin())}; remove or repair them"
         )
     leaves = named_leaves(params)
     if not leaves:
@@ -183,13 +186,7 @@ def check_network(apply: Apply, params: PyTree, inputs: Float[Array | np.ndarray
             )
         if not _is_finite(leaf):
             raise ValueError(f"params: {name!r} holds NaN or infinity; the weights are damaged")
-    sample = jnp.asarray(inputs[:1])
-    two, one = (
-        jax.eval_shape(
-            apply, params, jax.ShapeDtypeStruct((number, *sample.shape[1:]), sample.dtype)
-        )
-        for number in (2, 1)
-    )
+    two, one = (jax.eval_shape(apply, params, shapes(inputs, number)) for number in (2, 1))
     if not hasattr(two, "shape") or two.shape[:1] != (2,) or len(two.shape) > 2 or two.size == 0:
         raise ValueError(
             "apply: must map (params, inputs) to logits of shape (N, C), got "

@@ -15,12 +15,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree, Shaped
+from jaxtyping import Array, Float, PyTree
 
 from ntk_tt.jacobian import jaxpr as jaxprs
 from ntk_tt.jacobian.layers import Layer
 from ntk_tt.jacobian.network import Apply, logits_of
 from ntk_tt.jacobian.structured import outputs_and_layers
+from ntk_tt.runtime.input_trees import Inputs, as_batch, cut, num_samples, placed, take
 from ntk_tt.runtime.parameter_names import named_leaves
 
 _CANDIDATES = 16  # samples among which two different ones are looked for
@@ -43,7 +44,7 @@ _ALONE = (
 def check_pass(
     apply: Apply,
     params: PyTree,
-    inputs: Shaped[Array | np.ndarray, "n ..."],
+    inputs: Inputs,
     *,
     path: str = "structured",
     outputs: Float[Array, "n c"] | None = None,
@@ -65,7 +66,7 @@ def check_pass(
     the compilation of that.
     """
     pair, rows = _two_samples(inputs)
-    samples = jnp.asarray(pair)
+    samples = placed(pair)
     rng = np.random.default_rng(0)
     compiled, rounding, num_outputs = _program(apply, path, params, samples)
     # numbers that half precision has too
@@ -146,7 +147,7 @@ def _refuse_gradient(
     """
 
     def each(params):
-        return jax.vmap(lambda x: logits_of(apply, params, x[None])[0])(samples)
+        return jax.vmap(lambda x: logits_of(apply, params, as_batch(x))[0])(samples)
 
     def batch(params):
         return logits_of(apply, params, samples)
@@ -171,23 +172,33 @@ def _refuse_gradient(
     )
 
 
-def _two_samples(inputs) -> tuple[np.ndarray, list[int]]:
+def _two_samples(inputs) -> tuple[Inputs, list[int]]:
     """Two samples, as different as a few of them are, and their numbers. Where all are the same a
     changed copy, without a number, is the second.
     """
-    numbers = np.unique(np.linspace(0, len(inputs) - 1, _CANDIDATES).astype(int))
-    few = np.stack([np.asarray(inputs[int(number)]) for number in numbers])
-    apart = np.abs(few.reshape(len(few), -1) - few[0].reshape(-1).astype(np.float32)).sum(-1)
-    second = int(apart.argmax())
-    if apart[second] > 0:
-        return few[[0, second]], [0, int(numbers[second])]
-    changed = np.flip(few[0])
-    if np.array_equal(changed, few[0]) and np.issubdtype(few.dtype, np.floating):
-        changed = few[0] + np.linspace(0.5, 1, few[0].size).reshape(few[0].shape).astype(few.dtype)
-    return np.stack([few[0], changed]), [0]
+    numbers = np.unique(np.linspace(0, num_samples(inputs) - 1, _CANDIDATES).astype(int))
+    few = jax.tree.map(
+        lambda leaf: np.stack([np.asarray(leaf[int(number)]) for number in numbers]), inputs
+    )
+    apart = sum(map(_distances_from_first, jax.tree.leaves(few)))
+    second = int(np.argmax(apart))
+    if np.max(apart) > 0:
+        return take(cut(few), [0, second]), [0, int(numbers[second])]
+    return cut(jax.tree.map(lambda leaf: np.stack([leaf[0], _changed(leaf[0])]), few)), [0]
 
 
-def _program(apply: Apply, path: str, params: PyTree, samples: Array) -> tuple[Any, float, int]:
+def _distances_from_first(few: np.ndarray) -> np.ndarray:
+    return np.abs(few.reshape(len(few), -1) - few[0].reshape(-1).astype(np.float32)).sum(-1)
+
+
+def _changed(sample: np.ndarray) -> np.ndarray:
+    changed = np.flip(sample)
+    if np.array_equal(changed, sample) and np.issubdtype(sample.dtype, np.floating):
+        return sample + np.linspace(0.5, 1, sample.size).reshape(sample.shape).astype(sample.dtype)
+    return changed
+
+
+def _program(apply: Apply, path: str, params: PyTree, samples: Inputs) -> tuple[Any, float, int]:
     """Compiled, the coarsest rounding in it, and the number of outputs. Kept for a few networks:
     often another pass of the same follows.
     """
@@ -222,7 +233,7 @@ def _inspect(
     apply: Apply,
     path: str,
     params: PyTree,
-    samples: Shaped[Array, "2 ..."],
+    samples: Inputs,
     combine: Float[Array, "c k"],
     weights: Float[Array, "2 k"],
 ):
@@ -235,7 +246,7 @@ def _inspect(
         return outputs @ combine.astype(outputs.dtype)
 
     def batch(params):
-        return logits_of(apply, params, samples[::-1])[::-1]
+        return logits_of(apply, params, take(samples, slice(None, None, -1)))[::-1]
 
     outputs, reference = _pulled(batch, params, weights @ combine.T)
     if path == "structured":
@@ -243,7 +254,7 @@ def _inspect(
         gradients = _contracted(found, weights, params)
     else:
         alone, gradients = _pulled(
-            lambda params: jax.vmap(lambda x: combined(params, x[None])[0])(samples),
+            lambda params: jax.vmap(lambda x: combined(params, as_batch(x))[0])(samples),
             params,
             weights,
         )

@@ -8,11 +8,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from ntk_tt.jacobian.layers import Formed, Layer, layers_of
+from ntk_tt.jacobian.layers import Formed, Layer
+from ntk_tt.jacobian.layers_of_taps import layers_of
 from ntk_tt.jacobian.taps import Apply, Directions, backpropagate, leaf_itself
+from ntk_tt.runtime.input_trees import Inputs
 
 
-def layers(apply: Apply, params: PyTree, inputs: Float[Array, "n ..."]) -> list[Layer]:
+def layers(apply: Apply, params: PyTree, inputs: Inputs) -> list[Layer]:
     """All that the gradients of a block of samples are made of, at least one; a leaf's gradient is
     the sum over its layers.
     """
@@ -20,7 +22,7 @@ def layers(apply: Apply, params: PyTree, inputs: Float[Array, "n ..."]) -> list[
 
 
 def outputs_and_layers(
-    apply: Apply, params: PyTree, inputs: Float[Array, "n ..."]
+    apply: Apply, params: PyTree, inputs: Inputs
 ) -> tuple[Float[Array, "n c"], list[Layer]]:
     """The outputs of a block of samples, each computed alone, and `layers`."""
     outputs, _, found = looked_at(apply, params, inputs, None)
@@ -30,7 +32,7 @@ def outputs_and_layers(
 def looked_at(
     apply: Apply,
     params: PyTree,
-    inputs: Float[Array, "n ..."],
+    inputs: Inputs,
     directions: Directions | None,
     given: PyTree = (),
 ) -> tuple[Float[Array, "n c"], Any, list[Layer]]:
@@ -52,7 +54,7 @@ def looked_at(
 
 
 def structured_jacobian(
-    apply: Apply, params: PyTree, inputs: Float[Array, "n ..."]
+    apply: Apply, params: PyTree, inputs: Inputs
 ) -> PyTree[Float[Array, "n c ..."]]:
     """J of a block of samples: a tree like `params`, leaves (n, C, *shape). Equals
     `jacobian_block`, faster.

@@ -20,8 +20,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact, PyTree
 
 from ntk_tt.jacobian import jaxpr as jaxprs
+from ntk_tt.runtime.input_trees import Inputs, as_batch, take
 
-Apply = Callable[[PyTree, Array], Float[Array, "n c"]]
+Apply = Callable[[PyTree, Any], Float[Array, "n c"]]
 # (outputs (C,), what is given of this sample) -> (directions (k, C), anything else)
 Directions = Callable[[Array, PyTree], tuple[Float[Array, "k c"], Any]]
 
@@ -73,7 +74,7 @@ def has_gradients(value: Any) -> bool:
 def backpropagate(
     apply: Apply,
     params: PyTree,
-    inputs: Float[Array, "n ..."],
+    inputs: Inputs,
     directions: Directions | None = None,
     given: PyTree = (),
 ) -> tuple[Float[Array, "n c"], Any, list[Tap]]:
@@ -91,11 +92,11 @@ def backpropagate(
     """
     leaves, tree = jax.tree.flatten(params)
     closed = jaxprs.trace(
-        lambda leaves, x: apply(jax.tree.unflatten(tree, leaves), x[None]).reshape(-1),
+        lambda leaves, x: apply(jax.tree.unflatten(tree, leaves), as_batch(x)).reshape(-1),
         leaves,
-        inputs[0],
+        take(inputs, 0),
     )
-    shapes = _result_shapes(closed, leaves, inputs[0])
+    shapes = _result_shapes(closed, leaves, take(inputs, 0))
     recorded: list[Tap] = []
 
     def one_sample(x, given):
@@ -156,9 +157,9 @@ class _Recorder:
         self.leaves, self.perturbations = leaves, perturbations
         self.taps: list[Tap] = []
 
-    def run(self, closed, x: Array) -> Array:
+    def run(self, closed, x: PyTree) -> Array:
         arguments = [leaf_itself(index) for index in range(len(self.leaves))]
-        (logits,) = self._evaluate(closed.jaxpr, closed.consts, [*arguments, x])
+        (logits,) = self._evaluate(closed.jaxpr, closed.consts, [*arguments, *jax.tree.leaves(x)])
         return self._tap(None, [logits])[0] if isinstance(logits, Source) else logits
 
     def _evaluate(self, jaxpr, consts, arguments: list) -> list:

@@ -13,7 +13,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, PyTree
 
 from ntk_tt.features.feature_options import JacobianPath, check_path
-from ntk_tt.jacobian.layers import Product
+from ntk_tt.jacobian.layers import Lookup, Product
 from ntk_tt.jacobian.network import (
     Apply,
     blocks,
@@ -24,6 +24,7 @@ from ntk_tt.jacobian.network import (
 )
 from ntk_tt.jacobian.self_check import check_pass
 from ntk_tt.jacobian.structured import layers
+from ntk_tt.runtime.input_trees import Inputs, num_samples, placed, shapes, take
 from ntk_tt.runtime.memory import available_bytes, refuse
 from ntk_tt.runtime.progress import Progress, silent
 
@@ -37,8 +38,8 @@ _SMALL = 4096  # numbers of a gradient
 def empirical_ntk(
     apply: Apply,
     params: PyTree,
-    x1: Float[Array | np.ndarray, "n1 ..."],
-    x2: Float[Array | np.ndarray, "n2 ..."] | None = None,
+    x1: Inputs,
+    x2: Inputs | None = None,
     *,
     path: JacobianPath = "structured",
     block_size: int | None = None,
@@ -77,15 +78,13 @@ def empirical_ntk(
         raise ValueError(f"block_size: must be at least 1, got {block_size}")
     for samples in (x1,) if x2 is None else (x1, x2):
         check_pass(apply, params, samples, path=path)
-    parts = partial(_parts, apply, path, max(len(x1), len(columns)))
-    shapes = jax.eval_shape(
-        parts, params, jax.ShapeDtypeStruct((1, *np.shape(x1)[1:]), jnp.asarray(x1[:1]).dtype)
-    )
+    parts = partial(_parts, apply, path, max(num_samples(x1), num_samples(columns)))
+    of_one = jax.eval_shape(parts, params, shapes(x1, 1))
     size = block_size or max(
         1,
-        STRIP_BYTES // sum(shape.size * shape.dtype.itemsize for shape in jax.tree.leaves(shapes)),
+        STRIP_BYTES // sum(shape.size * shape.dtype.itemsize for shape in jax.tree.leaves(of_one)),
     )
-    tile = _tile_samples(shapes, num_outputs)
+    tile = _tile_samples(of_one, num_outputs)
 
     def gradients(inputs, block: slice):
         """The parts of a tile, its activations and signals in memory for a few samples at a
@@ -93,22 +92,29 @@ def empirical_ntk(
         """
         length = block.stop - block.start
         found = [
-            parts(params, jnp.asarray(inputs[each.start + block.start : each.stop + block.start]))
+            parts(
+                params,
+                placed(take(inputs, slice(each.start + block.start, each.stop + block.start))),
+            )
             for each in _even_blocks(length, _BLOCK)
         ]
         return found[0] if len(found) == 1 else _joined(found, length)
 
-    needed, usable = len(x1) * len(columns) * num_outputs**2 * dtype.itemsize, available_bytes()
+    num_rows, num_columns = num_samples(x1), num_samples(columns)
+    needed, usable = (
+        num_rows * num_columns * num_outputs**2 * dtype.itemsize,
+        available_bytes(),
+    )
     if needed > usable:
         refuse(
-            f"Θ of {len(x1)} × {len(columns)} samples and {num_outputs} outputs",
+            f"Θ of {num_rows} × {num_columns} samples and {num_outputs} outputs",
             needed,
             usable,
             "take fewer samples, or features (jacobian_features), whose products need no Θ",
         )
     # every number is written
-    ntk = _aligned((len(x1), num_outputs, len(columns), num_outputs), dtype)
-    rows, others = _strips(len(x1), size, tile), _strips(len(columns), size, tile)
+    ntk = _aligned((num_rows, num_outputs, num_columns, num_outputs), dtype)
+    rows, others = _strips(num_rows, size, tile), _strips(num_columns, size, tile)
     pairs = [
         (i, j) for i in range(len(rows)) for j in range(len(others)) if x2 is not None or j <= i
     ]
@@ -164,7 +170,7 @@ def _parts(
     path: JacobianPath,
     num_samples: int,
     params: PyTree,
-    inputs: Float[Array, "n ..."],
+    inputs: Inputs,
 ) -> tuple[list[_Factors], list[Float[Array, "n c s"]]]:
     """All that the inner products of a block's gradients need: factors where a Gram block is
     cheaper, else gradients.
@@ -178,6 +184,8 @@ def _parts(
     gradients: dict[int, Array] = {}
     for layer in found:
         index = layer.source.leaf
+        if isinstance(layer, Lookup):
+            layer = layer.as_product()
         if isinstance(layer, Product) and used[index] == 1 and layer.source.keeps_inner_products:
             if layer.prefers_gram_block(num_samples):
                 factors.append(

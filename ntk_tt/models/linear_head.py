@@ -4,15 +4,15 @@ import dataclasses
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree, Shaped
+from jaxtyping import Array, Float, PyTree
 
 from ntk_tt.jacobian.jaxpr import arguments_used, trace
 from ntk_tt.jacobian.last_product import LastProduct, last_product, operand_of
 from ntk_tt.jacobian.network import compiled_logits
 from ntk_tt.models.heads import part
 from ntk_tt.models.model import Apply, Model
+from ntk_tt.runtime.input_trees import Inputs, num_samples, placed, take
 from ntk_tt.runtime.parameter_names import named_leaves
 
 _TOLERANCE = 2e-2  # of products in half precision; what is arranged otherwise is off by all of it
@@ -89,23 +89,19 @@ class Embeddings:
     apply: Apply
     weight: str
 
-    def __call__(
-        self, params: PyTree, inputs: Shaped[Array | np.ndarray, "n ..."]
-    ) -> Float[Array, "n f"]:
+    def __call__(self, params: PyTree, inputs: Inputs) -> Float[Array, "n f"]:
         product = _traced(self.apply, params, inputs)
         names = list(named_leaves(params))
         if product is None or names[product.weight] != self.weight:
             raise ValueError(
-                f"apply: with inputs of shape {inputs.shape} the network does not end in a product "
-                f"with {self.weight!r}, though with others it does; name its head, or take "
+                f"apply: with inputs of shape {_shape_of(inputs)} the network does not end in a "
+                f"product with {self.weight!r}, though with others it does; name its head, or take "
                 "expand(…, head=False)"
             )
-        return operand_of(product, [*jax.tree.leaves(params), inputs], len(inputs))
+        return operand_of(product, [*jax.tree.leaves((params, inputs))], num_samples(inputs))
 
 
-def find_head(
-    apply: Apply, params: PyTree, inputs: Shaped[Array | np.ndarray, "n ..."]
-) -> tuple[Head, Embeddings] | None:
+def find_head(apply: Apply, params: PyTree, inputs: Inputs) -> tuple[Head, Embeddings] | None:
     """The linear head of a network, and the network before it, found in its trace.
 
     It is the product of a matrix of the parameters with what the inputs made, and perhaps a bias
@@ -125,13 +121,13 @@ def find_head(
     """
     leaves = named_leaves(params)
     names = list(leaves)
-    product = _traced(apply, params, inputs[:2])
+    product = _traced(apply, params, take(inputs, slice(2)))
     if product is None:
         return None
     embeddings = Embeddings(apply, names[product.weight])
     of_head = [names[product.weight]] + ([] if product.bias is None else [names[product.bias]])
     try:
-        used, reads_inputs = leaves_used(embeddings, params, inputs[:2])
+        used, reads_inputs = leaves_used(embeddings, params, take(inputs, slice(2)))
     except ValueError:
         return None  # not one row a sample
     if not reads_inputs or len({*of_head}) < len(of_head) or used & {*of_head}:
@@ -150,9 +146,7 @@ def find_head(
     return None
 
 
-def leaves_used(
-    apply: Apply, params: PyTree, inputs: Shaped[Array | np.ndarray, "n ..."]
-) -> tuple[frozenset[str], bool]:
+def leaves_used(apply: Apply, params: PyTree, inputs: Inputs) -> tuple[frozenset[str], bool]:
     """The names of the parameters that a function's result depends on, and whether it depends on
     the inputs.
     """
@@ -160,13 +154,18 @@ def leaves_used(
     traced = trace(
         lambda leaves, inputs: apply(jax.tree.unflatten(tree, leaves), inputs),
         leaves,
-        jnp.asarray(inputs),
+        placed(inputs),
     )
-    *used, reads_inputs = arguments_used(traced)
     names = named_leaves(params)
+    are_used = arguments_used(traced)
+    used, reads_inputs = are_used[: len(names)], any(are_used[len(names) :])
     return frozenset(
         name for name, is_used in zip(names, used, strict=True) if is_used
     ), reads_inputs
+
+
+def _shape_of(inputs: Inputs) -> Any:
+    return jax.tree.map(lambda leaf: leaf.shape, inputs)
 
 
 def _traced(apply: Apply, params: PyTree, inputs: Any) -> LastProduct | None:

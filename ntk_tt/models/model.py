@@ -23,7 +23,7 @@ from ntk_tt.models.switches import (
 )
 from ntk_tt.runtime.parameter_names import named_leaves, path_name
 
-Apply = Callable[[PyTree, Array], Array]
+Apply = Callable[[PyTree, Any], Array]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

@@ -12,6 +12,7 @@ from ntk_tt.prediction.margin import PredictedPath, margin_on_the_way, predicted
 from ntk_tt.prediction.residual import linearization_residual
 from ntk_tt.prediction.safe_rate import safe_learning_rate
 from ntk_tt.prediction.verdict import Trust, Verdict, judge
+from ntk_tt.runtime.input_trees import Inputs
 from ntk_tt.runtime.progress import Progress, silent
 from ntk_tt.surrogate.problem import Problem
 from ntk_tt.targets import chance_loss
@@ -31,7 +32,7 @@ def assess(
     problem: Problem,
     apply: Apply,
     params: PyTree,
-    inputs: Float[Array | np.ndarray, "n ..."],
+    inputs: Inputs,
     labels: Int[Array | np.ndarray, " n"] | Float[Array | np.ndarray, "n c"],
     optimizer: OptimizerConfig,
     num_steps: int,

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int, Key
 from ntk_tt.features.feature_options import DEFAULT_OPTIONS, FeatureOptions
 from ntk_tt.losses import LossName
 from ntk_tt.models.model import Model
+from ntk_tt.runtime.input_trees import take
 from ntk_tt.targets import smoothed
 
 
@@ -21,7 +22,7 @@ class Finetuning:
 
     Attributes:
         model: the network, with the head that training begins with.
-        inputs: (N, ...), as the network takes them.
+        inputs: (N, ...), as the network takes them, or a tree of such arrays.
         labels: (N,) classes, or (N, C) real targets for `mse`.
         loss: `ce` or `mse`.
         options: how passes over the data run.
@@ -52,7 +53,7 @@ class Finetuning:
 
     @property
     def num_outputs(self) -> int:
-        shape = jax.eval_shape(self.model.apply, self.model.params, self.inputs[:1])
+        shape = jax.eval_shape(self.model.apply, self.model.params, take(self.inputs, slice(1)))
         return int(shape.shape[-1]) if shape.ndim > 1 else int(shape.size)
 
     @property

@@ -16,6 +16,7 @@ from ntk_tt.features.feature_options import DEFAULT_OPTIONS, FeatureOptions, tak
 from ntk_tt.losses import LossName
 from ntk_tt.models.model import Model
 from ntk_tt.optimizer import OptimizerConfig, check_num_seeds, check_num_steps
+from ntk_tt.runtime.input_trees import Inputs, num_samples
 from ntk_tt.runtime.progress import Progress, silent
 from ntk_tt.surrogate.expansion import expand
 from ntk_tt.surrogate.small_network import SmallNetwork
@@ -55,7 +56,7 @@ def affordable_steps(num_samples: int, batch_size: int, num_directions: int) -> 
 @takes_former_keywords
 def predict_after(
     model: Model,
-    inputs: Float[Array | np.ndarray, "n ..."],
+    inputs: Inputs,
     labels: Int[Array | np.ndarray, " n"] | Float[Array | np.ndarray, "n c"],
     optimizer: OptimizerConfig,
     num_steps: int,
@@ -89,12 +90,12 @@ def predict_after(
     """
     check_num_steps(num_steps, least=2)
     check_num_seeds(num_seeds)
-    num_samples = len(inputs)
-    batch_size = optimizer.checked_batch_size(num_samples)
+    count = num_samples(inputs)
+    batch_size = optimizer.checked_batch_size(count)
     if first_steps is None:
         first_steps = min(
             max(1, num_steps // 4),
-            affordable_steps(num_samples, batch_size, _BACKWARD_PASSES),
+            affordable_steps(count, batch_size, _BACKWARD_PASSES),
         )
     if not 1 <= first_steps < num_steps:
         raise ValueError(
@@ -130,10 +131,10 @@ def predict_after(
     steps = record_steps(num_steps, record_every)
     # the replay's own count starts after the real steps
     every = math.gcd(record_every, first_steps)
-    count = 1 if optimizer.is_full_batch(num_samples) else num_seeds
+    num_runs = 1 if optimizer.is_full_batch(count) else num_seeds
     trajectories = []
-    for each in jax.random.split(key, count):
-        batches = batch_indices(num_samples, optimizer, num_steps - first_steps, each)
+    for each in jax.random.split(key, num_runs):
+        batches = batch_indices(count, optimizer, num_steps - first_steps, each)
         replayed = replay(
             problem,
             optimizer,

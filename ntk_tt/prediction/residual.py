@@ -11,6 +11,8 @@ from jaxtyping import Array, Float, Int, PyTree
 from ntk_tt.jacobian.network import Apply, logits_and_tangent
 from ntk_tt.losses import LossName
 from ntk_tt.optimizer import OptimizerConfig
+from ntk_tt.runtime import input_trees
+from ntk_tt.runtime.input_trees import Inputs
 from ntk_tt.training import finetune
 
 RESIDUAL_STEPS = 5
@@ -35,7 +37,7 @@ class Residual(NamedTuple):
 def linearization_residual(
     apply: Apply,
     params: PyTree,
-    inputs: Float[Array | np.ndarray, "n ..."],
+    inputs: Inputs,
     labels: Int[Array | np.ndarray, " n"] | Float[Array | np.ndarray, "n c"],
     optimizer: OptimizerConfig,
     *,
@@ -56,9 +58,10 @@ def linearization_residual(
     Raises:
         ValueError: an argument out of range.
     """
-    count = min(num_samples, len(inputs))
-    chosen = np.sort(np.random.default_rng(seed).choice(len(inputs), count, replace=False))
-    x, y = jnp.asarray(inputs)[chosen], np.asarray(labels)[chosen]
+    given = input_trees.num_samples(inputs)
+    count = min(num_samples, given)
+    chosen = np.sort(np.random.default_rng(seed).choice(given, count, replace=False))
+    x, y = _chosen(inputs, chosen), np.asarray(labels)[chosen]
     batch_size = (
         None
         if optimizer.batch_size is None or optimizer.batch_size >= count
@@ -90,3 +93,8 @@ def linearization_residual(
             ),
         )
     return Residual(value, value * growth, seconds)
+
+
+def _chosen(inputs: Inputs, rows: np.ndarray) -> Inputs:
+    found = input_trees.take(input_trees.placed(inputs), rows)
+    return input_trees.cut(found)

@@ -19,12 +19,12 @@ from ntk_tt.report.document import write_json
 from ntk_tt.report.figure import draw_report, plot_report
 from ntk_tt.report.parts import document_of, level_part
 from ntk_tt.report.text import report_text, sentence
+from ntk_tt.runtime.input_trees import Inputs, in_order_of_length, on_host
 from ntk_tt.targets import check_smoothing
 from ntk_tt.times.crossing import DEFAULT_THRESHOLDS, check_thresholds
 from ntk_tt.times.levels import Level
 from ntk_tt.training import TrainingRun
 
-Inputs = Float[Array | np.ndarray, "n ..."]
 Labels = Int[Array | np.ndarray, " n"] | Float[Array | np.ndarray, "n c"]
 Setting = OptimizerConfig | Transformation
 
@@ -253,10 +253,11 @@ def prepare(
             memory than there is.
     """
     check_smoothing(label_smoothing, loss)
+    inputs, labels = in_order_of_length(on_host(inputs), np.asarray(labels))
     what = Finetuning(
         model,
-        np.asarray(inputs),
-        np.asarray(labels),
+        inputs,
+        labels,
         loss,
         options,
         seed,

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 SAMPLES = "samples"
 _SHARDED, _REPLICATED = PartitionSpec(SAMPLES), PartitionSpec()
@@ -70,7 +70,7 @@ def zeros(shape: tuple[int, ...], dtype: Any, mesh: Mesh) -> Array:
     return jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=NamedSharding(mesh, _SHARDED))()
 
 
-def compiled(function: Callable, mesh: Mesh, params: Any, block: jax.ShapeDtypeStruct) -> Callable:
+def compiled(function: Callable, mesh: Mesh, params: Any, block: PyTree) -> Callable:
     """`function(params, block)` compiled for every device's part of the block; `params` may be
     given as they are.
     """
@@ -78,7 +78,9 @@ def compiled(function: Callable, mesh: Mesh, params: Any, block: jax.ShapeDtypeS
     shapes = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere), params
     )
-    part = jax.ShapeDtypeStruct(block.shape, block.dtype, sharding=spread)
+    part = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=spread), block
+    )
     return _Replicating(
         jax.jit(on_each_device(function, mesh, sharded=(False, True)))
         .lower(shapes, part)
@@ -95,7 +97,7 @@ class _Replicating:
         self.memory_analysis = function.memory_analysis
         self._given, self._placed = None, None
 
-    def __call__(self, params: Any, block: Array) -> Array:
+    def __call__(self, params: Any, block: PyTree) -> Array:
         if self._given is not params:
             self._given, self._placed = (
                 params,

@@ -23,6 +23,7 @@ from ntk_tt.jacobian.self_check import check_pass
 from ntk_tt.models.linear_head import Head, find_head, leaves_used, named_head
 from ntk_tt.models.model import Model
 from ntk_tt.runtime import sharding
+from ntk_tt.runtime.input_trees import Inputs, block_of, num_samples, take
 from ntk_tt.runtime.parameter_names import named_leaves
 
 _TOLERANCE = 2e-3  # of sums in single precision, where ReLUs may change sides
@@ -60,37 +61,35 @@ class Backbone:
             if leaf.size and not (self.head and name in self.head.names)
         }
 
-    def outputs(
-        self, inputs: Float[Array | np.ndarray, "n ..."], params: PyTree | None = None
-    ) -> Float[Array, "n f"]:
+    def outputs(self, inputs: Inputs, params: PyTree | None = None) -> Float[Array, "n f"]:
         """Of all inputs, at these parameters (w₀ where none are given)."""
         at, dtype = self.params if params is None else params, working_type(self.params)
-        size = min(self.BLOCK, len(inputs))
+        size = min(self.BLOCK, num_samples(inputs))
         parts = []
-        for block in blocks(len(inputs), size):
-            start = min(block.start, len(inputs) - size)
-            found = compiled_logits(self.apply, at, np.asarray(inputs[start : start + size]))
+        for block in blocks(num_samples(inputs), size):
+            start = min(block.start, num_samples(inputs) - size)
+            found = compiled_logits(self.apply, at, block_of(inputs, slice(start, start + size)))
             parts.append(np.asarray(found)[block.start - start :].astype(dtype))
         return jnp.asarray(np.concatenate(parts))
 
     def pull(
         self,
         params: PyTree,
-        inputs: Float[Array | np.ndarray, "n ..."],
+        inputs: Inputs,
         cotangents: Float[Array | np.ndarray, "n f"],
     ) -> PyTree:
         """Σᵢ (∂outputs/∂w)ᵀ cᵢ at some parameters: one pass of training's kind."""
-        size = min(self.BLOCK, len(inputs))
+        size = min(self.BLOCK, num_samples(inputs))
         # sums of half precision would lose the small ones
         total: Any = jax.tree.map(
             lambda leaf: np.zeros(leaf.shape, jnp.promote_types(leaf.dtype, jnp.float32)), params
         )
         cotangents = np.asarray(cotangents)
-        for block in blocks(len(inputs), size):
-            start = min(block.start, len(inputs) - size)
+        for block in blocks(num_samples(inputs), size):
+            start = min(block.start, num_samples(inputs) - size)
             new = np.arange(size) >= block.start - start  # the last block is moved back
             part_of = cotangents[start : start + size] * new[:, None]
-            taken = np.asarray(inputs[start : start + size])
+            taken = block_of(inputs, slice(start, start + size))
             total = _pull(self.apply, params, taken, part_of, total)
         return total
 
@@ -100,7 +99,7 @@ class Backbone:
         outputs: Float[Array, "m f"],
         few: np.ndarray,
         entries: Entries,
-        inputs: Float[Array | np.ndarray, "n ..."],
+        inputs: Inputs,
     ) -> None:
         """Hold what a pass made of each sample alone against the network on whole batches: outputs,
         and derivatives along a random combination of directions.
@@ -114,14 +113,14 @@ class Backbone:
         batch, read = np.asarray(outputs), sharding.whole(found.outputs)
         alone = read[few]
         right = np.abs(alone - batch).max() <= _TOLERANCE * max(np.abs(batch).max(), 1e-30)
-        size = min(self.BLOCK, len(inputs))
+        size = min(self.BLOCK, num_samples(inputs))
         directions, jacobian = (
             sharding.whole(each[:size]) for each in (found.directions, found.jacobian)
         )
         signs = np.random.default_rng(0).choice([-1.0, 1.0], directions.shape[:2])
         signs = signs.astype(directions.dtype)
         cotangents = np.einsum("nk,nkf->nf", signs, directions)
-        pulled = named_leaves(self.pull(self.params, inputs[:size], cotangents))
+        pulled = named_leaves(self.pull(self.params, take(inputs, slice(size)), cotangents))
         mine = np.einsum("nk,nkd->d", signs, jacobian)
         errors, norms, start = [], [], 0
         for name, index in entries.items():
@@ -133,7 +132,7 @@ class Backbone:
         if right and np.all(errors <= 4 * _TOLERANCE * bounds):
             return
         # the longer way, which knows of rounding and says what is wrong
-        outputs = jnp.asarray(read[: len(inputs)])
+        outputs = jnp.asarray(read[: num_samples(inputs)])
         check_pass(self.apply, self.params, inputs, outputs=outputs)
         for name, error, bound in zip(entries, errors, bounds, strict=True):
             if not error <= _ANOTHERS * bound:  # the longer way does not know of the sample
@@ -152,7 +151,7 @@ def _pull(apply, params, inputs, cotangents, total):
 
 def split(
     model: Model,
-    inputs: Float[Array | np.ndarray, "n ..."],
+    inputs: Inputs,
     *,
     with_head: bool,
     options: FeatureOptions,
@@ -167,7 +166,7 @@ def split(
     whole = Backbone(options.rounded(model.apply), model.params)
     if not with_head:
         return whole
-    few = np.asarray(inputs[: Backbone.BLOCK])
+    few = block_of(inputs, slice(Backbone.BLOCK))
     head, features = named_head(model), model.apply_features
     is_named = head is not None and features is not None
     if head is None or features is None:

@@ -27,6 +27,7 @@ from ntk_tt.jacobian.network import check_features, check_logits, check_network,
 from ntk_tt.losses import LossName
 from ntk_tt.models.model import Model
 from ntk_tt.runtime import sharding
+from ntk_tt.runtime.input_trees import Inputs, num_samples, on_host, take
 from ntk_tt.runtime.memory import affordable_projections, available_bytes, refuse
 from ntk_tt.runtime.parameter_names import named_leaves
 from ntk_tt.runtime.progress import Progress, silent
@@ -45,7 +46,7 @@ MAX_BYTES = 4 << 30
 @takes_former_keywords
 def expand(
     model: Model,
-    inputs: Float[Array | np.ndarray, "n ..."],
+    inputs: Inputs,
     labels: Int[Array | np.ndarray, " n"] | Float[Array | np.ndarray, "n c"],
     *,
     head: bool = True,
@@ -96,9 +97,10 @@ def expand(
     losses.check_loss(loss)
     if not 0 < fall < 1:
         raise ValueError(f"fall: must lie strictly between 0 and 1, got {fall}")
-    if len(inputs) != len(labels):
-        raise ValueError(f"labels: there are {len(labels)} for {len(inputs)} inputs; give one each")
-    inputs = np.asarray(inputs)  # each slice of a JAX array would be a program of its own
+    count = num_samples(inputs)
+    if count != len(labels):
+        raise ValueError(f"labels: there are {len(labels)} for {count} inputs; give one each")
+    inputs = on_host(inputs)
     num_outputs = check_network(model.apply, model.params, inputs)
     if loss == "ce" and num_outputs == 1:
         raise ValueError("loss: cross-entropy needs at least two outputs; use loss='mse' with one")
@@ -106,20 +108,20 @@ def expand(
     dtype = working_type(model.params)
     targets = losses.encode_targets(labels, num_outputs, dtype, loss=loss)
     of_sample, of_directions = jax.random.split(jax.random.key(0) if key is None else key)
-    few = np.unique(np.linspace(0, len(inputs) - 1, _PILOT).astype(int))
-    looked = backbone.outputs(inputs[few])
+    few = np.unique(np.linspace(0, count - 1, _PILOT).astype(int))
+    looked = backbone.outputs(take(inputs, few))
     check_logits(looked)
     path = _path(backbone, looked, targets[few], loss)
     rule, dropped = _rule(backbone, looked, targets[few], path, loss, num_directions)
     number = rule.number(looked.shape[1])
-    on_device = len(inputs) if mesh is None else sharding.samples_per_device(len(inputs), mesh)
+    on_device = count if mesh is None else sharding.samples_per_device(count, mesh)
     num_entries, wanted = _num_entries(
         backbone, options, on_device, number, targets.dtype.itemsize, curvature=curvature
     )
     sample = _sample(
         backbone,
         rule,
-        inputs[few],
+        take(inputs, few),
         looked,
         targets[few],
         path,
@@ -127,7 +129,7 @@ def expand(
         of_sample,
     )
     entries = {name: jnp.asarray(index, jnp.int32) for name, index in sample.entries.items()}
-    whole = len(inputs) * (2 if curvature else 1)
+    whole = count * (2 if curvature else 1)
     found = sampled_pass(
         backbone.apply,
         rule,
@@ -141,11 +143,11 @@ def expand(
         mesh=mesh,
         progress=lambda done, _: progress(done, whole),
     )
-    check_logits(sharding.whole(found.outputs)[: len(inputs)])
+    check_logits(sharding.whole(found.outputs)[:count])
     check_features(found.jacobian)
     backbone.check(found, looked, few, entries, inputs)
     pilot = len(few) * 2 + backbone.BLOCK * _PILOT_BLOCKS * 2
-    passes = 1 + found.directions.shape[1] + pilot / len(inputs)
+    passes = 1 + found.directions.shape[1] + pilot / count
     small = SmallNetwork(
         small_tree(model.params, entries, backbone.head),
         _sampled(model.params, sample),
@@ -177,7 +179,7 @@ def expand(
         fall=fall,
         way=way,
         block_size=options.block_size,
-        progress=lambda done, _: progress(len(inputs) + done, whole),
+        progress=lambda done, _: progress(count + done, whole),
     )
 
 
@@ -286,13 +288,13 @@ def _sample(
     keys = jax.random.split(of_directions, len(outputs))
     directions = _directions(rule, outputs, targets, keys, path)
     squares: dict[str, Any] = dict.fromkeys(leaves, 0.0)
-    size = min(backbone.BLOCK, len(inputs))
-    starts = np.linspace(0, len(inputs) - size, _PILOT_BLOCKS).astype(int)
+    size = min(backbone.BLOCK, len(outputs))
+    starts = np.linspace(0, len(outputs) - size, _PILOT_BLOCKS).astype(int)
     for start, own in zip(starts, jax.random.split(of_signs, _PILOT_BLOCKS), strict=True):
         block = slice(int(start), int(start) + size)
         signs = jax.random.rademacher(own, directions[block].shape[:2], directions.dtype)
         cotangents = jnp.einsum("nk,nkf->nf", signs, directions[block])
-        pulled = named_leaves(backbone.pull(backbone.params, inputs[block], cotangents))
+        pulled = named_leaves(backbone.pull(backbone.params, take(inputs, block), cotangents))
         for name in squares:
             squares[name] = squares[name] + np.square(np.asarray(pulled[name], np.float64)).ravel()
     return draw(squares, num_entries, key=of_draw, importance="both")

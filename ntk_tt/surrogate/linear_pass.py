@@ -25,6 +25,7 @@ from ntk_tt.jacobian.self_check import check_pass
 from ntk_tt.kernels.choice import Space, kernel_from, kernel_from_store
 from ntk_tt.kernels.operators import ContrastKernel
 from ntk_tt.losses import LossName, check_loss, encode_targets
+from ntk_tt.runtime.input_trees import Inputs, num_samples
 from ntk_tt.runtime.memory import available_bytes, format_bytes
 from ntk_tt.runtime.progress import Progress, silent
 from ntk_tt.runtime.sharding import replicate
@@ -35,7 +36,7 @@ from ntk_tt.surrogate.linear import LinearizedProblem
 def linearize(
     apply: Apply,
     params: PyTree,
-    inputs: Float[Array | np.ndarray, "n ..."],
+    inputs: Inputs,
     labels: Int[Array | np.ndarray, " n"] | Float[Array | np.ndarray, "n c"],
     *,
     loss: LossName = "ce",
@@ -79,8 +80,9 @@ def linearize(
     Cost: that of `jacobian_features`, and of Θ in the dual space.
     """
     check_loss(loss)
-    if len(inputs) != len(labels):
-        raise ValueError(f"labels: there are {len(labels)} for {len(inputs)} inputs; give one each")
+    count = num_samples(inputs)
+    if count != len(labels):
+        raise ValueError(f"labels: there are {len(labels)} for {count} inputs; give one each")
     num_outputs = check_network(apply, params, inputs)
     if loss == "ce" and num_outputs == 1:
         raise ValueError("loss: cross-entropy needs at least two outputs; use loss='mse' with one")
@@ -103,7 +105,7 @@ def linearize(
         num_kept = features.shape[2]
         kernel = kernel_from_store(
             features,
-            (len(inputs), num_outputs if basis is None else basis.shape[1]),
+            (count, num_outputs if basis is None else basis.shape[1]),
             space,
             usable if options.memory is None else options.memory,
             usable,
@@ -123,9 +125,9 @@ def linearize(
         )
         found = compute_features(plan, params, inputs, progress=progress)
         check_features(found)
-        note = sketch_note(found, len(inputs), plan.wanted_projections)
-        kernel = kernel_from(found, len(inputs), space, mesh, usable)
-        num_rows = len(inputs) * plan.num_outputs
+        note = sketch_note(found, count, plan.wanted_projections)
+        kernel = kernel_from(found, count, space, mesh, usable)
+        num_rows = count * plan.num_outputs
         if space == "auto" and kernel.space == "primal" and plan.num_projections > num_rows:
             note += (
                 f"{note and '; '}memory: Θ of {num_rows} rows would take "

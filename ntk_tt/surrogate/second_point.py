@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Key, PyTree
 from ntk_tt.features.own_directions import HeadPath, OwnDirections
 from ntk_tt.features.sampled_pass import Entries, sampled_pass
 from ntk_tt.models.linear_head import Head
+from ntk_tt.runtime.input_trees import Inputs, num_samples, take
 from ntk_tt.runtime.parameter_names import named_leaves
 from ntk_tt.runtime.progress import Progress, silent
 from ntk_tt.runtime.sharding import whole
@@ -43,7 +44,7 @@ def with_bend(
     backbone: Backbone,
     rule: OwnDirections,
     entries: Entries,
-    inputs: Float[Array | np.ndarray, "n ..."],
+    inputs: Inputs,
     path: HeadPath,
     key: Key[Array, ""],
     *,
@@ -61,7 +62,7 @@ def with_bend(
     """
     state, pushed = path_to(small, fall) if way is None else path_along(small, way, fall)
     pushed, directions = whole(pushed), whole(small.directions)
-    cotangents = np.einsum("nk,nkf->nf", pushed, directions)[: len(inputs)]
+    cotangents = np.einsum("nk,nkf->nf", pushed, directions)[: num_samples(inputs)]
     displacement = backbone.pull(backbone.params, inputs, cotangents)
     if backbone.head is not None:
         displacement = _without(displacement, backbone.head)
@@ -69,7 +70,7 @@ def with_bend(
         displacement = _as_moved(small, state, displacement, entries)
     if not np.any(_sampled_entries(displacement, entries)):
         return small  # a dead backbone does not move
-    few = inputs[: 4 * backbone.BLOCK]
+    few = take(inputs, slice(4 * backbone.BLOCK))
     moved = backbone.params
     for _ in range(_HALVINGS):
         moved = jax.tree.map(
@@ -89,7 +90,7 @@ def with_bend(
         small.targets,
         path,
         key,
-        directions=directions[: len(inputs)],
+        directions=directions[: num_samples(inputs)],
         block_size=block_size,
         mesh=small.mesh,
         progress=progress,
