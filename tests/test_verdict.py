@@ -100,9 +100,7 @@ def test_a_verdict_just_below_the_rate_that_it_called_safe_does_not_take_that_ba
         second.stability_margin <= safe_rate.CLOSE_TO_ONE
         or margin_on_the_way(problem, beyond, STEPS) < 1
     )
-    assert second.largest_safe_learning_rate == pytest.approx(
-        first.largest_safe_learning_rate, rel=0.25
-    )
+    assert second.largest_safe_learning_rate > 0.75 * first.largest_safe_learning_rate
     assert first.safe_rate_by == "kernel on its way"
 
 
