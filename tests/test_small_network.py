@@ -588,7 +588,7 @@ def test_few_entries_and_directions_are_near_all(data):
         options=ntk_tt.FeatureOptions(num_projections=200),
         key=jax.random.key(2),
     )
-    assert few.directions.shape[1] == 3
+    assert few.directions.shape[1] == 4
     assert 0 <= float(few.dropped) < 0.2
     assert few.num_projections is not None
     assert few.num_projections == pytest.approx(200, rel=0.1)

@@ -1,23 +1,21 @@
-"""The pass over the data behind a surrogate: along a few directions of each sample's own, the
-derivatives of its outputs in a sample of the parameters.
+"""The pass over the data behind a surrogate: along a few directions, the derivatives of each
+sample's outputs in a sample of the parameters.
 """
 
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, Key, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
-from ntk_tt.features.own_directions import HeadPath, OwnDirections
 from ntk_tt.jacobian.layers import Formed, Layer
 from ntk_tt.jacobian.network import Apply, blocks
 from ntk_tt.jacobian.structured import looked_at
 from ntk_tt.runtime import sharding
-from ntk_tt.runtime.input_trees import Inputs, block_of, num_samples, on_host, take
+from ntk_tt.runtime.input_trees import Inputs, block_of, num_samples, on_host
 from ntk_tt.runtime.memory import available_bytes
 from ntk_tt.runtime.parameter_names import named_leaves
 from ntk_tt.runtime.progress import Progress, silent
@@ -36,7 +34,7 @@ class Looked(NamedTuple):
 
     Attributes:
         outputs: (N, F), embeddings or logits.
-        directions: U (N, k, F), as the rule gives them.
+        directions: U (N, k, F), as they were given.
         jacobian: Ψ (N, k, D'), of U times the outputs, in the sampled entries.
     """
 
@@ -47,15 +45,11 @@ class Looked(NamedTuple):
 
 def sampled_pass(
     apply: Apply,
-    rule: OwnDirections,
     params: PyTree,
     entries: Entries,
     inputs: Inputs,
-    targets: Float[Array, "n c"],
-    path: HeadPath,
-    key: Key[Array, ""],
+    directions: Float[Array | np.ndarray, "n k f"],
     *,
-    directions: Float[Array | np.ndarray, "n k f"] | None = None,
     block_size: int | None = None,
     mesh: Mesh | None = None,
     progress: Progress = silent,
@@ -64,50 +58,38 @@ def sampled_pass(
 
     Args:
         apply: `(params, inputs) -> outputs (N, F)`.
-        rule: gives each sample its directions.
         params: the weights at which the network is expanded.
         entries: of each parameter the flat indices that are sampled; parameters that are left out
             have none.
-        targets, path, key: what the rule goes by.
-        directions: known ones, at a second point; None lets the rule find them.
+        directions: U, of each sample; their type is that of what is found.
         block_size: samples at a time on each device; None plans it.
         mesh: of `ntk_tt.runtime.sharding.sample_mesh`; what is found then lies over its devices,
             filled up with zeros to as many samples on each.
 
     Cost: one forward and k backward passes through activations a sample, and a dot product over
     positions for each entry and direction. The program is compiled once for all calls with the same
-    `apply`, rule and shapes.
+    `apply` and shapes.
     """
     count, devices = num_samples(inputs), 1 if mesh is None else mesh.size
     on_device = -(-count // devices)
-    size = min(block_size or _block_samples(apply, rule, params, inputs, targets, path), on_device)
-    inputs, wanted = on_host(inputs), np.asarray(targets)
-    unknown = np.zeros((1, *_shape_of_directions(apply, rule, params, inputs)), wanted.dtype)
-    known = None if directions is None else np.asarray(directions)
+    size = min(block_size or _block_samples(apply, params, inputs, directions), on_device)
+    inputs, directions = on_host(inputs), np.asarray(directions)
     if mesh is not None:
         place = functools.partial(sharding.replicate, mesh=mesh)
-        params, entries, path = jax.tree.map(place, (params, entries, path))
+        params, entries = jax.tree.map(place, (params, entries))
     found: Any = None
     for block in blocks(on_device, size):
         start = min(block.start, on_device - size)
         rows = np.arange(start, start + size)
         if mesh is not None:
             rows = sharding.device_rows(count, mesh, start, size)
-        given = (
-            wanted[rows],
-            rows.astype(np.int32),
-            np.repeat(unknown, len(rows), 0) if known is None else known[rows],
-            np.full(len(rows), known is not None),
-        )
-        taken = block_of(inputs, rows)
+        given = block_of(inputs, rows), directions[rows]
         if mesh is None:
-            looked = _look(apply, rule, params, entries, taken, given, path, key)
+            looked = _look(apply, params, entries, *given)
         else:
             is_own = sharding.is_own(count, mesh, start, size)
-            spread = jax.tree.map(
-                functools.partial(sharding.shard, mesh=mesh), (taken, given, is_own)
-            )
-            looked = _look_on(apply, rule, mesh, params, entries, *spread, path, key)
+            spread = jax.tree.map(functools.partial(sharding.shard, mesh=mesh), (*given, is_own))
+            looked = _look_on(apply, mesh, params, entries, *spread)
         if found is None:
             found = jax.tree.map(lambda leaf: _zeros(leaf, on_device * devices, mesh), looked)
         found = (
@@ -136,16 +118,10 @@ def _write_on(mesh, found, block, start):
     return sharding.on_each_device(_written, mesh, sharded=(True, True, False))(found, block, start)
 
 
-def _shape_of_directions(apply, rule, params, inputs) -> tuple[int, int]:
-    width = jax.eval_shape(apply, params, take(inputs, slice(1))).size
-    return rule.number(width), width
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _look(apply, rule, params, entries, inputs, given, path, key):
-    of_sample = _directions(rule, path, key)
-    outputs, directions, layers = looked_at(apply, params, inputs, of_sample, given)
-    dtype = given[0].dtype
+@functools.partial(jax.jit, static_argnums=0)
+def _look(apply, params, entries, inputs, directions):
+    outputs, _, layers = looked_at(apply, params, inputs, _as_given, directions)
+    dtype = directions.dtype
     columns = _columns(params, entries, layers, dtype)
     rows = directions.shape[:2]
     parts = [
@@ -156,31 +132,24 @@ def _look(apply, rule, params, entries, inputs, given, path, key):
     return Looked(outputs.astype(dtype), directions, jacobian)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _look_on(apply, rule, mesh, params, entries, inputs, given, is_own, path, key):
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _look_on(apply, mesh, params, entries, inputs, directions, is_own):
     """`_look` on each device, of its own samples; of what fills them up there is nothing."""
 
-    def local(params, entries, inputs, given, is_own, path, key):
-        looked = _look(apply, rule, params, entries, inputs, given, path, key)
+    def local(params, entries, inputs, directions, is_own):
+        looked = _look(apply, params, entries, inputs, directions)
         return jax.tree.map(
             lambda leaf: jnp.where(is_own.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, 0), looked
         )
 
-    spread = (False, False, True, True, True, False, False)
+    spread = (False, False, True, True, True)
     return sharding.on_each_device(local, mesh, sharded=spread)(
-        params, entries, inputs, given, is_own, path, key
+        params, entries, inputs, directions, is_own
     )
 
 
-def _directions(rule: OwnDirections, path: HeadPath, key: Key[Array, ""]) -> Callable:
-    def of_sample(outputs, given):
-        target, number, known, is_known = given
-        own = jax.random.fold_in(key, number)
-        found = rule(outputs.astype(target.dtype), target, own, path)
-        chosen = jnp.where(is_known, known, found)
-        return chosen, chosen
-
-    return of_sample
+def _as_given(_, directions):
+    return directions, ()
 
 
 def _columns(
@@ -213,22 +182,18 @@ def _usual(inputs: Inputs) -> Inputs:
     return block_of(inputs, slice(middle, middle + 1))
 
 
-def _block_samples(apply, rule, params, inputs, targets, path) -> int:
+def _block_samples(apply, params, inputs, directions) -> int:
     """How many samples' activations and signals fit into a block."""
     on_cpu = jax.default_backend() == "cpu"
     limit, most = (
         (_CPU_BLOCK_BYTES, _CPU_MAX_BLOCK) if on_cpu else (_DEVICE_BLOCK_BYTES, _DEVICE_MAX_BLOCK)
     )
-    one = _usual(inputs)
-    count, width = _shape_of_directions(apply, rule, params, one)
-    known = np.zeros((1, count, width), targets.dtype)
-    given = np.asarray(targets)[:1], np.zeros(1, np.int32), known, np.zeros(1, bool)
 
-    def held(params, inputs, given, path):
-        of_sample = _directions(rule, path, jax.random.key(0))
-        layers = looked_at(apply, params, inputs, of_sample, given)[2]
+    def held(params, inputs, directions):
+        layers = looked_at(apply, params, inputs, _as_given, directions)[2]
         return [layer.held for layer in layers]
 
-    shapes = jax.tree.leaves(jax.eval_shape(held, params, one, given, path))
+    one = _usual(inputs), np.asarray(directions)[:1]
+    shapes = jax.tree.leaves(jax.eval_shape(held, params, *one))
     needed = sum(shape.size * shape.dtype.itemsize for shape in shapes)
     return max(1, min(most, min(limit, available_bytes() // 2) // max(1, needed)))

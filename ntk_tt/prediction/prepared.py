@@ -8,7 +8,7 @@ import numpy as np
 
 from ntk_tt.dynamics import own_way
 from ntk_tt.features.contrasts import Outputs
-from ntk_tt.features.own_directions import PULLING, SPARES
+from ntk_tt.features.directions import SHARED, SPARES
 from ntk_tt.features.store import FeatureStore
 from ntk_tt.optimizer import OptimizerConfig, check_sgd
 from ntk_tt.prediction.assessment import assess
@@ -297,7 +297,7 @@ def price_in_words(
     points = {"head": 1, "curvature": 2}.get(chosen)
     if points is None:
         return ""
-    directions = PULLING + SPARES
+    directions = SHARED + SPARES
     passes = points * (1 + directions) + (3 if points == 2 else 0)
     batch_size = optimizer.checked_batch_size(what.num_samples)
     steps = passes * what.num_samples / (3 * batch_size)

@@ -1,7 +1,6 @@
 """The passes over the data that make a network's surrogate."""
 
 import dataclasses
-from functools import partial
 from typing import Any
 
 import jax
@@ -12,15 +11,15 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 
 from ntk_tt import losses
 from ntk_tt.features.dimension import sketch_error
-from ntk_tt.features.feature_options import DEFAULT_OPTIONS, FeatureOptions, takes_former_keywords
-from ntk_tt.features.own_directions import (
-    PULLING,
+from ntk_tt.features.directions import (
+    SHARED,
     SPARES,
     HeadPath,
-    OwnDirections,
+    directions_of,
     head_path,
-    left_out,
+    shared_directions,
 )
+from ntk_tt.features.feature_options import DEFAULT_OPTIONS, FeatureOptions, takes_former_keywords
 from ntk_tt.features.parameter_sample import ParameterSample, draw
 from ntk_tt.features.sampled_pass import sampled_pass
 from ntk_tt.jacobian.network import check_features, check_logits, check_network, working_type
@@ -75,10 +74,10 @@ def expand(
         way: to the second point, as `ntk_tt.dynamics.own_way` gives that of an optimiser; None is
             plain gradient descent, the way of SGD.
         loss: `ce` or `mse`.
-        num_directions: k, output directions of each sample's own; `auto` takes 3, two that pull
-            (`SmallNetwork.dropped` says how much of the pull they leave out) and one that stands
-            for the rest; a number takes so many that pull; `all` takes every output, which leaves
-            out nothing.
+        num_directions: k, output directions in which each sample is looked at; `auto` takes 4,
+            three that all samples share (`SmallNetwork.dropped` says how much of what pulls at the
+            outputs they leave out) and one of the sample's own that stands for the rest; a number
+            takes so many that are shared; `all` takes every output, which leaves out nothing.
         options: how the passes run. `num_projections` is D', the number of sampled entries: `auto`
             takes 2,048, `exact` all parameters.
         key: of the sample.
@@ -111,34 +110,27 @@ def expand(
     few = np.unique(np.linspace(0, count - 1, _PILOT).astype(int))
     looked = backbone.outputs(take(inputs, few))
     check_logits(looked)
-    path = _path(backbone, looked, targets[few], loss)
-    rule, dropped = _rule(backbone, looked, targets[few], path, loss, num_directions)
-    number = rule.number(looked.shape[1])
+    directions, dropped = _directions(
+        backbone, looked, targets[few], loss, num_directions, count, of_directions
+    )
     on_device = count if mesh is None else sharding.samples_per_device(count, mesh)
     num_entries, wanted = _num_entries(
-        backbone, options, on_device, number, targets.dtype.itemsize, curvature=curvature
-    )
-    sample = _sample(
         backbone,
-        rule,
-        take(inputs, few),
-        looked,
-        targets[few],
-        path,
-        num_entries,
-        of_sample,
+        options,
+        on_device,
+        directions.shape[1],
+        targets.dtype.itemsize,
+        curvature=curvature,
     )
+    sample = _sample(backbone, take(inputs, few), directions[few], num_entries, of_sample)
     entries = {name: jnp.asarray(index, jnp.int32) for name, index in sample.entries.items()}
     whole = count * (2 if curvature else 1)
     found = sampled_pass(
         backbone.apply,
-        rule,
         model.params,
         entries,
         inputs,
-        targets,
-        path,
-        of_directions,
+        directions,
         block_size=options.block_size,
         mesh=mesh,
         progress=lambda done, _: progress(done, whole),
@@ -171,11 +163,8 @@ def expand(
     return with_bend(
         small,
         backbone,
-        rule,
         entries,
         inputs,
-        path,
-        of_directions,
         fall=fall,
         way=way,
         block_size=options.block_size,
@@ -183,27 +172,21 @@ def expand(
     )
 
 
-def _path(backbone: Backbone, outputs, targets, loss: LossName) -> HeadPath:
-    if backbone.weight is not None:
-        return head_path(outputs, backbone.weight, backbone.bias, targets, loss)
-    zero = jnp.zeros((0,), targets.dtype)
-    return HeadPath(zero, zero)
-
-
-def _rule(
+def _directions(
     backbone: Backbone,
-    outputs: Float[Array, "n f"],
-    targets: Float[Array, "n c"],
-    path: HeadPath,
+    outputs: Float[Array, "m f"],
+    targets: Float[Array, "m c"],
     loss: LossName,
     num_directions: int | str,
-) -> tuple[OwnDirections, float]:
-    """How each sample's directions are found, and the share of the pulls' norm that they leave
-    out.
+    num_samples: int,
+    key: Key[Array, ""],
+) -> tuple[Float[np.ndarray, "n k f"], float]:
+    """U of all samples, and the share of the norm of what pulls at the outputs that the shared
+    directions leave out.
     """
-    has_head, width = backbone.head is not None, outputs.shape[1]
+    width, num_outputs = outputs.shape[1], targets.shape[1]
     if num_directions == "all":
-        return OwnDirections(loss, None, has_head), 0.0
+        return np.broadcast_to(np.eye(width, dtype=targets.dtype), (num_samples, width, width)), 0.0
     if num_directions != "auto" and not (
         isinstance(num_directions, int) and 1 <= num_directions <= width
     ):
@@ -211,13 +194,18 @@ def _rule(
             f"num_directions: give 'auto', 'all' or a number from 1 to the {width} outputs that "
             f"are looked at, got {num_directions!r}"
         )
-    missing = left_out(loss, has_head, outputs, targets, path)
-    # residuals of softmax add up to zero: what is pulled has no more dimensions than they
-    most = min(width, targets.shape[1] - (loss == "ce"), len(missing))
-    count = min(most, PULLING) if num_directions == "auto" else int(num_directions)
-    dropped = float(missing[count - 1]) if count <= len(missing) else 0.0
-    spares = min(SPARES, width - count) if num_directions == "auto" else 0
-    return OwnDirections(loss, count, has_head, spares), dropped
+    # residuals of softmax add up to zero: what is pulled has no more dimensions than they, and half
+    # as many more where a head turns as it trains
+    pulled = num_outputs - (loss == "ce")
+    most = width if backbone.weight is not None else min(width, pulled)
+    count = min(most, SHARED, -(-3 * pulled // 2)) if num_directions == "auto" else num_directions
+    path = HeadPath(*[jnp.zeros((0,), targets.dtype)] * 2)
+    if backbone.weight is not None:
+        path = head_path(outputs, backbone.weight, backbone.bias, targets, loss)
+    shared = shared_directions(loss, outputs, targets, path, int(count))
+    spares = min(SPARES, most - count) if num_directions == "auto" else 0
+    found = directions_of(loss, shared.rows, path, num_samples, key, spares=spares)
+    return np.asarray(found), shared.left_out
 
 
 def _num_entries(
@@ -270,11 +258,8 @@ def _note(small: SmallNetwork, wanted: int) -> str:
 
 def _sample(
     backbone: Backbone,
-    rule: OwnDirections,
     inputs,
-    outputs: Float[Array, "n f"],
-    targets: Float[Array, "n c"],
-    path: HeadPath,
+    directions: Float[np.ndarray, "m k f"],
     num_entries: int,
     key: Key[Array, ""],
 ) -> ParameterSample:
@@ -284,25 +269,18 @@ def _sample(
     if num_entries >= total:
         squares = {name: np.ones(leaf.size) for name, leaf in leaves.items()}
         return draw(squares, max(1, total), key=key)
-    of_directions, of_signs, of_draw = jax.random.split(key, 3)
-    keys = jax.random.split(of_directions, len(outputs))
-    directions = _directions(rule, outputs, targets, keys, path)
+    of_signs, of_draw = jax.random.split(key)
     squares: dict[str, Any] = dict.fromkeys(leaves, 0.0)
-    size = min(backbone.BLOCK, len(outputs))
-    starts = np.linspace(0, len(outputs) - size, _PILOT_BLOCKS).astype(int)
+    size = min(backbone.BLOCK, len(directions))
+    starts = np.linspace(0, len(directions) - size, _PILOT_BLOCKS).astype(int)
     for start, own in zip(starts, jax.random.split(of_signs, _PILOT_BLOCKS), strict=True):
         block = slice(int(start), int(start) + size)
         signs = jax.random.rademacher(own, directions[block].shape[:2], directions.dtype)
-        cotangents = jnp.einsum("nk,nkf->nf", signs, directions[block])
+        cotangents = np.einsum("nk,nkf->nf", np.asarray(signs), directions[block])
         pulled = named_leaves(backbone.pull(backbone.params, take(inputs, block), cotangents))
         for name in squares:
             squares[name] = squares[name] + np.square(np.asarray(pulled[name], np.float64)).ravel()
     return draw(squares, num_entries, key=of_draw, importance="both")
-
-
-@partial(jax.jit, static_argnums=0)
-def _directions(rule, outputs, targets, keys, path):
-    return jax.vmap(lambda *sample: rule(*sample, path))(outputs, targets, keys)
 
 
 def _sampled(params: PyTree, sample: ParameterSample) -> tuple[Sampled, ...]:

@@ -9,9 +9,8 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key, PyTree
+from jaxtyping import Array, Float, PyTree
 
-from ntk_tt.features.own_directions import HeadPath, OwnDirections
 from ntk_tt.features.sampled_pass import Entries, sampled_pass
 from ntk_tt.models.linear_head import Head
 from ntk_tt.runtime.input_trees import Inputs, num_samples, take
@@ -42,11 +41,8 @@ class NoSecondPoint(ValueError):
 def with_bend(
     small: SmallNetwork,
     backbone: Backbone,
-    rule: OwnDirections,
     entries: Entries,
     inputs: Inputs,
-    path: HeadPath,
-    key: Key[Array, ""],
     *,
     fall: float = ANCHOR_FALL,
     way: Way | None = None,
@@ -83,14 +79,10 @@ def with_bend(
         displacement = jax.tree.map(lambda leaf: np.asarray(leaf) / 2, displacement)
     after = sampled_pass(
         backbone.apply,
-        rule,
         moved,
         entries,
         inputs,
-        small.targets,
-        path,
-        key,
-        directions=directions[: num_samples(inputs)],
+        directions[: num_samples(inputs)],
         block_size=block_size,
         mesh=small.mesh,
         progress=progress,
