@@ -1,10 +1,10 @@
-"""How many directions of each sample's own, and how many entries, does the surrogate need?
+"""How many directions, and how many entries, does the surrogate need?
 
     python -m experiments.studies.surrogate
 
 Takes minutes for each of nine tasks; needs $NTK_TT_DATA. It goes on where it was stopped. Expected:
-two directions and a spare are closer to all outputs than three that pull, and D' = 2048 is close to
-8192 until late in training.
+three shared directions and a spare one are as close to all outputs as six shared ones, and D' =
+2048 is close to 8192 until late in training.
 
 Full-batch replay of SGD with momentum, and of adamw, on small networks of the same tasks. The
 reference looks at every output of the backbone (`num_directions="all"`) with D' = 8192. The error
@@ -56,8 +56,8 @@ class Config:
     network: str = "resnet8"
     per_class: int = 30
     """At most 200 images in all."""
-    directions: tuple[int, ...] = (2, 3)
-    """Numbers of directions that pull, without a spare, beside `auto`; at the largest D'."""
+    directions: tuple[int, ...] = (4, 6)
+    """Numbers of shared directions, without a spare, beside `auto`; at the largest D'."""
     entries: tuple[int, ...] = (1024, 2048, 4096, 8192)
     """D' with `auto`."""
     shares: tuple[float, ...] = (0.03, 0.2)

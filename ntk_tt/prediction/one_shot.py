@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int, Key
 from ntk_tt.dynamics.batches import batch_indices
 from ntk_tt.dynamics.optimizer_replay import own_way, replay
 from ntk_tt.dynamics.trajectory import Trajectory, record_steps
+from ntk_tt.features.directions import SHARED, SPARES
 from ntk_tt.features.feature_options import DEFAULT_OPTIONS, FeatureOptions, takes_former_keywords
 from ntk_tt.losses import LossName
 from ntk_tt.models.model import Model
@@ -25,7 +26,7 @@ from ntk_tt.training import TrainingRun, finetune
 
 # times the loss at the start, or that of chance: nothing can be predicted from where such steps led
 _BLOWN_UP = 10.0
-_BACKWARD_PASSES = 6  # of both points of a small network, three directions each
+_BACKWARD_PASSES = 2 * (SHARED + SPARES)  # of both points of a small network
 
 
 @dataclasses.dataclass(frozen=True)
