@@ -589,11 +589,11 @@ def test_few_entries_and_directions_are_near_all(data):
         key=jax.random.key(2),
     )
     assert few.directions.shape[1] == 4
-    assert 0 <= float(few.dropped) < 0.2
+    assert 0 <= float(few.dropped) < 0.3
     assert few.num_projections is not None
     assert few.num_projections == pytest.approx(200, rel=0.1)
     found = ntk_tt.predict(few, optimizer, 30)
-    assert 0 < np.abs(np.log(found.loss / exact.loss))[:16].max() < 0.2
+    assert 0 < np.abs(np.log(found.loss / exact.loss))[:16].max() < 0.1
 
 
 def test_mse_and_head_without_bias(data):
