@@ -13,6 +13,14 @@ import numpy as np
 import optax
 from jaxtyping import Array
 
+from ntk_tt.optax_chain import (
+    HAS_NOT,
+    ChainKind,
+    OptimizerName,
+    Transformation,
+    chain_of,
+    check_transformation,
+)
 from ntk_tt.runtime.limits import is_fraction, is_positive, is_whole, is_zero
 from ntk_tt.schedules import rates_of
 
@@ -20,19 +28,7 @@ MAX_STEPS = 10**7  # a replay keeps a rate, and perhaps the samples, of each ste
 MAX_SEEDS = 10**4
 
 Sampling = Literal["epoch", "replacement"]
-OptimizerName = Literal["sgd", "adam", "adamw", "lion", "rmsprop", "adagrad"]
-Transformation = optax.GradientTransformation | optax.MultiSteps
-
 _DEFAULT_RATE: Any = object()  # stands for 0.01, or for 1 where a transformation has a rate itself
-_DECOUPLED = ("adamw", "lion")
-_HAS_NOT: dict[str, tuple[str, ...]] = {
-    "sgd": ("betas", "eps"),
-    "adam": ("momentum", "nesterov"),
-    "adamw": ("momentum", "nesterov"),
-    "lion": ("momentum", "nesterov", "eps"),
-    "rmsprop": ("betas",),
-    "adagrad": ("momentum", "nesterov", "betas"),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +53,10 @@ class OptimizerConfig:
         eps: ε of adam, adamw, rmsprop and adagrad; None takes optax's.
         clip_norm: the gradient's norm over all parameters is cut to it, before anything else.
         transformation: any `optax.GradientTransformation` instead of all this but the learning
-            rate and the batches; its updates are added to the parameters, as optax's are.
+            rate, the batches and `weight_ema`; its updates are added to the parameters, as optax's
+            are.
+        weight_ema: β of a moving average of the weights, v ← β v + (1−β) w after each step, with
+            v = w₀ at first. Training goes on as without it; loss and error are those at v.
     """
 
     learning_rate: float | Callable = _DEFAULT_RATE
@@ -71,6 +70,7 @@ class OptimizerConfig:
     eps: float | None = None
     clip_norm: float | None = None
     transformation: Transformation | None = None
+    weight_ema: float | None = None
 
     def __post_init__(self):
         if self.learning_rate is _DEFAULT_RATE:
@@ -108,6 +108,11 @@ class OptimizerConfig:
                     f"{name}: must be positive and finite (or None), got {value!r}; leave it out "
                     f"for {'the default' if name == 'eps' else 'no clipping'}"
                 )
+        if self.weight_ema is not None and not is_fraction(self.weight_ema):
+            raise ValueError(
+                f"weight_ema: must lie in [0, 1), such as 0.99, got {self.weight_ema!r}; leave it "
+                "out for the weights themselves"
+            )
         if self.batch_size is not None and not (is_whole(self.batch_size) and self.batch_size >= 1):
             raise ValueError(
                 "batch_size: must be a whole number of at least 1 (or None for the full batch), "
@@ -134,9 +139,9 @@ class OptimizerConfig:
                     f"{field}: a transformation has its own, got {getattr(self, field)!r}; leave "
                     "it out, and put what it does into the chain"
                 )
-        for field in _HAS_NOT[self.name]:
+        for field in HAS_NOT[self.name]:
             if given[field]:
-                has = [name for name, missing in _HAS_NOT.items() if field not in missing]
+                has = [name for name, missing in HAS_NOT.items() if field not in missing]
                 raise ValueError(
                     f"{field}: {self.name} has none, got {getattr(self, field)!r}; leave it out, "
                     f"or take {' or '.join(has)}"
@@ -168,15 +173,22 @@ class OptimizerConfig:
 
     @property
     def is_sgd(self) -> bool:
-        """Whether it is SGD without clipping: linear in the gradient, as a frozen kernel needs."""
-        return self.transformation is None and self.name == "sgd" and self.clip_norm is None
+        """Whether it is SGD without clipping, read at the weights themselves: linear in the
+        gradient, as a frozen kernel needs.
+        """
+        return (
+            self.transformation is None
+            and self.name == "sgd"
+            and self.clip_norm is None
+            and self.weight_ema is None
+        )
 
     @property
     def label(self) -> str:
-        """For messages: its name, and whether it clips."""
-        if self.transformation is not None:
-            return "a transformation of your own"
-        return self.name if self.clip_norm is None else f"{self.name} with clip_norm"
+        """For messages: its name, and what is done before and after it."""
+        name = self.name if self.transformation is None else "a transformation of your own"
+        beside = [each for each in ("clip_norm", "weight_ema") if getattr(self, each) is not None]
+        return f"{name} with {' and '.join(beside)}" if beside else name
 
     @property
     def numbers(self) -> dict[str, Any]:
@@ -185,7 +197,7 @@ class OptimizerConfig:
         """
         if self.transformation is not None:
             return {}
-        missing = _HAS_NOT[self.name]
+        missing = HAS_NOT[self.name]
         given = dict(zip(("b1", "b2"), self.betas or (None, None), strict=True))
         given = (given if "betas" not in missing else {}) | (
             {"eps": self.eps} if "eps" not in missing else {}
@@ -222,11 +234,15 @@ class OptimizerConfig:
             self.nesterov,
             self.clip_norm is not None,
             self.transformation,
+            self.weight_ema is not None,
         )
-        given = {"momentum": self.momentum, "weight_decay": self.weight_decay}
+        given = {} if self.weight_ema is None else {"weight_ema": self.weight_ema}
+        if self.transformation is not None:
+            return kind, given
+        given |= {"momentum": self.momentum, "weight_decay": self.weight_decay}
         if self.clip_norm is not None:
             given["clip_norm"] = self.clip_norm
-        return kind, given | self.numbers if self.transformation is None else {}
+        return kind, given | self.numbers
 
     def learning_rates(self, num_steps: int) -> np.ndarray:
         """η of each step, shape (num_steps,).
@@ -285,47 +301,6 @@ class OptimizerConfig:
         return size
 
 
-@dataclasses.dataclass(frozen=True)
-class ChainKind:
-    """The form of an optimiser, all that its chain is built of but numbers."""
-
-    name: OptimizerName
-    has_momentum: bool
-    nesterov: bool
-    clips: bool
-    transformation: Transformation | None
-
-
-def chain_of(
-    kind: ChainKind,
-    numbers: dict[str, Any],
-    rates: Array,
-    scale: float | Array = 1.0,
-) -> optax.GradientTransformationExtraArgs:
-    """The chain of a form with these numbers (`OptimizerConfig.kind_and_numbers`) and these rates,
-    one a step; all but the form may be traced.
-    """
-
-    def rate(count):
-        return scale * rates[count]
-
-    if kind.transformation is not None:
-        return optax.chain(_plain(kind.transformation), optax.scale_by_schedule(rate))
-    own = {name: numbers[name] for name in ("b1", "b2", "eps") if name in numbers}
-    if kind.name in _DECOUPLED:
-        own["weight_decay"] = numbers["weight_decay"]
-    if "momentum" not in _HAS_NOT[kind.name]:
-        own |= {
-            "momentum": numbers["momentum"] if kind.has_momentum else None,
-            "nesterov": kind.nesterov,
-        }
-    named = getattr(optax, kind.name)(rate, **own)
-    before = [optax.clip_by_global_norm(numbers["clip_norm"])] if kind.clips else []
-    if kind.name not in _DECOUPLED:
-        before.append(optax.add_decayed_weights(numbers["weight_decay"]))
-    return optax.chain(*before, named)
-
-
 def as_setting(
     optimizer: OptimizerConfig | Transformation, batch_size: int | None = None
 ) -> OptimizerConfig:
@@ -362,15 +337,6 @@ def check_sgd(optimizer: OptimizerConfig, method: str) -> None:
         )
 
 
-def check_transformation(value: Any) -> None:
-    """Raises ValueError where something is no optax transformation."""
-    if not isinstance(value, Transformation):
-        raise ValueError(
-            f"transformation: must be an optax.GradientTransformation, got {type(value).__name__}; "
-            "give one such as optax.adamw(1e-4)"
-        )
-
-
 def check_num_steps(num_steps: int, least: int = 1) -> None:
     """Raises ValueError for a number of steps that is not whole, below `least`, or absurd."""
     _check_count("num_steps", num_steps, least, MAX_STEPS)
@@ -388,9 +354,3 @@ def _check_count(name: str, value: Any, least: int, most: int) -> None:
         raise ValueError(
             f"{name}: {value} is more than the {most} that are possible; give a smaller number"
         )
-
-
-def _plain(transformation: Transformation) -> optax.GradientTransformation:
-    if isinstance(transformation, optax.MultiSteps):
-        return transformation.gradient_transformation()
-    return transformation

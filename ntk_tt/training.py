@@ -18,9 +18,11 @@ import numpy as np
 import optax
 from jaxtyping import Array, PyTree
 
+from ntk_tt.data.order import batches_in_order
 from ntk_tt.models.model import Apply, BatchStatistics
 from ntk_tt.models.switches import check_trains
-from ntk_tt.optimizer import OptimizerConfig, Transformation, as_setting, check_num_steps
+from ntk_tt.optax_chain import Transformation, weights_read
+from ntk_tt.optimizer import OptimizerConfig, as_setting, check_num_steps
 from ntk_tt.runtime.input_trees import CutInputs, Inputs, num_samples, take
 from ntk_tt.runtime.progress import Progress, silent
 from ntk_tt.targets import (
@@ -179,6 +181,8 @@ def finetune(
     move = jax.jit(optax.apply_updates).lower(params, _updates(chain, opt_state, params)).compile()
     compile_seconds = time.perf_counter() - clock
 
+    # a full batch tells its own loss
+    is_free = full_batch and statistics is None and optimizer.weight_ema is None
     records: dict[int, tuple[float, float]] = {}
     constant: dict[int, bool] = {}
     evaluation_seconds = highest = 0.0
@@ -186,10 +190,11 @@ def finetune(
     diverged_at = None
     for index in range(num_steps + 1):
         recorded = index % record_every == 0 or index == num_steps
-        if recorded and (not full_batch or statistics is not None or index == num_steps):
+        if recorded and (not is_free or index == num_steps):
             clock = time.perf_counter()
+            at = weights_read(opt_state, params)
             parts = [
-                evaluate[length](params, state, samples.by_length[length], targets, *part)
+                evaluate[length](at, state, samples.by_length[length], targets, *part)
                 for part in _padded_blocks(whole, evaluation_block)
                 for length in [samples.length(part[0])]
             ]
@@ -380,19 +385,3 @@ def _lower(
     part = next(_padded_blocks(np.arange(block), block))
     total = (params,) if function.__name__ == "gradient" else ()
     return jax.jit(function).lower(params, state, inputs, targets, *part, *total).compile()
-
-
-def batches_in_order(
-    num_samples: int, batch_size: int, full_batch: bool, sampling: str, seed: int
-) -> Iterator[np.ndarray]:
-    """Indices of the samples of each batch, in the order in which `finetune` takes them."""
-    rng = np.random.default_rng(seed)
-    while True:
-        if full_batch:
-            yield np.arange(num_samples)
-        elif sampling == "replacement":
-            yield rng.integers(0, num_samples, batch_size)
-        else:
-            order = rng.permutation(num_samples)
-            for start in range(0, num_samples - batch_size + 1, batch_size):
-                yield order[start : start + batch_size]

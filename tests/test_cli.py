@@ -814,7 +814,10 @@ def plain(tiny_run) -> dict:
             {"optimizer": "adamw", "betas": (0.8, 0.9), "eps": 1e-6, "clip_norm": 2.0},
             OptimizerConfig(0.001, name="adamw", betas=(0.8, 0.9), eps=1e-6, clip_norm=2.0),
         ),
-        ({"optimizer": "rmsprop"}, OptimizerConfig(0.001, name="rmsprop")),
+        (
+            {"optimizer": "rmsprop", "weight_ema": 0.9},
+            OptimizerConfig(0.001, name="rmsprop", weight_ema=0.9),
+        ),
         (
             {"optimizer": "lion", "learning_rate": 0.1, "sampling": "replacement"},
             OptimizerConfig(0.1, name="lion", sampling="replacement"),

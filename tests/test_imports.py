@@ -16,7 +16,17 @@ ROOT = Path(ntk_tt.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 
 # What each room may import besides itself: the way that data flows, and the leaves beside it.
-_LEAVES = {"runtime", "jacobian", "models", "data", "schedules", "optimizer", "losses", "targets"}
+_LEAVES = {
+    "runtime",
+    "jacobian",
+    "models",
+    "data",
+    "schedules",
+    "optax_chain",
+    "optimizer",
+    "losses",
+    "targets",
+}
 _WAY = ("features", "kernels", "surrogate", "dynamics", "scaling", "times")
 ALLOWED = {
     "runtime": set(),
@@ -25,11 +35,12 @@ ALLOWED = {
     "targets": {"runtime"},
     "losses": {"runtime", "targets"},
     "schedules": set(),
-    "optimizer": {"runtime", "schedules"},
+    "optax_chain": set(),
+    "optimizer": {"runtime", "schedules", "optax_chain"},
     "data": {"runtime"},
     "times": {"runtime"},
     "models": {"runtime", "jacobian"},
-    "training": {"runtime", "models", "data", "optimizer", "losses", "targets"},
+    "training": {"runtime", "models", "data", "optax_chain", "optimizer", "losses", "targets"},
     "features": {"runtime", "jacobian", "losses", "targets"},
     "kernels": {"runtime", "jacobian", "features", "losses", "targets"},
     "surrogate": (_LEAVES - {"data"}) | {"features", "kernels"},

@@ -311,9 +311,10 @@ def test_a_frozen_kernel_knows_sgd_only(problem, method):
     [
         (ADAMW, "adamw"),
         (OptimizerConfig(0.1, clip_norm=1.0), "sgd with clip_norm"),
+        (OptimizerConfig(0.1, weight_ema=0.9), "sgd with weight_ema"),
         (OptimizerConfig.of(optax.sgd(0.1)), "a transformation of your own"),
     ],
-    ids=["adamw", "clipping", "chain"],
+    ids=["adamw", "clipping", "average", "chain"],
 )
 def test_so_do_its_verdict_and_what_is_behind_it(problem, ask, optimizer, label):
     with pytest.raises(ValueError, match=f"knows SGD only, got {label};"):

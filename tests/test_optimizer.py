@@ -125,6 +125,7 @@ def test_settings_out_of_range(arguments):
         ({"name": "adam", "eps": "small"}, "eps: must be positive"),
         ({"clip_norm": 0}, "clip_norm: must be positive .*no clipping"),
         ({"clip_norm": math.inf}, "clip_norm: must be positive"),
+        ({"weight_ema": 1.0}, r"weight_ema: must lie in \[0, 1\), such as 0.99, got 1.0"),
         ({"transformation": optax.adam}, "transformation: must be an optax.Gradient.*function"),
         ({"transformation": CHAIN, "name": "adam"}, "name: a transformation has its own"),
         ({"transformation": CHAIN, "momentum": 0.5}, "momentum: a transformation has its own"),

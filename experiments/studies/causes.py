@@ -40,11 +40,11 @@ from experiments.common.comparison import (
 from experiments.common.experiment import Experiment, Scale
 from experiments.common.statistics import describe, number, over_estimated, pairs, percent
 from experiments.common.tasks import TaskConfig, real_run
+from ntk_tt.data.order import batches_in_order
 from ntk_tt.dynamics import replay
 from ntk_tt.kernels.operators import DualKernel
 from ntk_tt.prediction.one_setting import plateau_window
 from ntk_tt.surrogate.linear import LinearizedProblem
-from ntk_tt.training import batches_in_order
 
 CLAIM = (
     "the linear model with its approximations is close enough to real fine-tuning; "

@@ -100,6 +100,10 @@ class Predict(Setup):
     """Of adam, adamw, rmsprop and adagrad; by default optax's."""
     clip_norm: float | None = None
     """Cut the gradient's norm over all parameters to this, before anything else."""
+    weight_ema: float | None = None
+    """Loss and error at a moving average of the weights, which keeps this share of itself in each
+    step, such as 0.99.
+    """
     batch_size: int | Literal["full"] = "full"
     """Samples a step; `full` is gradient descent."""
     sampling: Literal["epoch", "replacement"] = "epoch"

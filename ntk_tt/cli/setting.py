@@ -6,7 +6,8 @@ from typing import NamedTuple, cast, get_args
 
 from ntk_tt.cli.checks import record_every
 from ntk_tt.cli.options import Predict
-from ntk_tt.optimizer import OptimizerConfig, OptimizerName, Transformation
+from ntk_tt.optax_chain import OptimizerName, Transformation
+from ntk_tt.optimizer import OptimizerConfig
 from ntk_tt.prediction.by_method import Recording
 from ntk_tt.runtime.user_file import read_function
 from ntk_tt.schedules import named_schedule
@@ -78,6 +79,7 @@ def optimizer_of(options: Predict) -> OptimizerConfig:
         eps=options.eps,
         clip_norm=options.clip_norm,
         transformation=transformation,
+        weight_ema=options.weight_ema,
     )
 
 

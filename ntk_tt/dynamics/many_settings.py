@@ -175,7 +175,7 @@ def _replayed(
                     problem, steps, length, chunk, save_logits, taken, carry
                 )
                 parts.append(records)
-        last = record(problem, save_logits, carry[0])
+        last = record(problem, save_logits, steps.read(carry))
         parts.append(jax.tree.map(lambda leaf: leaf[None], last))
         return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
 

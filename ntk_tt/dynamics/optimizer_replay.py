@@ -108,7 +108,8 @@ def replay(
         parts.append(jax.tree.map(np.asarray, records))
         carries.append(carry)
         progress(span.stop, num_steps)
-    parts.append(jax.tree.map(lambda leaf: leaf[None], record(problem, save_logits, carry[0])))
+    last = record(problem, save_logits, steps.read(carry))
+    parts.append(jax.tree.map(lambda leaf: leaf[None], last))
     loss, error, saved = jax.tree.map(
         lambda *leaves: np.concatenate([np.asarray(leaf) for leaf in leaves]), *parts
     )
@@ -193,7 +194,7 @@ def run_records(
         return steps.step(problem, carry, batch), None
 
     def chunk_of_steps(carry, batches):
-        before = record(problem, save_logits, carry[0])
+        before = record(problem, save_logits, steps.read(carry))
         return jax.lax.scan(step, carry, batches, length=chunk)[0], before
 
     carry, records = jax.lax.scan(chunk_of_steps, carry, indices, length=length)

@@ -11,7 +11,8 @@ import optax
 from jaxtyping import Array, Float, PyTree
 
 from ntk_tt.dynamics.sgd import sgd_step
-from ntk_tt.optimizer import ChainKind, OptimizerConfig, chain_of, check_sgd
+from ntk_tt.optax_chain import ChainKind, chain_of, weights_read
+from ntk_tt.optimizer import OptimizerConfig, check_sgd
 from ntk_tt.runtime.parameter_names import named_leaves
 from ntk_tt.surrogate.problem import Problem
 
@@ -43,6 +44,10 @@ class SgdSteps(eqx.Module):
         rate = self.rates[count]
         return (*sgd_step(state, velocity, slope, rate, self.momentum, self.nesterov), count + 1)
 
+    def read(self, carry: Any) -> Any:
+        """The state at which loss and error are looked at."""
+        return carry[0]
+
 
 class ChainSteps(eqx.Module):
     """Any optax chain on the parameters of a small network.
@@ -71,6 +76,10 @@ class ChainSteps(eqx.Module):
         slope = problem.gradient(state, 0.0, batch)
         updates, opt_state = self.chain().update(slope, opt_state, state)
         return optax.apply_updates(state, updates), opt_state, count + 1
+
+    def read(self, carry: Any) -> Any:
+        """The state at which loss and error are looked at."""
+        return weights_read(carry[1], carry[0])
 
     def response(self, slope: PyTree, carry: Any) -> tuple[PyTree, PyTree, PyTree]:
         """How the updates of this step and the next two answer to this step's gradient, entry by

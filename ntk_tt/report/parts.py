@@ -86,6 +86,7 @@ def optimizer_part(optimizer: OptimizerConfig, num_steps: int) -> dict[str, Any]
         "betas": [numbers["b1"], numbers["b2"]] if "b1" in numbers else None,
         "eps": numbers.get("eps"),
         "clip_norm": optimizer.clip_norm,
+        "weight_ema": optimizer.weight_ema,
         "batch_size": optimizer.batch_size,
         "sampling": optimizer.sampling,
         "steps": num_steps,

@@ -119,9 +119,11 @@ def setting_words(optimizer: dict[str, Any]) -> str:
     name = optimizer.get("name", "sgd")  # reports of before have none
     kind = "" if name == "sgd" else f"{name}, "
     clipped = f", norm cut to {optimizer['clip_norm']:g}" if optimizer.get("clip_norm") else ""
+    average = optimizer.get("weight_ema")
+    averaged = "" if average is None else f", read at weights averaged with {average:g}"
     return (
         f"{kind}learning rate {optimizer['learning_rate']:g} "
-        f"({optimizer['schedule']}){momentum}{decay}{clipped}, {batch}"
+        f"({optimizer['schedule']}){momentum}{decay}{clipped}, {batch}{averaged}"
     )
 
 
@@ -282,7 +284,9 @@ def _range(level: dict[str, Any]) -> str:
 
 
 def _is_uncalibrated(optimizer: dict[str, Any]) -> bool:
-    return optimizer.get("name", "sgd") != "sgd" or optimizer.get("clip_norm") is not None
+    return optimizer.get("name", "sgd") != "sgd" or any(
+        optimizer.get(each) is not None for each in ("clip_norm", "weight_ema")
+    )
 
 
 def _words(level: dict[str, Any]) -> str:

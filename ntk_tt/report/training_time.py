@@ -11,7 +11,8 @@ from jaxtyping import Array, Float, Int
 from ntk_tt.features.feature_options import DEFAULT_OPTIONS, FeatureOptions
 from ntk_tt.losses import LossName
 from ntk_tt.models.model import Model
-from ntk_tt.optimizer import OptimizerConfig, Transformation, as_setting, check_num_steps
+from ntk_tt.optax_chain import Transformation
+from ntk_tt.optimizer import OptimizerConfig, as_setting, check_num_steps
 from ntk_tt.prediction.by_method import Recording
 from ntk_tt.prediction.finetuning import Finetuning
 from ntk_tt.prediction.prepared import AnyMethod, Outcome, Pass, pass_over, predict_from
