@@ -2,11 +2,13 @@
 
 import os
 import sys
+from pathlib import Path
 
 import numpy as np
 
-from ntk_tt.cli.options import DEFAULT_STEPS, Predict, Watch
+from ntk_tt.cli.options import DEFAULT_STEPS, Predict, Speed, Training, Watch
 from ntk_tt.optimizer import MAX_SEEDS, MAX_STEPS
+from ntk_tt.report.parts import check_seconds_per_step
 from ntk_tt.runtime.files import check_writable
 from ntk_tt.runtime.limits import MAX_PER_CLASS, check_range
 from ntk_tt.targets import check_smoothing
@@ -37,18 +39,33 @@ def check_watch(options: Watch) -> None:
             raise ValueError(f"{name}: must be at most {most:g}, got {value}")
 
 
+def check_speed(options: Speed) -> None:
+    """Raises ValueError where a flag of `speed` is wrong."""
+    check_training(options)
+    if options.epochs is not None:
+        raise ValueError(f"epochs: belongs to predict and verify, got {options.epochs}")
+    check_range("timed-steps", options.timed_steps, 2, MAX_STEPS)
+    _check_path("file", options.file)
+
+
+def check_training(options: Training) -> None:
+    """Raises ValueError where a flag of the setting is wrong."""
+    check_range("steps", options.steps, 1, MAX_STEPS)
+    options.check()
+    check_smoothing(options.label_smoothing, options.loss)
+
+
 def check_prediction(options: Predict) -> None:
     """Raises ValueError where a flag of `predict` or `verify` is wrong, alone or with others; the
     optimiser's are checked where it is made (`cli.setting`).
     """
-    check_range("steps", options.steps, 1, MAX_STEPS)
+    check_training(options)
     if options.epochs is not None:
         if options.steps != DEFAULT_STEPS:
             raise ValueError(f"epochs: give either steps or epochs, got {options.epochs} and steps")
         if not 0 < options.epochs <= MAX_STEPS:
             raise ValueError(f"epochs: must lie in 0 … {MAX_STEPS}, got {options.epochs}")
     check_thresholds(options.thresholds, options.loss_thresholds)
-    options.check()
     for name, value, most in (
         ("record-every", options.record_every, MAX_STEPS),
         ("smoothing", options.smoothing, MAX_STEPS),
@@ -56,7 +73,6 @@ def check_prediction(options: Predict) -> None:
     ):
         if value is not None:
             check_range(name, value, 1, most)
-    check_smoothing(options.label_smoothing, options.loss)
     for text in options.target:
         read_target(text)
     _check_amount(options)
@@ -65,6 +81,13 @@ def check_prediction(options: Predict) -> None:
         np.isfinite(options.price_per_hour) and options.price_per_hour >= 0
     ):
         raise ValueError(f"price-per-hour: must be 0 or more, got {options.price_per_hour}")
+    if options.seconds_per_step is not None:
+        if options.device_speed is not None:
+            raise ValueError(
+                f"seconds-per-step: give that or device-speed, got {options.seconds_per_step} and "
+                f"{str(options.device_speed)!r}"
+            )
+        check_seconds_per_step(options.seconds_per_step)
     _check_files(options)
 
 
@@ -118,10 +141,14 @@ def _check_files(options: Predict) -> None:
         raise ValueError(f"plot: {str(options.plot)!r} is where --json goes too; give another name")
     for name, path in (("json", options.json), ("plot", options.plot)):
         if path is not None:
-            try:
-                check_writable(path)
-            except (OSError, ValueError) as error:
-                raise ValueError(
-                    f"{name}: cannot write {str(path)!r} "
-                    f"({getattr(error, 'strerror', None) or error}); choose another path"
-                ) from error
+            _check_path(name, path)
+
+
+def _check_path(name: str, path: Path) -> None:
+    try:
+        check_writable(path)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{name}: cannot write {str(path)!r} "
+            f"({getattr(error, 'strerror', None) or error}); choose another path"
+        ) from error

@@ -5,17 +5,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ntk_tt.cli.checks import check_prediction, check_watch
+from ntk_tt.cli.checks import check_prediction, check_speed, check_watch
 from ntk_tt.cli.flags import optimizer_flags, targets_of, task_flags
-from ntk_tt.cli.options import Features, Predict, Verify, Watch
+from ntk_tt.cli.options import Features, Predict, Speed, Verify, Watch
 from ntk_tt.cli.setting import Setting, in_steps, optimizer_of
 from ntk_tt.features.contrasts import Outputs
 from ntk_tt.features.store import FeatureStore
-from ntk_tt.optimizer import check_sgd
+from ntk_tt.optimizer import OptimizerConfig, check_sgd
 from ntk_tt.prediction.by_method import TRAINED
+from ntk_tt.prediction.finetuning import Finetuning
 from ntk_tt.prediction.prepared import pass_over, predict_from, price_in_words
 from ntk_tt.prediction.setup import Loaded, build_features, load
 from ntk_tt.report import document as reports
+from ntk_tt.report.device_speed import DeviceSpeed
 from ntk_tt.report.text import print_report
 from ntk_tt.report.training_time import TrainingTimeReport
 from ntk_tt.runtime import terminal
@@ -47,6 +49,27 @@ def features(options: Features) -> FeatureStore:
         f"{store.folder}; {watch.seconds:.1f} s (+ {watch.compile_seconds:.1f} s compilation)"
     )
     return store
+
+
+def speed(options: Speed) -> DeviceSpeed:
+    """Everything behind `ntk-tt speed`."""
+    check_speed(options)
+    optimizer = optimizer_of(options)
+    loaded = load(options)
+    reports.print_notes(loaded.notes)
+    optimizer.checked_batch_size(len(loaded.task.labels))
+    what = loaded.finetuning(options, label_smoothing=options.label_smoothing)
+    with progress_bar("real steps") as progress:
+        found = DeviceSpeed.measure(
+            what, optimizer, num_steps=options.timed_steps, progress=progress
+        )
+    print(
+        f"{found.seconds_per_step:.3g} s for a step of {found.batch_size:,} samples (and "
+        f"{found.compile_seconds:.1f} s of compilation), {found.model} on {found.device}"
+    )
+    for failure in _failures(options.file, found.write, "speed"):
+        raise CannotSave(f"{failure}; choose another path")
+    return found
 
 
 def watch(options: Watch) -> None:
@@ -90,6 +113,8 @@ def run(options: Predict) -> dict[str, Any]:
         optimizer = optimizer_of(options)  # its schedule ends with the last step
     setting = Setting.of(options, optimizer, len(loaded.task.labels))
     what = loaded.finetuning(options, label_smoothing=options.label_smoothing)
+    pace, notes = _pace(options, what, optimizer)
+    reports.print_notes(notes)
     reports.print_notes([price_in_words(what, options.method, optimizer, options.steps)])
     prepared = pass_over(what, options.method, optimizer=optimizer, num_steps=options.steps)
     if prepared.problem is not None:
@@ -105,6 +130,7 @@ def run(options: Predict) -> dict[str, Any]:
     parts = {
         "targets": targets_of(options),
         "price_per_hour": options.price_per_hour,
+        "seconds_per_step": pace,
         "task": task_flags(options, loaded, outcome),
         "optimizer": optimizer_flags(options),
     }
@@ -113,6 +139,23 @@ def run(options: Predict) -> dict[str, Any]:
         report = report.with_truth(_train(options, loaded, setting, report), **parts)
     _print_and_save(options, report)
     return report.document
+
+
+def _pace(
+    options: Predict, what: Finetuning, optimizer: OptimizerConfig
+) -> tuple[float | None, list[str]]:
+    """Seconds of a step on the machine that will train, None where it is this one, and notes."""
+    if options.device_speed is None:
+        return options.seconds_per_step, []
+    speed = DeviceSpeed.read(options.device_speed)
+    batch_size = optimizer.checked_batch_size(what.num_samples)
+    notes = []
+    if batch_size != speed.batch_size:
+        notes = [
+            f"device-speed: measured with batches of {speed.batch_size:,}, taken in proportion for "
+            f"{batch_size:,}"
+        ]
+    return speed.seconds(what, batch_size), notes
 
 
 def _train(

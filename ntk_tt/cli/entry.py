@@ -15,7 +15,7 @@ import tyro
 import ntk_tt
 from ntk_tt.cli import commands
 from ntk_tt.cli.config import with_config
-from ntk_tt.cli.options import Data, Features, Models, Predict, Verify, Watch
+from ntk_tt.cli.options import Data, Features, Models, Predict, Speed, Training, Verify, Watch
 from ntk_tt.data import describe_data, list_data
 from ntk_tt.features.store import default_folder
 from ntk_tt.models import list_models
@@ -28,6 +28,7 @@ COMMANDS = {
     "predict": Predict,
     "verify": Verify,
     "features": Features,
+    "speed": Speed,
     "watch": Watch,
     "models": Models,
     "data": Data,
@@ -106,13 +107,15 @@ def _status(arguments: list[str] | None) -> int:
 
 
 def _execute(options: Any) -> None:
-    if isinstance(options, Features | Predict):
+    if isinstance(options, Features | Training):
         check_limits()
         with contextlib.suppress(ValueError):  # no home folder: nothing is kept
             keep_compiled(default_folder() / "compiled")
     match options:
         case Features():
             commands.features(options)
+        case Speed():
+            commands.speed(options)
         case Watch():
             commands.watch(options)
         case Models():
@@ -123,7 +126,7 @@ def _execute(options: Any) -> None:
                 if options.source is None
                 else [describe_data(options.source, split=options.split)]
             )
-        case _:
+        case Predict():
             commands.run(options)
 
 

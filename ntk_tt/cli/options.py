@@ -8,6 +8,7 @@ import tyro
 
 from ntk_tt.prediction.prepared import AnyMethod
 from ntk_tt.prediction.setup import Setup
+from ntk_tt.report.device_speed import STEPS
 from ntk_tt.schedules import ScheduleName
 from ntk_tt.times.crossing import DEFAULT_THRESHOLDS
 
@@ -74,10 +75,8 @@ class Watch:
 
 
 @dataclasses.dataclass(frozen=True)
-class Predict(Setup):
-    """Predict how long fine-tuning takes, without training. Without flags: the bundled network on
-    handwritten digits.
-    """
+class Training(Setup):
+    """A network, a task, and how the one is trained on the other."""
 
     optimizer: str = "sgd"
     """`sgd`, `adam`, `adamw`, `lion`, `rmsprop`, `adagrad`, or `path/to/file.py:factory` for an
@@ -116,6 +115,30 @@ class Predict(Setup):
     """Of the learning rate."""
     warmup_steps: int = 0
     """Steps over which the learning rate first rises from 0; the schedule takes the others."""
+    batch_norm: Literal["frozen", "train"] = "frozen"
+    """Batch-norm statistics in real training; the prediction always freezes them."""
+    label_smoothing: float = 0.0
+    """Share of each label that is spread over all classes, in [0, 1); of cross-entropy."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Speed(Training):
+    """Measure how long a step of training takes on this machine, and write it to a file, which
+    `predict --device-speed` takes on any other.
+    """
+
+    file: Annotated[Path, tyro.conf.Positional] = Path("speed.json")
+    """Where to."""
+    timed_steps: int = STEPS
+    """Real steps that are timed; their median is taken."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Predict(Training):
+    """Predict how long fine-tuning takes, without training. Without flags: the bundled network on
+    handwritten digits.
+    """
+
     method: AnyMethod = "auto"
     """How the curve is predicted, see docs/choosing.md: `auto` takes the most exact; `head` keeps
     the head real; `curvature` adds second-order terms of the backbone; `one-shot` begins with real
@@ -127,10 +150,6 @@ class Predict(Setup):
     """
     observe: int | None = None
     """Take so many real steps and correct the prediction by them (the closed loop)."""
-    batch_norm: Literal["frozen", "train"] = "frozen"
-    """Batch-norm statistics in real training; the prediction always freezes them."""
-    label_smoothing: float = 0.0
-    """Share of each label that is spread over all classes, in [0, 1); of cross-entropy."""
     target: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """A level to be told of first: `loss=0.3` or `error=0.05`; may be given several times."""
     all_times: bool = False
@@ -151,6 +170,10 @@ class Predict(Setup):
     """
     price_per_hour: float | None = None
     """Of the machine that will train; prints what training costs."""
+    seconds_per_step: float | None = None
+    """Of the machine that will train, where it is not this one."""
+    device_speed: Path | None = None
+    """The same by a file that `ntk-tt speed` wrote there."""
     json: Path | None = None
     """Write the whole report here."""
     plot: Path | None = None

@@ -5,7 +5,7 @@ import math
 from typing import NamedTuple, cast, get_args
 
 from ntk_tt.cli.checks import record_every
-from ntk_tt.cli.options import Predict
+from ntk_tt.cli.options import Predict, Training
 from ntk_tt.optax_chain import OptimizerName, Transformation
 from ntk_tt.optimizer import OptimizerConfig
 from ntk_tt.prediction.by_method import Recording
@@ -44,7 +44,7 @@ def in_steps(options: Predict, optimizer: OptimizerConfig, num_samples: int) -> 
     return dataclasses.replace(options, steps=steps, epochs=None)
 
 
-def optimizer_of(options: Predict) -> OptimizerConfig:
+def optimizer_of(options: Training) -> OptimizerConfig:
     """The optimiser that the flags ask for. A file of the user's with a chain is imported, and so
     run.
 
@@ -83,7 +83,7 @@ def optimizer_of(options: Predict) -> OptimizerConfig:
     )
 
 
-def peak_rate(options: Predict) -> float:
+def peak_rate(options: Training) -> float:
     """The highest learning rate of the schedule."""
     if options.learning_rate is not None:
         return options.learning_rate

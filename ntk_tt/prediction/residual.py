@@ -27,11 +27,13 @@ class Residual(NamedTuple):
         expected: `value` times how much further the prediction moves the sample's logits until step
             T.
         seconds_per_sample: training time a sample and step, without compilation.
+        compile_seconds: of these steps.
     """
 
     value: float
     expected: float
     seconds_per_sample: float
+    compile_seconds: float = 0.0
 
 
 def linearization_residual(
@@ -79,7 +81,7 @@ def linearization_residual(
     with np.errstate(over="ignore"):  # that is no distance
         distance = np.linalg.norm(moved)
     if not np.isfinite(distance):
-        return Residual(np.inf, np.inf, seconds)
+        return Residual(np.inf, np.inf, seconds, run.compile_seconds)
     value = float(
         np.linalg.norm(moved - np.asarray(tangent)) / max(distance, np.finfo(np.float32).tiny)
     )
@@ -92,7 +94,7 @@ def linearization_residual(
                 / max(distance, np.finfo(np.float32).tiny)
             ),
         )
-    return Residual(value, value * growth, seconds)
+    return Residual(value, value * growth, seconds, run.compile_seconds)
 
 
 def _chosen(inputs: Inputs, rows: np.ndarray) -> Inputs:

@@ -38,6 +38,7 @@ class Verdict(NamedTuple):
             were none.
         safe_rate_by: whether the safe rate is that of a `frozen kernel`, which does not see the
             kernel grow, or of the `kernel on its way`.
+        compile_seconds: of the real steps, which training has too; None where there were none.
     """
 
     stability_margin: float
@@ -48,6 +49,7 @@ class Verdict(NamedTuple):
     reason: str
     seconds_per_sample: float | None
     safe_rate_by: Literal["frozen kernel", "kernel on its way"] = "frozen kernel"
+    compile_seconds: float | None = None
 
 
 def judge(
@@ -64,7 +66,7 @@ def judge(
     Args:
         doubts: (most trust, reason) of what else speaks against the prediction.
     """
-    value, expected, seconds = residual or (None, None, None)
+    value, expected, seconds, compile_seconds = residual or (None, None, None, None)
     safe = (
         safe_learning_rate
         if isinstance(safe_learning_rate, SafeRate)
@@ -84,6 +86,7 @@ def judge(
             reason,
             seconds,
             "kernel on its way" if follows_kernel else "frozen kernel",
+            compile_seconds,
         )
 
     if value is not None and not math.isfinite(value):

@@ -11,6 +11,7 @@ from ntk_tt.prediction.by_method import diverged_at, interval_of, intervals, is_
 from ntk_tt.prediction.one_setting import plateau_window
 from ntk_tt.prediction.prepared import Outcome
 from ntk_tt.report.document import curve, environment
+from ntk_tt.runtime.limits import is_positive
 from ntk_tt.runtime.stopwatch import Stopwatch
 from ntk_tt.times.crossing import combine_times, smooth, threshold_time, training_times
 from ntk_tt.times.levels import Level, levels_of
@@ -24,6 +25,7 @@ def document_of(
     *,
     targets: Sequence[Level] = (),
     price_per_hour: int | float | None = None,
+    seconds_per_step: int | float | None = None,
     truth: TrainingRun | None = None,
     task: Flags | None = None,
     optimizer: Flags | None = None,
@@ -31,12 +33,13 @@ def document_of(
     """The whole report of a prediction, and of the real run where there is one.
 
     Args:
+        seconds_per_step: of the machine that will train; None prices this one.
         task, optimizer: what the command line's flags say of them.
     """
     prediction = outcome.predicted.prediction
     levels = levels_of(prediction.loss, prediction.error, tuple(targets))
     steps = outcome.recording.num_steps
-    seconds = outcome.train_seconds
+    seconds = outcome.train_seconds if seconds_per_step is None else seconds_per_step * steps
     if truth is not None:
         seconds = truth.seconds * steps / (truth.diverged_at or steps)
     return {
@@ -44,10 +47,16 @@ def document_of(
         "optimizer": {**optimizer_part(outcome.optimizer, steps), **(optimizer or {})},
         "prediction": prediction_part(outcome, levels),
         "truth": None if truth is None else truth_part(outcome, truth, levels),
-        "cost": cost_part(outcome, seconds, truth, price_per_hour),
+        "cost": cost_part(outcome, seconds, truth, price_per_hour, seconds_per_step),
         "verdict": outcome.verdict._asdict(),
         "environment": environment(outcome.what.seed),
     }
+
+
+def check_seconds_per_step(seconds: int | float) -> None:
+    """Raises ValueError for what is no pace of a machine."""
+    if not is_positive(seconds):
+        raise ValueError(f"seconds-per-step: must be positive and finite, got {seconds!r}")
 
 
 def task_part(outcome: Outcome) -> dict[str, Any]:
@@ -95,13 +104,18 @@ def optimizer_part(optimizer: OptimizerConfig, num_steps: int) -> dict[str, Any]
 
 def cost_part(
     outcome: Outcome,
-    train_seconds: float,
+    train_seconds: int | float,
     truth: TrainingRun | None,
     price_per_hour: int | float | None,
+    seconds_per_step: int | float | None = None,
 ) -> dict[str, Any]:
     """Seconds without compilation, compilation apart; training estimated from the verdict's real
-    steps where there is no truth.
+    steps where there is no truth. With `seconds_per_step` of another machine, price and times are
+    that one's.
     """
+    steps = outcome.recording.num_steps
+    pace = train_seconds / steps if seconds_per_step is None else float(seconds_per_step)
+    compile_seconds = outcome.verdict.compile_seconds if truth is None else truth.compile_seconds
     watches: dict[str, Stopwatch] = outcome.watches
     predict_seconds = sum(watch.seconds for watch in watches.values())
     return {
@@ -109,11 +123,12 @@ def cost_part(
         "train_seconds": train_seconds,
         "ratio": train_seconds / predict_seconds,
         "predict_compile_seconds": sum(watch.compile_seconds for watch in watches.values()),
-        "train_compile_seconds": None if truth is None else truth.compile_seconds,
+        "train_compile_seconds": compile_seconds,
         "train_measured": truth is not None,
         "train_evaluation_seconds": None if truth is None else truth.evaluation_seconds,
-        "seconds_per_step": train_seconds / outcome.recording.num_steps,
-        "price": None if price_per_hour is None else price_per_hour * train_seconds / 3600,
+        "seconds_per_step": pace,
+        "machine": "this" if seconds_per_step is None else "another",
+        "price": None if price_per_hour is None else price_per_hour * pace * steps / 3600,
         "price_per_hour": price_per_hour,
         **{f"{name}_seconds": watch.seconds for name, watch in watches.items()},
     }

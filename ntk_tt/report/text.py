@@ -252,10 +252,14 @@ def _ends(prediction: dict[str, Any], truth: dict[str, Any] | None) -> str:
 
 def _cost(cost: dict[str, Any]) -> str:
     kind = "took" if cost["train_measured"] else "would take about"
+    elsewhere = _is_elsewhere(cost) and not cost["train_measured"]
+    compiled = None if elsewhere else cost["train_compile_seconds"]
     text = (
         f"prediction took {cost['predict_seconds']:.1f} s (and "
         f"{cost['predict_compile_seconds']:.1f} s of compilation), training {kind} "
-        f"{cost['train_seconds']:.1f} s: a ratio of {cost['ratio']:.1f}"
+        f"{cost['train_seconds']:.1f} s"
+        + ("" if compiled is None else f" (and {compiled:.1f} s of compilation)")
+        + (" on the other machine" if elsewhere else f": a ratio of {cost['ratio']:.1f}")
     )
     if cost.get("price") is not None:
         text += f"; training costs {cost['price']:.2g} at {cost['price_per_hour']:g} an hour"
@@ -264,10 +268,16 @@ def _cost(cost: dict[str, Any]) -> str:
 
 def _price(cost: dict[str, Any], steps: int | float) -> str:
     seconds = steps * cost["seconds_per_step"]
-    text = f"{duration(seconds)} on this machine"
+    machine = f"at {cost['seconds_per_step']:.2g} s a step" if _is_elsewhere(cost) else ""
+    text = f"{duration(seconds)} {machine or 'on this machine'}"
     if cost.get("price_per_hour") is None:
         return text
     return f"{text}, {cost['price_per_hour'] * seconds / _HOUR:.2g} at {cost['price_per_hour']:g}/h"
+
+
+def _is_elsewhere(cost: dict[str, Any]) -> bool:
+    """Whether times and price are of another machine; reports of before do not say."""
+    return cost.get("machine", "this") == "another"
 
 
 def _between(level: dict[str, Any]) -> str:

@@ -18,7 +18,7 @@ from ntk_tt.prediction.finetuning import Finetuning
 from ntk_tt.prediction.prepared import AnyMethod, Outcome, Pass, pass_over, predict_from
 from ntk_tt.report.document import write_json
 from ntk_tt.report.figure import draw_report, plot_report
-from ntk_tt.report.parts import document_of, level_part
+from ntk_tt.report.parts import check_seconds_per_step, document_of, level_part
 from ntk_tt.report.text import report_text, sentence
 from ntk_tt.runtime.input_trees import Inputs, in_order_of_length, on_host
 from ntk_tt.targets import check_smoothing
@@ -62,7 +62,7 @@ class TrainingTimeReport:
     def seconds_until(
         self, *, loss: int | float | None = None, error: int | float | None = None
     ) -> float | None:
-        """Seconds of training on this machine until the level is reached."""
+        """Seconds of training on the machine that is priced until the level is reached."""
         steps = self.steps_until(loss=loss, error=error)
         return None if steps is None else steps * self.seconds_per_step
 
@@ -197,10 +197,13 @@ class Prepared:
         first_steps: int | None = None,
         observe: int | None = None,
         price_per_hour: int | float | None = None,
+        seconds_per_step: int | float | None = None,
     ) -> TrainingTimeReport:
         """The report of one setting; arguments as `predict_training_time`."""
         optimizer = as_setting(optimizer, batch_size)
         check_num_steps(num_steps)
+        if seconds_per_step is not None:
+            check_seconds_per_step(seconds_per_step)
         optimizer.checked_batch_size(self.found.what.num_samples)
         is_full = optimizer.is_full_batch(self.found.what.num_samples)
         recording = Recording(
@@ -218,7 +221,12 @@ class Prepared:
             first_steps=first_steps,
             observe=observe,
         )
-        return TrainingTimeReport.of(outcome, targets=targets, price_per_hour=price_per_hour)
+        return TrainingTimeReport.of(
+            outcome,
+            targets=targets,
+            price_per_hour=price_per_hour,
+            seconds_per_step=seconds_per_step,
+        )
 
 
 def prepare(
@@ -286,6 +294,7 @@ def predict_training_time(
     first_steps: int | None = None,
     observe: int | None = None,
     price_per_hour: int | float | None = None,
+    seconds_per_step: int | float | None = None,
     options: FeatureOptions = DEFAULT_OPTIONS,
     seed: int = 0,
 ) -> TrainingTimeReport:
@@ -312,6 +321,7 @@ def predict_training_time(
         first_steps: real steps that `one-shot` begins with.
         observe: real steps that correct the prediction.
         price_per_hour: of the machine that will train.
+        seconds_per_step: of that machine, where it is not this one (`ntk_tt.report.device_speed`).
         options: how the pass over the data runs.
         seed: of the sample of the parameters and the orders of the data.
 
@@ -357,4 +367,5 @@ def predict_training_time(
         first_steps=first_steps,
         observe=observe,
         price_per_hour=price_per_hour,
+        seconds_per_step=seconds_per_step,
     )
