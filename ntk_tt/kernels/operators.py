@@ -59,6 +59,10 @@ class AbstractKernel(eqx.Module):
     def diagonal_blocks(self) -> Float[Array, "n c c"]:
         """Θ[i, :, i, :] for each sample."""
 
+    def sample_squares(self, residuals: Float[Array, "n c"]) -> Float[Array, " n"]:
+        """gᵢᵀ Θ[i, :, i, :] gᵢ = ‖Jᵢᵀ gᵢ‖² of each sample."""
+        return jnp.einsum("na,nab,nb->n", residuals, self.diagonal_blocks(), residuals)
+
     def product(self, vectors: Float[Array, "n c"]) -> Float[Array, "n c"]:
         """Θ v."""
         return self.push(self.pull(vectors))

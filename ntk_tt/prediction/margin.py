@@ -1,7 +1,7 @@
 """The stability margin of a setting along its own predicted way."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -100,10 +100,30 @@ def stability(
     return float(safe / highest) if highest > 0 else np.inf, float(safe)
 
 
+class Sharpness(NamedTuple):
+    """Of one point: its loss, the largest curvature λ, how much single samples scatter around it
+    over the batch size, and the direction of λ.
+    """
+
+    loss: float
+    curvature: float
+    variance: float
+    direction: Any
+
+
+Start = dict[str, Sharpness]  # what was found before training, which is the same on every way
+
+
 class _Looked:
     """What is known of the stability of a setting after looking at some points of its way."""
 
-    def __init__(self, problem: Problem, optimizer: OptimizerConfig, steps: Steps):
+    def __init__(
+        self,
+        problem: Problem,
+        optimizer: OptimizerConfig,
+        steps: Steps,
+        start: "Start | None" = None,
+    ):
         self.problem, self.optimizer, self.steps = problem, optimizer, steps
         self.highest = float(steps.rates.max())
         self.noise = noise_variance(problem.num_samples, optimizer)
@@ -111,35 +131,49 @@ class _Looked:
         self.chance = chance_loss(targets, problem.loss)
         self.least = least_loss(targets, problem.loss)
         self.bound, self.curvature, self.losses, self.is_finite = np.inf, 0.0, [], True
+        self.start = {} if start is None else start
         self._direction = None
         # a small network is no nearer to the real one than that
         self.tolerance = 1e-2 if problem.takes_any_optimizer else 1e-4
 
     def at(self, point: Any) -> None:
         """Look at one more point."""
-        here, rate_of = self._here(point)
-        outputs = here.initial_logits
-        loss = float(mean_loss(here.loss, outputs, here.targets))
-        self.is_finite = bool(np.isfinite(outputs).all() and np.isfinite(loss))
-        if not self.is_finite:
-            return
-        if not self.optimizer.is_sgd and int(point[2]) < min(_SETTLED, len(self.steps.rates)):
-            self.losses.append(loss)
-            return
-        curvature, self._direction = largest_curvature(
-            here, outputs, self._direction, tolerance=self.tolerance
-        )
-        variance = (
-            self.noise * batch_curvature_variance(here, outputs, curvature, self._direction)
-            if self.noise
-            else 0.0
-        )
-        self.is_finite = bool(np.isfinite(curvature) and np.isfinite(variance))
+        is_first = not self.losses and self.optimizer.is_sgd
+        if is_first and self.start:  # SGD begins there at every rate
+            rate_of, found = self._rate, self.start["found"]
+        else:
+            found, rate_of = self._sharpness(point)
+            if is_first:
+                self.start["found"] = found
+        loss, curvature, variance, self._direction = found
+        self.is_finite = bool(np.isfinite([loss, curvature, variance]).all())
         if not self.is_finite:
             return
         self.losses.append(loss)
+        if rate_of is None:
+            return
         self.curvature = max(self.curvature, curvature)
         self.bound = min(self.bound, rate_of(curvature, variance))
+
+    def _sharpness(self, point: Any) -> tuple["Sharpness", Callable[[float, float], float] | None]:
+        """What is found at a point, and the bound on the rate that it makes; None where the
+        optimiser's own moments say nothing yet.
+        """
+        here, rate_of = self._here(point)
+        outputs = here.initial_logits
+        loss = float(mean_loss(here.loss, outputs, here.targets))
+        if not np.isfinite(outputs).all():
+            loss = np.nan
+        is_settled = self.optimizer.is_sgd or int(point[2]) >= min(_SETTLED, len(self.steps.rates))
+        if not np.isfinite(loss) or not is_settled:
+            return Sharpness(loss, 0.0, 0.0, self._direction), None
+        curvature, direction = largest_curvature(
+            here, outputs, self._direction, tolerance=self.tolerance
+        )
+        variance = 0.0
+        if self.noise:
+            variance = self.noise * batch_curvature_variance(here, outputs, curvature, direction)
+        return Sharpness(loss, curvature, variance, direction), rate_of
 
     def safe_rate(self, first: Any) -> float:
         """The least bound that was seen; where all there was to see is a softmax saturated on wrong
@@ -158,7 +192,7 @@ class _Looked:
         """
         if self.optimizer.is_sgd:
             state = point[0] if self.problem.follows_kernel else point
-            return self.problem.tangent(state), self._rate
+            return _tangent(self.problem, state, None), self._rate
         assert isinstance(self.steps, ChainSteps)
         scale, first, second, third = _answer(self.problem, self.steps, point)
         # u_t = −Σ_j h_j g_{t−j} with h_j = h₁ ρ^{j−1}: for heavy ball h₁ = ρ h₀, and then 1
@@ -170,7 +204,7 @@ class _Looked:
                 share * curvature, share**2 * variance, momentum=decay
             )
 
-        return self.problem.tangent(point[0], scale), rate_of
+        return _tangent(self.problem, point[0], scale), rate_of
 
     def has_risen(self) -> bool:
         return self.losses[-1] > _RISEN * max(self.losses[0], self.chance)
@@ -194,18 +228,22 @@ def margin_on_the_way(
     num_steps: int,
     *,
     key: Key[Array, ""] | None = None,
+    start: Start | None = None,
 ) -> float:
     """The margin of `stability`, looked at closer: at steps 0, 4, 8, … that soon lie 1.5 times
     apart, until the loss is learnt or the margin is below 1.
 
     Near the bound curvature rises and falls again within a few dozen steps, between the points of
-    `predicted_path`. A way on which the loss rises to three times what it was has a margin of 0.
+    `predicted_path`. `start` keeps what was found before training for the next way of the same
+    problem and batches, at another rate. A way on which the loss rises to three times what it was
+    has a margin of 0.
 
     Raises:
         ValueError: the optimiser is not SGD.
     """
     highest = optimizer.learning_rates(num_steps).max()
-    looked, first = _Looked(problem, optimizer, steps_of(problem, optimizer, num_steps)), None
+    steps, first = steps_of(problem, optimizer, num_steps), None
+    looked = _Looked(problem, optimizer, steps, start)
     for point in _way(problem, optimizer, num_steps, key):
         first = point if first is None else first
         looked.at(point)
@@ -247,17 +285,33 @@ def _way(
             look = _SPACING * taken
         if ends:
             return
-        batches = None if indices is None else indices[taken : taken + chunk]
-        carry = _advance(problem, steps, chunk, carry, batches)
+        carry = _advance(problem, steps, carry, indices, taken, taken + chunk)
         taken += chunk
 
 
-@eqx.filter_jit
-def _advance(problem: Problem, steps: Steps, length: int, carry, indices):
-    def step(carry, batch):
-        return steps.step(problem, carry, batch), None
+def _advance(problem: Problem, steps: Steps, carry: Any, indices: Any, start: int, stop: int):
+    return _steps_between(problem, steps, carry, indices, jnp.asarray(start), jnp.asarray(stop))
 
-    return jax.lax.scan(step, carry, indices, length=length)[0]
+
+@eqx.filter_jit
+def _steps_between(problem: Problem, steps: Steps, carry, indices, start, stop):
+    """The carry after some steps: one program, however many these are."""
+
+    def step(number, carry):
+        return steps.step(problem, carry, None if indices is None else indices[number])
+
+    return jax.lax.fori_loop(start, stop, step, carry)
+
+
+def _tangent(problem: Problem, state: Any, scale: Any) -> LinearizedProblem:
+    if problem.streamed or not problem.follows_kernel:
+        return problem.tangent(state, scale)
+    return _tangent_in_one(problem, state, scale)
+
+
+@eqx.filter_jit
+def _tangent_in_one(problem: Problem, state, scale):
+    return problem.tangent(state, scale)
 
 
 @eqx.filter_jit

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Array, Key
 
 from ntk_tt.optimizer import OptimizerConfig, check_sgd, scaled
-from ntk_tt.prediction.margin import first_point, margin_on_the_way, stability
+from ntk_tt.prediction.margin import Start, first_point, margin_on_the_way, stability
 from ntk_tt.runtime.progress import Progress, silent
 from ntk_tt.surrogate.problem import Problem
 
@@ -87,6 +87,7 @@ def safe_learning_rate(
             )[0],
         )
     seen = {1.0: first}  # margins by factor
+    start: Start = {}
     for count in range(2 * evaluations):
         low, high = _ends(seen)
         if low is not None and count >= evaluations:
@@ -100,7 +101,8 @@ def safe_learning_rate(
         )
         if any(0.97 * factor <= each <= factor / 0.97 for each in seen):
             break
-        found = margin_on_the_way(problem, scaled(optimizer, factor), num_steps, key=key)
+        there = scaled(optimizer, factor)
+        found = margin_on_the_way(problem, there, num_steps, key=key, start=start)
         if not np.isfinite(found):
             break
         seen[factor] = found
