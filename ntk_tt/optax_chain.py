@@ -4,6 +4,8 @@ import dataclasses
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, PyTree
 
@@ -112,3 +114,95 @@ def _plain(transformation: Transformation) -> optax.GradientTransformation:
     if isinstance(transformation, optax.MultiSteps):
         return transformation.gradient_transformation()
     return transformation
+
+
+class SgdNumbers(NamedTuple):
+    """Of a chain that is SGD: η, m, Nesterov's or not, and the L2 coefficient λ."""
+
+    learning_rate: float
+    momentum: float
+    nesterov: bool
+    weight_decay: float
+
+
+_PROBED = 12  # steps on which a chain is compared with the SGD that it may be
+_SIZES = (1e-3, 1.0, 1e4)  # of their gradients: what clips shows itself
+
+
+def sgd_numbers(transformation: Transformation) -> SgdNumbers | None:
+    """The numbers of a chain that is plain SGD at one rate, such as `optax.sgd(0.01, 0.9)`, behind
+    `optax.add_decayed_weights` or not; None for any other.
+
+    Read off its answers to an impulse and to weights alone, then compared step by step, on
+    gradients of many sizes. A chain that keeps more than a momentum (the count of a schedule, a
+    mask) is none.
+    """
+    chain = _plain(transformation)
+    try:
+        if not _keeps_momentum_alone(chain.init(_probe(0.0))):
+            return None
+        chain = chain._replace(update=jax.jit(chain.update))
+        found = _read_off(chain)
+        return found if found is not None and _is_that(chain, found) else None
+    except Exception:  # whatever it is, it does not take parameters as SGD does
+        return None
+
+
+def _probe(value: float) -> dict[str, Array]:
+    return {"vector": jnp.full(3, value), "matrix": jnp.full((2, 2), value)}
+
+
+def _keeps_momentum_alone(state: Any) -> bool:
+    if isinstance(state, optax.EmptyState | optax.TraceState):
+        return True
+    return type(state) is tuple and all(map(_keeps_momentum_alone, state))
+
+
+def _read_off(chain: optax.GradientTransformation) -> SgdNumbers | None:
+    """From three answers to a gradient of 1 and then none, and from one to weights of 1 alone."""
+
+    def answers(gradients: tuple[float, ...], weights: float) -> list[float]:
+        params, found = _probe(weights), []
+        state = chain.init(params)
+        for gradient in gradients:
+            updates, state = chain.update(_probe(gradient), state, params)
+            found.append(-float(np.asarray(jax.tree.leaves(updates)[0]).reshape(-1)[0]))
+        return found
+
+    first, second, third = answers((1.0, 0.0, 0.0), 0.0)
+    if not first > 0:
+        return None
+    momentum = third / second if second else 0.0
+    nesterov = momentum > 0 and abs(second - momentum * first) > 1e-4 * second
+    rate = second / momentum**2 if nesterov else first
+    decay = answers((0.0,), 1.0)[0] / first
+    rounded = (float(f"{number:.6g}") for number in (rate, momentum, decay))
+    rate, momentum, decay = rounded
+    if not (0 < rate < np.inf and 0 <= momentum < 1 and 0 <= decay < np.inf):
+        return None
+    return SgdNumbers(rate, momentum, nesterov, decay)
+
+
+def _is_that(chain: optax.GradientTransformation, found: SgdNumbers) -> bool:
+    """Whether both answer alike to random gradients at random weights."""
+    rng = np.random.default_rng(0)
+    own = optax.chain(
+        optax.add_decayed_weights(found.weight_decay),
+        optax.sgd(found.learning_rate, found.momentum or None, found.nesterov),
+    )
+    params = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape)), _probe(0.0))
+    own = own._replace(update=jax.jit(own.update))
+    states = [each.init(params) for each in (chain, own)]
+    for step in range(_PROBED):
+        size = _SIZES[step % len(_SIZES)]
+        gradient = jax.tree.map(
+            lambda leaf, size=size: jnp.asarray(size * rng.normal(size=leaf.shape)), params
+        )
+        updates = []
+        for index, each in enumerate((chain, own)):
+            update, states[index] = each.update(gradient, states[index], params)
+            updates.append(np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(update)]))
+        scale = np.abs(updates[1]).max()
+        if not np.allclose(*updates, rtol=1e-4, atol=1e-5 * scale):
+            return False
+    return True

@@ -20,6 +20,7 @@ from ntk_tt.optax_chain import (
     Transformation,
     chain_of,
     check_transformation,
+    sgd_numbers,
 )
 from ntk_tt.runtime.limits import is_fraction, is_positive, is_whole, is_zero
 from ntk_tt.schedules import rates_of
@@ -306,10 +307,17 @@ def as_setting(
 ) -> OptimizerConfig:
     """The setting that an optax chain with a batch size makes; a setting is one already.
 
+    A chain that is plain SGD at one rate becomes the setting that says so, for which trust and
+    intervals are known.
+
     Raises:
         ValueError: it is neither, or a batch size is given with a setting, which has its own.
     """
     if not isinstance(optimizer, OptimizerConfig):
+        check_transformation(optimizer)
+        found = sgd_numbers(optimizer)
+        if found is not None:
+            return OptimizerConfig(**found._asdict(), batch_size=batch_size)
         return OptimizerConfig.of(optimizer, batch_size=batch_size)
     if batch_size is not None:
         raise ValueError(

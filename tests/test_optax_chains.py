@@ -10,7 +10,7 @@ import pytest
 
 import ntk_tt
 from ntk_tt.dynamics import replay_many
-from ntk_tt.optimizer import OptimizerConfig, scaled
+from ntk_tt.optimizer import OptimizerConfig, as_setting, scaled
 from ntk_tt.prediction.margin import margin_on_the_way
 from ntk_tt.prediction.safe_rate import safe_learning_rate
 from ntk_tt.schedules import named_schedule
@@ -319,3 +319,46 @@ def test_a_frozen_kernel_knows_sgd_only(problem, method):
 def test_so_do_its_verdict_and_what_is_behind_it(problem, ask, optimizer, label):
     with pytest.raises(ValueError, match=f"knows SGD only, got {label};"):
         ask(problem, optimizer)
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("decay", [0.0, 5e-4])
+@pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9])
+def test_a_chain_that_is_sgd_is_the_setting_that_says_so(momentum, decay, nesterov):
+    if nesterov and not momentum:
+        return
+    chain = optax.sgd(0.003, momentum or None, nesterov)
+    if decay:
+        chain = optax.chain(optax.add_decayed_weights(decay), chain)
+    setting = as_setting(chain, 16)
+    assert setting == OptimizerConfig(0.003, momentum, nesterov, decay, 16)
+    assert setting.is_sgd
+
+
+@pytest.mark.parametrize(
+    "chain",
+    [
+        optax.sgd(optax.cosine_decay_schedule(0.1, 300), 0.9),
+        optax.sgd(optax.piecewise_constant_schedule(0.1, {10**6: 0.1})),
+        optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1)),
+        optax.chain(optax.clip(100.0), optax.sgd(0.1)),
+        optax.chain(optax.sgd(0.1, 0.9), optax.add_decayed_weights(-1e-3)),
+        optax.chain(
+            optax.add_decayed_weights(
+                1e-3, mask=lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+            ),
+            optax.sgd(0.1),
+        ),
+        optax.masked(optax.sgd(0.1), {"body": True}),
+        optax.MultiSteps(optax.sgd(0.1), 2),
+        optax.adam(1e-3),
+        optax.sign_sgd(0.1),
+        optax.scale(0.1),  # uphill
+        optax.sgd(0.1, 0.9, accumulator_dtype=jnp.bfloat16),
+        optax.set_to_zero(),
+    ],
+)
+def test_a_chain_that_is_not_sgd_at_one_rate_stays_what_it_is(chain):
+    setting = as_setting(chain, 16)
+    assert setting.transformation is chain
+    assert not setting.is_sgd
