@@ -42,7 +42,7 @@ def test_the_band_goes_through_the_levels_as_far_as_the_last_step():
 def test_a_spike_is_cut_off_and_said():
     usual = [2.0, 1.5, 1.0]
     assert axis_top([usual, [2.0, 5.0, 1.0]]) == (None, None)
-    top, highest = axis_top([usual, [2.0, 40.0, np.nan]])
+    top, highest = axis_top([usual, [2.0, 40.0, 1.5, 1.0, np.nan]])
     assert highest == 40.0
     assert 2.0 < top < 40.0
     assert axis_top([[np.nan], []]) == (None, None)
