@@ -202,7 +202,9 @@ def main(config: Config) -> None:
 
     for label, optimizer in optimizers.items():
         functions[f"replay, {config.steps} steps, {label}"] = lambda optimizer=optimizer: (
-            jnp.asarray(ntk_tt.simulate(problem, optimizer, config.steps, record_every=10).loss)
+            jnp.asarray(
+                ntk_tt.dynamics.simulate(problem, optimizer, config.steps, record_every=10).loss
+            )
         )
         functions[f"real training, {config.steps} steps, {label}"] = lambda label=label: train(
             label

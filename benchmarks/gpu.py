@@ -258,14 +258,14 @@ def prediction(network: str, method: str, precision: Precision, bench: Bench) ->
 
     def prepare() -> Any:
         if method == "curvature":
-            return ntk_tt.expand(
+            return ntk_tt.surrogate.expand(
                 setup.model,
                 setup.images,
                 setup.labels,
                 key=key,
                 options=ntk_tt.FeatureOptions(precision=precision),
             )
-        return ntk_tt.linearize(
+        return ntk_tt.surrogate.linearize(
             setup.model.apply,
             setup.model.params,
             setup.images,
@@ -283,11 +283,11 @@ def prediction(network: str, method: str, precision: Precision, bench: Bench) ->
     if f"{network} {method} {precision}" == f"{network} replay float32":
         initial = np.asarray(problem.initial_logits)[None]
         unit = ntk_tt.OptimizerConfig(1.0, MOMENTUM)
-        rate = float(f"{SHARE * ntk_tt.stability(problem, unit, 1, initial)[1]:.2g}")
+        rate = float(f"{SHARE * ntk_tt.prediction.stability(problem, unit, 1, initial)[1]:.2g}")
     optimizer = ntk_tt.OptimizerConfig(rate, MOMENTUM)
 
-    def replay() -> ntk_tt.Prediction:
-        return ntk_tt.predict(problem, optimizer, size.steps, num_seeds=1)
+    def replay() -> ntk_tt.prediction.Prediction:
+        return ntk_tt.prediction.predict(problem, optimizer, size.steps, num_seeds=1)
 
     with Stopwatch() as compiling:
         curve = replay()

@@ -53,7 +53,7 @@ _LABELS = {
     "torch_func": "torch.func vmap(jacrev) + einsum",
     "neural_tangents_default": "neural-tangents, default",
     "neural_tangents_structured": "neural-tangents, structured derivatives",
-    "ours": "ntk_tt.empirical_ntk",
+    "ours": "ntk_tt.kernels.empirical_ntk",
 }
 
 

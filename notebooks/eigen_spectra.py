@@ -21,18 +21,18 @@ import ntk_tt
 task = ntk_tt.load_task("digits", num_classes=3, per_class=16)
 model = ntk_tt.load_model(num_classes=task.num_classes)
 images, labels = model.preprocess(task.images), task.labels
-ntk = np.asarray(ntk_tt.empirical_ntk(model.apply, model.params, images))
+ntk = np.asarray(ntk_tt.kernels.empirical_ntk(model.apply, model.params, images))
 rows = ntk.shape[0] * ntk.shape[1]
 logits = np.asarray(model.apply(model.params, images))
 targets = np.eye(3, dtype=np.float32)[labels]
-found = ntk_tt.ntk_spectrum(ntk.reshape(rows, rows), logits - targets)
+found = ntk_tt.kernels.ntk_spectrum(ntk.reshape(rows, rows), logits - targets)
 
 # %% [markdown]
 # A power law describes the eigenvalues from the few largest on; most of the task lies along the
 # first ten.
 
 # %%
-law = ntk_tt.fit_power_law(found.eigenvalues, 3)
+law = ntk_tt.kernels.fit_power_law(found.eigenvalues, 3)
 share = found.projections.cumsum() / found.projections.sum()
 print(f"eigenvalues of Θ/N fall as k^−{law.exponent:.2f} between ranks {law.first} and {law.last}")
 print(
@@ -64,7 +64,7 @@ _ = summed.set(ylabel="sum up to k [%]", ylim=(0, 100))
 
 # %%
 times = np.geomspace(1e-4, 1e3, 400) / found.eigenvalues[0]
-shuffled = ntk_tt.ntk_spectrum(
+shuffled = ntk_tt.kernels.ntk_spectrum(
     ntk.reshape(rows, rows), logits - targets[np.random.default_rng(0).permutation(len(targets))]
 )
 figure, axis = plt.subplots(figsize=(5, 3.2), layout="constrained")
@@ -82,7 +82,7 @@ _ = axis.legend(frameon=False)
 # fit. The resolvent knows how much.
 
 # %%
-larger, until = ntk_tt.extrapolate_resolvent(found, 10 * found.num_samples)
+larger, until = ntk_tt.scaling.extrapolate_resolvent(found, 10 * found.num_samples)
 for fraction in (0.7, 0.5, 0.3):
     reached = [
         times[np.argmax(curve < fraction * curve[0])] * found.eigenvalues[0]

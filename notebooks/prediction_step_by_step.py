@@ -7,8 +7,8 @@
 # %% [markdown]
 # # A prediction taken apart
 #
-# `ntk_tt.predict` in four steps, each of which can be looked at: the network's tangent, the kernel,
-# the optimiser on the linear model, the times.
+# `ntk_tt.prediction.predict` in four steps, each of which can be looked at: the network's tangent,
+# the kernel, the optimiser on the linear model, the times.
 
 # %%
 import jax
@@ -27,11 +27,11 @@ images, labels = model.preprocess(task.images), task.labels
 # without bias.
 
 # %%
-features = ntk_tt.jacobian_features(
+features = ntk_tt.features.jacobian_features(
     model.apply, model.params, images, options=ntk_tt.FeatureOptions(num_projections=2048)
 )
-theta = ntk_tt.ntk_from_features(features)
-exact = ntk_tt.empirical_ntk(model.apply, model.params, images).reshape(theta.shape)
+theta = ntk_tt.kernels.ntk_from_features(features)
+exact = ntk_tt.kernels.empirical_ntk(model.apply, model.params, images).reshape(theta.shape)
 error = float(jnp.linalg.norm(theta - exact) / jnp.linalg.norm(exact))
 print(
     f"features {features.shape} stand for {model.num_params} parameters; relative error of Θ: "
@@ -67,11 +67,11 @@ print(f"by hand: loss {losses[0]:.3f} -> {losses[-1]:.3f}")
 # **3. The same by the library**, from the same projection.
 
 # %%
-problem = ntk_tt.linearize(
+problem = ntk_tt.surrogate.linearize(
     model.apply, model.params, images, labels, options=ntk_tt.FeatureOptions(num_projections=2048)
 )
 optimizer = ntk_tt.OptimizerConfig(learning_rate, momentum)
-prediction = ntk_tt.predict(problem, optimizer, num_steps)
+prediction = ntk_tt.prediction.predict(problem, optimizer, num_steps)
 print(
     f"library: loss {prediction.loss[0]:.3f} -> {prediction.loss[-1]:.3f}, largest difference "
     f"{np.abs(prediction.loss - losses).max():.1e}"
@@ -82,9 +82,11 @@ print(
 # network.
 
 # %%
-verdict = ntk_tt.assess(problem, model.apply, model.params, images, labels, optimizer, num_steps)
+verdict = ntk_tt.prediction.assess(
+    problem, model.apply, model.params, images, labels, optimizer, num_steps
+)
 real = ntk_tt.finetune(model.apply, model.params, images, labels, optimizer, num_steps)
-real_times = ntk_tt.training_times(real.steps, real.loss, real.error)
+real_times = ntk_tt.times.crossing.training_times(real.steps, real.loss, real.error)
 print(f"trust {verdict.trust}: {verdict.reason}")
 for level in ("0.5", "0.4", "0.2"):
     print(
@@ -103,7 +105,7 @@ _ = axis.legend(frameon=False)
 # learned late. A sample's residual is the distance of its probabilities from its label.
 
 # %%
-predicted = ntk_tt.simulate(problem, optimizer, num_steps, save_logits=True)
+predicted = ntk_tt.dynamics.simulate(problem, optimizer, num_steps, save_logits=True)
 
 
 def residuals(logits):

@@ -60,12 +60,14 @@ print(f"pre-training: loss {pretraining.loss[0]:.2f} -> {pretraining.loss[-1]:.4
 # %%
 params = pretraining.params[:-1] + initialize(jax.random.key(1))[-1:]
 x, y = inputs[target], labels[target]
-problem = ntk_tt.linearize(apply, params, x, y)
+problem = ntk_tt.surrogate.linearize(apply, params, x, y)
 curves = {}
 for learning_rate in (0.003, 0.01, 0.03):
     optimizer = ntk_tt.OptimizerConfig(learning_rate, momentum=0.9, batch_size=32)
-    prediction = curves[learning_rate] = ntk_tt.predict(problem, optimizer, num_steps=150)
-    verdict = ntk_tt.assess(problem, apply, params, x, y, optimizer, num_steps=150)
+    prediction = curves[learning_rate] = ntk_tt.prediction.predict(
+        problem, optimizer, num_steps=150
+    )
+    verdict = ntk_tt.prediction.assess(problem, apply, params, x, y, optimizer, num_steps=150)
     print(
         f"learning rate {learning_rate}: loss < 0.1 at step "
         f"{prediction.times['loss_below']['0.1']}, trust {verdict.trust}: {verdict.reason}"
@@ -78,7 +80,7 @@ for learning_rate in (0.003, 0.01, 0.03):
 optimizer = ntk_tt.OptimizerConfig(0.01, momentum=0.9, batch_size=32)
 real = ntk_tt.finetune(apply, params, x, y, optimizer, 150)
 prediction = curves[0.01]
-times = ntk_tt.training_times(real.steps, real.loss, real.error)
+times = ntk_tt.times.crossing.training_times(real.steps, real.loss, real.error)
 for threshold, steps in prediction.times["loss_below"].items():
     print(f"loss < {threshold}: predicted {steps}, real {times['loss_below'][threshold]}")
 

@@ -14,9 +14,49 @@ from importlib.abc import Loader, MetaPathFinder
 from types import ModuleType
 from typing import Any
 
+# what the root exported, the room that has it, and its name there
 NAMES = {
-    "HeadProblem": ("ntk_tt.surrogate.small_network", "SmallNetwork"),
-    "linearize_head": ("ntk_tt.surrogate.expansion", "expand"),
+    "HeadProblem": ("ntk_tt.surrogate", "SmallNetwork"),
+    "linearize_head": ("ntk_tt.surrogate", "expand"),
+    "FeatureStore": ("ntk_tt.features", "FeatureStore"),
+    "Forecast": ("ntk_tt.times.online", "Forecast"),
+    "LinearizedProblem": ("ntk_tt.surrogate", "LinearizedProblem"),
+    "LoRA": ("ntk_tt.models.lora", "LoRA"),
+    "OneShot": ("ntk_tt.prediction", "OneShot"),
+    "Prediction": ("ntk_tt.prediction", "Prediction"),
+    "Predictor": ("ntk_tt.times.online", "Predictor"),
+    "SmallNetwork": ("ntk_tt.surrogate", "SmallNetwork"),
+    "Spectrum": ("ntk_tt.kernels", "Spectrum"),
+    "Trajectory": ("ntk_tt.dynamics", "Trajectory"),
+    "Verdict": ("ntk_tt.prediction", "Verdict"),
+    "assess": ("ntk_tt.prediction", "assess"),
+    "describe_data": ("ntk_tt.data", "describe_data"),
+    "empirical_ntk": ("ntk_tt.kernels", "empirical_ntk"),
+    "expand": ("ntk_tt.surrogate", "expand"),
+    "extrapolate_loss": ("ntk_tt.scaling", "extrapolate_loss"),
+    "extrapolate_power_law": ("ntk_tt.scaling", "extrapolate_power_law"),
+    "extrapolate_resolvent": ("ntk_tt.scaling", "extrapolate_resolvent"),
+    "fit_linear_head": ("ntk_tt.models", "fit_linear_head"),
+    "fit_power_law": ("ntk_tt.kernels", "fit_power_law"),
+    "jacobian_features": ("ntk_tt.features", "jacobian_features"),
+    "judge": ("ntk_tt.prediction", "judge"),
+    "linearization_residual": ("ntk_tt.prediction", "linearization_residual"),
+    "linearize": ("ntk_tt.surrogate", "linearize"),
+    "load_factory": ("ntk_tt.models.factory", "load_factory"),
+    "loss_callback": ("ntk_tt.times.online", "loss_callback"),
+    "measure_alpha": ("ntk_tt.scaling", "measure_alpha"),
+    "ntk_from_features": ("ntk_tt.kernels", "ntk_from_features"),
+    "ntk_spectrum": ("ntk_tt.kernels", "ntk_spectrum"),
+    "predict": ("ntk_tt.prediction", "predict"),
+    "predict_after": ("ntk_tt.prediction", "predict_after"),
+    "sample_mesh": ("ntk_tt.runtime.sharding", "sample_mesh"),
+    "simulate": ("ntk_tt.dynamics", "simulate"),
+    "slowdown": ("ntk_tt.times.calibration", "slowdown"),
+    "slowed": ("ntk_tt.times.calibration", "slowed"),
+    "stability": ("ntk_tt.prediction", "stability"),
+    "stored_outputs": ("ntk_tt.features", "stored_outputs"),
+    "training_times": ("ntk_tt.times.crossing", "training_times"),
+    "write_features": ("ntk_tt.features", "write_features"),
 }
 MODULES = {
     "calibration": "times.calibration",
@@ -65,7 +105,7 @@ def renamed(name: str) -> Any:
     if name not in NAMES:
         raise AttributeError(f"module 'ntk_tt' has no attribute {name!r}")
     module, now = NAMES[name]
-    warn(f"ntk_tt.{name}", f"ntk_tt.{now}")
+    warn(f"ntk_tt.{name}", f"{module}.{now}")
     return getattr(importlib.import_module(module), now)
 
 

@@ -42,7 +42,7 @@ def small_network(inputs, labels, mesh) -> dict:
         head="head",
         num_classes=3,
     )
-    problem = ntk_tt.expand(
+    problem = ntk_tt.surrogate.expand(
         model, inputs, labels, options=ntk_tt.FeatureOptions(num_projections=60), mesh=mesh
     )
     sgd, adamw = (
@@ -50,12 +50,16 @@ def small_network(inputs, labels, mesh) -> dict:
         ntk_tt.OptimizerConfig(0.01, name="adamw", batch_size=4),
     )
     found = {
-        f"small {name}": ntk_tt.predict(problem, optimizer, 12, num_seeds=2).loss.tolist()
+        f"small {name}": ntk_tt.prediction.predict(
+            problem, optimizer, 12, num_seeds=2
+        ).loss.tolist()
         for name, optimizer in (("full", sgd), ("batches", adamw))
     }
     together = replay_many(problem, [sgd, adamw, ntk_tt.OptimizerConfig(0.02, 0.5)], 12)
     found |= {f"many {index}": curve.loss.tolist() for index, curve in enumerate(together)}
-    found["small stability"] = [ntk_tt.stability(problem, each, 12)[0] for each in (sgd, adamw)]
+    found["small stability"] = [
+        ntk_tt.prediction.stability(problem, each, 12)[0] for each in (sgd, adamw)
+    ]
     found["small growth"] = [float(problem.growth), float(problem.dropped)]
     if mesh is not None:
         rows = problem.jacobian.sharding.shard_shape(problem.jacobian.shape)[0]
@@ -69,7 +73,7 @@ def main() -> None:
     mesh = sample_mesh() if jax.device_count() > 1 else None
     found = {"devices": jax.device_count(), "processes": jax.process_count()}
     for space in ("primal", "dual"):
-        problem = ntk_tt.linearize(
+        problem = ntk_tt.surrogate.linearize(
             case.apply,
             case.params,
             inputs,
@@ -83,7 +87,7 @@ def main() -> None:
             ("full", ntk_tt.OptimizerConfig(0.05, 0.9, weight_decay=0.01)),
             ("batches", ntk_tt.OptimizerConfig(0.05, batch_size=4)),
         ):
-            found[f"{space} {name}"] = ntk_tt.predict(
+            found[f"{space} {name}"] = ntk_tt.prediction.predict(
                 problem, optimizer, 12, num_seeds=2
             ).loss.tolist()
         found[f"{space} curvature"] = largest_curvature(problem, problem.initial_logits)[0]

@@ -342,7 +342,7 @@ def test_an_example_runs_from_features_to_real_training(file, head, has_features
     )
     task = ntk_tt.load_task("digits", num_classes=3, per_class=3, image_size=16)
     images = model.preprocess(task.images)
-    problem = ntk_tt.linearize(
+    problem = ntk_tt.surrogate.linearize(
         model.apply,
         model.params,
         images,
@@ -350,7 +350,7 @@ def test_an_example_runs_from_features_to_real_training(file, head, has_features
         options=ntk_tt.FeatureOptions(num_projections="exact"),
     )
     optimizer = ntk_tt.OptimizerConfig(0.001, momentum=0.5)
-    prediction = ntk_tt.predict(problem, optimizer, 10)
+    prediction = ntk_tt.prediction.predict(problem, optimizer, 10)
     real = ntk_tt.finetune(model.apply, model.params, images, task.labels, optimizer, 10)
     fall = real.loss[0] - real.loss[-1]
     assert fall > 1e-4

@@ -44,14 +44,14 @@ def test_kernel_and_features_are_those_of_the_dense_jacobian(name):
     jacobian = oracles.dense(apply, params, inputs).jacobian
     close(
         name,
-        ntk_tt.jacobian_features(
+        ntk_tt.features.jacobian_features(
             apply, params, inputs, options=ntk_tt.FeatureOptions(num_projections="exact")
         ),
         jacobian,
     )
     close(
         name,
-        ntk_tt.empirical_ntk(apply, params, inputs),
+        ntk_tt.kernels.empirical_ntk(apply, params, inputs),
         np.einsum("iad,jbd->iajb", jacobian, jacobian),
     )
     assert (np.linalg.norm(jacobian) > 0) == (name != "parameters without influence")
@@ -79,14 +79,14 @@ def test_one_sample_and_the_kernel_between_two_sets(name):
     one, other = (oracles.dense(apply, params, x).jacobian for x in (inputs, others))
     close(
         name,
-        ntk_tt.jacobian_features(
+        ntk_tt.features.jacobian_features(
             apply, params, inputs, options=ntk_tt.FeatureOptions(num_projections="exact")
         ),
         one,
     )
     close(
         name,
-        ntk_tt.empirical_ntk(apply, params, inputs, others, block_size=3),
+        ntk_tt.kernels.empirical_ntk(apply, params, inputs, others, block_size=3),
         np.einsum("iad,jbd->iajb", one, other),
     )
 
@@ -105,7 +105,7 @@ def test_replay_of_one_step_is_a_step_of_the_weights(name):
     apply, params, inputs = network(name)
     network_at_start = oracles.dense(apply, params, inputs)
     targets = np.random.default_rng(2).normal(size=network_at_start.logits.shape)
-    problem = ntk_tt.linearize(
+    problem = ntk_tt.surrogate.linearize(
         apply,
         params,
         inputs,

@@ -32,7 +32,7 @@ def make(space="dual", loss="ce", num_samples=NUM_SAMPLES, seed=0, dtype=jnp.flo
         case,
         x,
         labels,
-        ntk_tt.linearize(
+        ntk_tt.surrogate.linearize(
             case.apply,
             case.params,
             x,
@@ -205,7 +205,7 @@ def test_closed_form_in_single_precision_keeps_what_does_not_decay(space, num_fe
         if space == "primal"
         else DualKernel(jnp.asarray((rows @ rows.T).reshape(20, 2, 20, 2)))
     )
-    problem = ntk_tt.LinearizedProblem(
+    problem = ntk_tt.surrogate.LinearizedProblem(
         kernel,
         jnp.asarray(start, jnp.float32),
         jnp.zeros((20, 2)),

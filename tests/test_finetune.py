@@ -252,10 +252,10 @@ def gap(width, learning_rate, num_steps, seed=0, **setting):
     """
     case, x, labels = problem_of(width, seed=seed)
     optimizer = OptimizerConfig(learning_rate, **setting)
-    problem = ntk_tt.linearize(
+    problem = ntk_tt.surrogate.linearize(
         case.apply, case.params, x, labels, options=ntk_tt.FeatureOptions(num_projections="exact")
     )
-    predicted = ntk_tt.predict(problem, optimizer, num_steps)
+    predicted = ntk_tt.prediction.predict(problem, optimizer, num_steps)
     real = ntk_tt.finetune(case.apply, case.params, x, labels, optimizer, num_steps)
     assert real.loss[0] - real.loss[-1] > 0.01
     return np.abs(predicted.loss - real.loss).max() / (real.loss[0] - real.loss[-1])
@@ -282,7 +282,7 @@ def test_past_the_stability_bound_real_training_diverges_and_the_verdict_says_so
     it is lost.
     """
     case, x, labels = problem_of(256)
-    problem = ntk_tt.linearize(
+    problem = ntk_tt.surrogate.linearize(
         case.apply,
         case.params,
         x,
@@ -290,9 +290,9 @@ def test_past_the_stability_bound_real_training_diverges_and_the_verdict_says_so
         loss="mse",
         options=ntk_tt.FeatureOptions(num_projections="exact"),
     )
-    _, safe = ntk_tt.stability(problem, OptimizerConfig(1e-3), 100)
+    _, safe = ntk_tt.prediction.stability(problem, OptimizerConfig(1e-3), 100)
     optimizer = OptimizerConfig(side * safe)
-    verdict = ntk_tt.assess(problem, case.apply, case.params, x, labels, optimizer, 100)
+    verdict = ntk_tt.prediction.assess(problem, case.apply, case.params, x, labels, optimizer, 100)
     real = ntk_tt.finetune(case.apply, case.params, x, labels, optimizer, 100, loss="mse")
     assert verdict.stability_margin == pytest.approx(1 / side, rel=1e-3)
     assert verdict.largest_safe_learning_rate == pytest.approx(safe, rel=1e-3)
@@ -309,7 +309,7 @@ def test_past_the_stability_bound_real_training_diverges_and_the_verdict_says_so
 def test_residual_grows_with_the_step_and_vanishes_for_a_linear_model():
     case, x, labels = problem_of(24)
     small, large = (
-        ntk_tt.linearization_residual(
+        ntk_tt.prediction.linearization_residual(
             case.apply, case.params, x, labels, OptimizerConfig(rate)
         ).value
         for rate in (0.01, 0.5)
@@ -317,7 +317,7 @@ def test_residual_grows_with_the_step_and_vanishes_for_a_linear_model():
     assert 0 < small < 0.2 * large
     linear = {"weight": jnp.zeros((6, 3))}
     assert (
-        ntk_tt.linearization_residual(
+        ntk_tt.prediction.linearization_residual(
             lambda params, x: x @ params["weight"], linear, x, labels, OptimizerConfig(0.5)
         ).value
         < 1e-5
@@ -326,7 +326,8 @@ def test_residual_grows_with_the_step_and_vanishes_for_a_linear_model():
 
 def test_a_frozen_kernel_that_will_change_points_to_the_method_that_follows_it():
     moved, still = (
-        ntk_tt.judge(10.0, 0.1, Residual(0.01, expected, 1e-3)) for expected in (0.5, 0.05)
+        ntk_tt.prediction.judge(10.0, 0.1, Residual(0.01, expected, 1e-3))
+        for expected in (0.5, 0.05)
     )
     assert "`curvature`" in moved.reason
     assert moved.trust == "medium"

@@ -36,10 +36,15 @@ def test_no_former_module_hides_what_is_there_today():
 
 
 def test_a_former_name_is_what_it_is_called_now():
-    with pytest.warns(DeprecationWarning, match=r"linearize_head is now ntk_tt\.expand"):
-        assert ntk_tt.linearize_head is ntk_tt.expand
+    with pytest.warns(DeprecationWarning, match=r"linearize_head is now ntk_tt\.surrogate\.expand"):
+        assert ntk_tt.linearize_head is ntk_tt.surrogate.expand
     with pytest.warns(DeprecationWarning, match="SmallNetwork"):
-        assert ntk_tt.HeadProblem is ntk_tt.SmallNetwork
+        assert ntk_tt.HeadProblem is ntk_tt.surrogate.SmallNetwork
+    for name, (room, now) in former_names.NAMES.items():
+        assert name not in ntk_tt.__all__
+        with pytest.warns(DeprecationWarning, match=f"{name} is now {room}.{now}"):
+            assert getattr(ntk_tt, name) is getattr(importlib.import_module(room), now)
+    assert len(ntk_tt.__all__) <= 24
     with pytest.raises(AttributeError, match="nothing"):
         _ = ntk_tt.nothing
 
@@ -53,13 +58,15 @@ def test_options_that_were_keywords_are_taken_as_options():
 
     exact = ntk_tt.FeatureOptions(num_projections="exact")
     with pytest.warns(DeprecationWarning, match=r"FeatureOptions\(num_projections='exact'\)"):
-        found = ntk_tt.jacobian_features(apply, params, x, num_projections="exact")
-    assert np.array_equal(found, ntk_tt.jacobian_features(apply, params, x, options=exact))
+        found = ntk_tt.features.jacobian_features(apply, params, x, num_projections="exact")
+    assert np.array_equal(found, ntk_tt.features.jacobian_features(apply, params, x, options=exact))
     small = ntk_tt.FeatureOptions(block_size=2)
     with pytest.warns(DeprecationWarning, match="linearize"):
-        problem = ntk_tt.linearize(apply, params, x, labels, num_projections="exact", options=small)
+        problem = ntk_tt.surrogate.linearize(
+            apply, params, x, labels, num_projections="exact", options=small
+        )
     assert problem.num_projections is None
     with pytest.raises(ValueError, match="num_projections"), pytest.warns(match="options="):
-        ntk_tt.linearize(apply, params, x, labels, num_projections=0)
+        ntk_tt.surrogate.linearize(apply, params, x, labels, num_projections=0)
     with pytest.raises(TypeError, match="number_of_projections"):
-        ntk_tt.linearize(apply, params, x, labels, number_of_projections=5)
+        ntk_tt.surrogate.linearize(apply, params, x, labels, number_of_projections=5)

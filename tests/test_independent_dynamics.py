@@ -404,7 +404,9 @@ def test_train_and_test_samples_follow_the_kernel_between_them():
         params, rng = params_of(jnp.float64), np.random.default_rng(0)
         x, targets = jnp.asarray(rng.normal(size=(9, 4))), rng.normal(size=(9, 2))
         network, trained = oracles.dense(tanh_network, params, x), np.arange(6)
-        cross = np.asarray(ntk_tt.empirical_ntk(tanh_network, params, x, x[:6])).reshape(18, 12)
+        cross = np.asarray(ntk_tt.kernels.empirical_ntk(tanh_network, params, x, x[:6])).reshape(
+            18, 12
+        )
         np.testing.assert_allclose(
             cross,
             network.jacobian.reshape(18, -1) @ network.jacobian[:6].reshape(12, -1).T,
@@ -413,7 +415,7 @@ def test_train_and_test_samples_follow_the_kernel_between_them():
         )
         ntk, start = cross[:12], (network.logits[:6] - targets[:6]).ravel()
         rate = 1 / np.linalg.eigvalsh(ntk)[-1] * 6
-        problem = ntk_tt.linearize(
+        problem = ntk_tt.surrogate.linearize(
             tanh_network,
             params,
             x,
@@ -498,7 +500,7 @@ def test_duplicates_share_what_their_labels_leave(method, space):
     x = np.repeat(rng.normal(size=(3, 4)).astype(np.float32), 2, 0)
     targets = rng.normal(size=(6, 2)).astype(np.float32)
     targets[5] = targets[4]
-    problem = ntk_tt.linearize(
+    problem = ntk_tt.surrogate.linearize(
         tanh_network,
         params,
         x,
@@ -512,7 +514,7 @@ def test_duplicates_share_what_their_labels_leave(method, space):
     )
     rate = 6 / np.linalg.eigvalsh(jacobian @ jacobian.T)[-1]
     num_steps = 3_000 if method == "replay" else 50
-    found = ntk_tt.simulate(
+    found = ntk_tt.dynamics.simulate(
         problem,
         OptimizerConfig(rate if method == "replay" else 1e4 * rate),
         num_steps,
@@ -545,7 +547,7 @@ def test_nothing_moves_where_all_is_learned_already(method):
         known.problem.initial_logits,
         "mse",
     )
-    found = ntk_tt.simulate(
+    found = ntk_tt.dynamics.simulate(
         problem,
         OptimizerConfig(0.5, batch_size=None if method in ("closed-form", "ode") else 2),
         20,

@@ -43,7 +43,7 @@ def test_spectrum_is_numpy_s(num_samples, num_outputs, rank):
     rows = num_samples * num_outputs
     jacobian = rng.normal(size=(rows, rank))
     ntk, residuals = jacobian @ jacobian.T, rng.normal(size=(num_samples, num_outputs))
-    found = ntk_tt.ntk_spectrum(ntk, residuals)
+    found = ntk_tt.kernels.ntk_spectrum(ntk, residuals)
     np.testing.assert_allclose(
         found.eigenvalues,
         np.maximum(np.linalg.eigvalsh(ntk)[::-1], 0) / num_samples,
@@ -67,7 +67,7 @@ def test_projections_of_equal_eigenvalues_are_theirs_together():
     vectors = np.linalg.qr(rng.normal(size=(9, 9)))[0]
     values = np.asarray([4.0, 4, 4, 1, 1, 0.25, 0, 0, 0])
     residuals = rng.normal(size=(9, 1))
-    found = ntk_tt.ntk_spectrum(vectors @ np.diag(values) @ vectors.T, residuals)
+    found = ntk_tt.kernels.ntk_spectrum(vectors @ np.diag(values) @ vectors.T, residuals)
     inner = (vectors.T @ residuals[:, 0]) ** 2 / 9
     for part in (slice(0, 3), slice(3, 5), slice(5, 6), slice(6, 9)):
         assert found.projections[part].sum() == pytest.approx(inner[part].sum())
@@ -80,7 +80,7 @@ def test_projections_of_equal_eigenvalues_are_theirs_together():
 @pytest.mark.parametrize("coefficient", [1e-8, 3.0, 1e6])
 @pytest.mark.parametrize("number", [3, 10, 2_000])
 def test_a_power_law_is_its_own_fit(exponent, coefficient, number):
-    law = ntk_tt.fit_power_law(coefficient * np.arange(1, number + 1.0) ** -exponent)
+    law = ntk_tt.kernels.fit_power_law(coefficient * np.arange(1, number + 1.0) ** -exponent)
     assert law.exponent == pytest.approx(exponent, rel=1e-6)
     assert law.coefficient == pytest.approx(coefficient, rel=1e-6)
 
@@ -88,7 +88,9 @@ def test_a_power_law_is_its_own_fit(exponent, coefficient, number):
 def test_a_power_law_of_a_population_is_found_from_samples():
     """Leading eigenvalues of Θ/N of 600 samples of λ_k = k^−1.5 keep its exponent."""
     matrix, delta = gaussian(600, np.arange(1, 3_001.0) ** -1.5, np.random.default_rng(0))
-    law = ntk_tt.fit_power_law(ntk_tt.ntk_spectrum(matrix, delta).eigenvalues, 1, 60)
+    law = ntk_tt.kernels.fit_power_law(
+        ntk_tt.kernels.ntk_spectrum(matrix, delta).eigenvalues, 1, 60
+    )
     assert law.exponent == pytest.approx(1.5, abs=0.1)
     assert law.coefficient == pytest.approx(1.0, rel=0.15)
 
@@ -99,12 +101,14 @@ def test_extrapolation_by_an_exact_law_is_the_law_s_own_loss():
     """
 
     def spectrum(ranks, num_samples):
-        return ntk_tt.Spectrum(
+        return ntk_tt.kernels.Spectrum(
             2 * np.arange(1, ranks + 1.0) ** -1.2, np.arange(1, ranks + 1.0) ** -1.5, num_samples
         )
 
     small, large = spectrum(400, 400), spectrum(2_000, 2_000)
-    found = ntk_tt.extrapolate_power_law(small, 2_000, float(large.projections.sum()), alpha=0.0)
+    found = ntk_tt.scaling.extrapolate_power_law(
+        small, 2_000, float(large.projections.sum()), alpha=0.0
+    )
     times = np.geomspace(0.01, 1e4, 30)
     np.testing.assert_allclose(found.eigenvalues, large.eigenvalues, rtol=1e-9)
     np.testing.assert_allclose(
@@ -120,7 +124,7 @@ def test_isotropic_data_have_the_spectrum_of_marchenko_and_pastur(ratio):
     """N = 400, d = ratio·N, variances 1: support (1 ± √ratio)², and the mean of (λ + z)⁻¹."""
     num_samples = 400
     dimension = int(ratio * num_samples)
-    found = ntk_tt.ntk_spectrum(
+    found = ntk_tt.kernels.ntk_spectrum(
         *gaussian(num_samples, np.ones(dimension), np.random.default_rng(0))
     )
     low, high = (1 - np.sqrt(ratio)) ** 2, (1 + np.sqrt(ratio)) ** 2
@@ -156,9 +160,13 @@ def test_the_resolvent_of_more_samples_is_the_deterministic_equivalent(name, noi
     rng = np.random.default_rng(3)
     target = rng.normal(size=len(variances)) / np.sqrt(len(variances))
     total = float(np.sum(target**2 * variances) + noise**2)
-    subsets = [ntk_tt.ntk_spectrum(*gaussian(150, variances, rng, target, noise)) for _ in range(6)]
+    subsets = [
+        ntk_tt.kernels.ntk_spectrum(*gaussian(150, variances, rng, target, noise)) for _ in range(6)
+    ]
     for num_samples in (150, 600, 15_000):
-        found = [ntk_tt.extrapolate_resolvent(subset, num_samples, total) for subset in subsets]
+        found = [
+            ntk_tt.scaling.extrapolate_resolvent(subset, num_samples, total) for subset in subsets
+        ]
         for z in (0.3, 1.0, 5.0):
             assert all(1 / (2 * z) < until for _, until in found)
             mean = np.mean(
@@ -182,8 +190,8 @@ def test_many_samples_of_few_directions_decay_as_their_population():
     times = np.geomspace(0.01, 3, 12)
     curves = []
     for _ in range(6):
-        spectrum, until = ntk_tt.extrapolate_resolvent(
-            ntk_tt.ntk_spectrum(*gaussian(200, variances, rng, target)), 10**6, total
+        spectrum, until = ntk_tt.scaling.extrapolate_resolvent(
+            ntk_tt.kernels.ntk_spectrum(*gaussian(200, variances, rng, target)), 10**6, total
         )
         assert until > times[-1]
         curves.append(spectrum.loss(times))
@@ -201,9 +209,9 @@ def test_effective_dimension_is_that_of_ridge_regression():
     variances = 5 * np.arange(1, 501.0) ** -1.2
     values = np.concatenate(
         [
-            ntk_tt.ntk_spectrum(*gaussian(300, variances, np.random.default_rng(seed))).eigenvalues[
-                None
-            ]
+            ntk_tt.kernels.ntk_spectrum(
+                *gaussian(300, variances, np.random.default_rng(seed))
+            ).eigenvalues[None]
             for seed in range(4)
         ]
     )
@@ -217,13 +225,13 @@ def test_effective_dimension_is_that_of_ridge_regression():
 @pytest.mark.parametrize(
     "extrapolate",
     [
-        lambda matrix, delta, times: ntk_tt.extrapolate_resolvent(
-            ntk_tt.ntk_spectrum(matrix, delta), 100
+        lambda matrix, delta, times: ntk_tt.scaling.extrapolate_resolvent(
+            ntk_tt.kernels.ntk_spectrum(matrix, delta), 100
         )[0].loss(times),
-        lambda matrix, delta, times: ntk_tt.extrapolate_power_law(
-            ntk_tt.ntk_spectrum(matrix, delta), 100
+        lambda matrix, delta, times: ntk_tt.scaling.extrapolate_power_law(
+            ntk_tt.kernels.ntk_spectrum(matrix, delta), 100
         ).loss(times),
-        lambda matrix, delta, times: ntk_tt.extrapolate_loss(matrix, delta, 100, times),
+        lambda matrix, delta, times: ntk_tt.scaling.extrapolate_loss(matrix, delta, 100, times),
     ],
 )
 def test_degenerate_subsets_give_their_curve_or_a_reason(extrapolate):

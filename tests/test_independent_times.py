@@ -219,11 +219,13 @@ def test_an_exponential_goes_on_as_it_ended():
 def test_a_factor_of_one_changes_nothing_and_a_factor_of_two_doubles_times():
     steps = np.arange(0, 401)
     for curve in (np.exp(-steps / 40), 1 / (1 + steps / 15), np.maximum(0.1, 1 - steps / 100)):
-        np.testing.assert_array_equal(ntk_tt.slowed(steps, curve, 1.0), curve)
-        np.testing.assert_array_equal(ntk_tt.slowed(steps, curve, 1.0, start=50), curve)
+        np.testing.assert_array_equal(ntk_tt.times.calibration.slowed(steps, curve, 1.0), curve)
+        np.testing.assert_array_equal(
+            ntk_tt.times.calibration.slowed(steps, curve, 1.0, start=50), curve
+        )
         for factor in (1.5, 2.0, 4.0):
             for start in (0, 13, 60):
-                slow = ntk_tt.slowed(steps, curve, factor, start)
+                slow = ntk_tt.times.calibration.slowed(steps, curve, factor, start)
                 np.testing.assert_array_equal(slow[: start + 1], curve[: start + 1])
                 for level in (0.9, 0.5, 0.3):
                     before, after = (
@@ -240,10 +242,10 @@ def test_a_factor_of_one_changes_nothing_and_a_factor_of_two_doubles_times():
 def test_slowdown_is_at_least_one_and_does_not_fall_towards_the_bound():
     margins = np.geomspace(1e-3, 1e3, 200)
     for method in ("replay", "head", "curvature", "one-shot"):
-        factors = [ntk_tt.slowdown(method, margin) for margin in margins]
+        factors = [ntk_tt.times.calibration.slowdown(method, margin) for margin in margins]
         assert min(factors) == 1.0
         assert all(before >= after for before, after in itertools.pairwise(factors))
-        assert ntk_tt.slowdown(method, math.inf) == 1.0
+        assert ntk_tt.times.calibration.slowdown(method, math.inf) == 1.0
 
 
 @pytest.mark.parametrize("speed", [1.0, 0.5, 2.0])

@@ -177,8 +177,8 @@ def problem_of(
     apply, params, inputs, labels, _, _ = task(loss, num_outputs, network)
     outputs = "contrasts" if kind.startswith("contrasts") else "logits"
     if not kind.endswith("streamed"):
-        mesh = ntk_tt.sample_mesh() if "sharded" in kind else None
-        return ntk_tt.linearize(
+        mesh = ntk_tt.runtime.sharding.sample_mesh() if "sharded" in kind else None
+        return ntk_tt.surrogate.linearize(
             apply,
             params,
             inputs,
@@ -189,14 +189,14 @@ def problem_of(
             space=kind.split()[-1],
             mesh=mesh,
         )
-    store = ntk_tt.write_features(
-        ntk_tt.stored_outputs(apply, num_outputs, outputs),
+    store = ntk_tt.features.write_features(
+        ntk_tt.features.stored_outputs(apply, num_outputs, outputs),
         params,
         inputs,
         folder,
         options=ntk_tt.FeatureOptions(num_projections="exact", block_size=2),
     )
-    problem = ntk_tt.linearize(
+    problem = ntk_tt.surrogate.linearize(
         apply,
         params,
         inputs,
@@ -534,7 +534,7 @@ def head_problem(loss: str, num_outputs: int, bias: bool, curvature: bool):
     if bias:
         module.head.bias[...] = jnp.linspace(-0.2, 0.3, num_outputs)
     model = ntk_tt.from_nnx(module, head="head", num_classes=num_outputs)
-    problem = ntk_tt.expand(
+    problem = ntk_tt.surrogate.expand(
         model,
         inputs,
         labels,

@@ -25,7 +25,7 @@ def make(loss, space="dual", num_samples=9, num_outputs=3):
     case = mlp(num_outputs, width=20)
     x = case.inputs(num_samples, 0)
     labels = np.arange(num_samples) % num_outputs
-    problem = ntk_tt.linearize(
+    problem = ntk_tt.surrogate.linearize(
         case.apply,
         case.params,
         x,
@@ -146,15 +146,17 @@ def test_both_sides_of_the_bound(momentum, nesterov, variance, side):
 def test_replay_of_mse_diverges_exactly_past_the_bound(setting):
     _, _, problem, _ = make("mse")
     for side, stable in ((0.97, True), (1.03, False)):
-        _, safe = ntk_tt.stability(problem, ntk_tt.OptimizerConfig(1e-3, **setting), 10)
-        curve = ntk_tt.simulate(problem, ntk_tt.OptimizerConfig(side * safe, **setting), 1500)
+        _, safe = ntk_tt.prediction.stability(problem, ntk_tt.OptimizerConfig(1e-3, **setting), 10)
+        curve = ntk_tt.dynamics.simulate(
+            problem, ntk_tt.OptimizerConfig(side * safe, **setting), 1500
+        )
         assert (curve.loss[-1] < curve.loss[0]) == stable
 
 
 def test_margin_uses_the_schedules_highest_rate():
     _, _, problem, _ = make("ce")
-    constant, safe = ntk_tt.stability(problem, ntk_tt.OptimizerConfig(0.1), 20)
-    falling, same = ntk_tt.stability(
+    constant, safe = ntk_tt.prediction.stability(problem, ntk_tt.OptimizerConfig(0.1), 20)
+    falling, same = ntk_tt.prediction.stability(
         problem, ntk_tt.OptimizerConfig(lambda step: 0.2 / (1 + step)), 20
     )
     assert constant == pytest.approx(safe / 0.1)
@@ -168,4 +170,4 @@ def test_products_that_overflow_have_no_bound_that_is_safe():
     assert curvature == np.inf
     assert np.isfinite(direction).all()
     assert largest_safe_learning_rate(curvature, 0.0) == 0.0
-    assert ntk_tt.stability(huge, ntk_tt.OptimizerConfig(1e-3), 5)[0] == 0.0
+    assert ntk_tt.prediction.stability(huge, ntk_tt.OptimizerConfig(1e-3), 5)[0] == 0.0

@@ -342,12 +342,12 @@ def test_replay_is_training_of_the_network_with_a_linear_backbone(name):
     # an eps that gradients of nothing but rounding, as of a unit that is dead, do not come near
     numbers = {"eps": 1e-4, "weight_decay": 0.1}
     optimizer = ntk_tt.OptimizerConfig(0.05, name="adamw", **numbers)
-    found = ntk_tt.predict(problem, optimizer, 15).loss
+    found = ntk_tt.prediction.predict(problem, optimizer, 15).loss
     expected = trained(network, inputs, FOUND[name], optax.adamw(0.05, **numbers), 15)
     assert expected[0] - expected[-1] > 0.05
     np.testing.assert_allclose(found, expected, rtol=1e-4)
     # the frozen kernel is another model: the head does matter
-    frozen = ntk_tt.predict(exact(network, inputs, head=False), optimizer, 15).loss
+    frozen = ntk_tt.prediction.predict(exact(network, inputs, head=False), optimizer, 15).loss
     assert np.abs(frozen / expected - 1).max() > 1e-3
 
 
@@ -368,7 +368,7 @@ def test_what_is_found_is_what_would_be_named(curvature):
     assert found.head == expected.head == Head("top.kernel", "top.bias")
     assert found.sampled == expected.sampled
     optimizer = ntk_tt.OptimizerConfig(0.05, 0.9, batch_size=4)
-    losses = [ntk_tt.predict(each, optimizer, 10).loss for each in (found, expected)]
+    losses = [ntk_tt.prediction.predict(each, optimizer, 10).loss for each in (found, expected)]
     np.testing.assert_allclose(*losses, rtol=1e-4)
 
 
@@ -395,7 +395,7 @@ def test_a_head_that_trains_is_found_in_a_restricted_network(trainable, prefix):
         optimizer = ntk_tt.OptimizerConfig(0.05, name="adam")
         real = ntk_tt.finetune(restricted.apply, restricted.params, IMAGES, LABELS, optimizer, 10)
         np.testing.assert_allclose(
-            ntk_tt.predict(problem, optimizer, 10).loss, real.loss, rtol=1e-4
+            ntk_tt.prediction.predict(problem, optimizer, 10).loss, real.loss, rtol=1e-4
         )
 
 

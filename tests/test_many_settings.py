@@ -27,7 +27,9 @@ def _features(params, x):
 
 
 @functools.cache
-def small(number: int | str = "exact", *, head=True, curvature=True) -> ntk_tt.SmallNetwork:
+def small(
+    number: int | str = "exact", *, head=True, curvature=True
+) -> ntk_tt.surrogate.SmallNetwork:
     params = {
         "first": 0.5 * normal(1, 5, 20),
         "shift": 0.2 * normal(2, 20),
@@ -41,7 +43,7 @@ def small(number: int | str = "exact", *, head=True, curvature=True) -> ntk_tt.S
         head="head",
         num_classes=CLASSES,
     )
-    return ntk_tt.expand(
+    return ntk_tt.surrogate.expand(
         model,
         normal(6, SAMPLES, 5),
         LABELS,

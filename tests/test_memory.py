@@ -529,8 +529,9 @@ _PEAKS = """
 import gc, json, re
 from pathlib import Path
 import jax, numpy as np
-from ntk_tt import FeatureOptions, OptimizerConfig, linearize, expand, load_model
-from ntk_tt import predict, stability
+from ntk_tt import FeatureOptions, OptimizerConfig, load_model
+from ntk_tt.prediction import predict, stability
+from ntk_tt.surrogate import expand, linearize
 def status(name):
     return 1024 * int(re.search(name + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 def peak(function):  # of the second call, which compiles nothing

@@ -26,13 +26,13 @@ def relative_error(value, truth) -> float:
 def test_exact_ntk_equals_dense(name, num_outputs, path):
     case = CASES[name](num_outputs)
     x1, x2 = case.inputs(5, 0), case.inputs(3, 1)
-    square = ntk_tt.empirical_ntk(case.apply, case.params, x1, block_size=2, path=path)
+    square = ntk_tt.kernels.empirical_ntk(case.apply, case.params, x1, block_size=2, path=path)
     assert square.shape == (5, num_outputs, 5, num_outputs)
     assert square.dtype == jnp.float32
     assert relative_error(square, dense_ntk(case, x1, x1)) < 1e-5
     assert (
         relative_error(
-            ntk_tt.empirical_ntk(case.apply, case.params, x1, x2, block_size=2, path=path),
+            ntk_tt.kernels.empirical_ntk(case.apply, case.params, x1, x2, block_size=2, path=path),
             dense_ntk(case, x1, x2),
         )
         < 1e-5
@@ -45,12 +45,12 @@ def test_exact_ntk_in_double_precision(name):
     with jax.enable_x64(True):
         case = CASES[name](2, dtype=jnp.float64)
         x1, x2 = case.inputs(5, 0), case.inputs(4, 1)
-        result = ntk_tt.empirical_ntk(case.apply, case.params, x1, x2, block_size=3)
+        result = ntk_tt.kernels.empirical_ntk(case.apply, case.params, x1, x2, block_size=3)
         assert result.dtype == jnp.float64
         assert relative_error(result, dense_ntk(case, x1, x2)) < 1e-12
         assert (
             relative_error(
-                ntk_tt.empirical_ntk(case.apply, case.params, x1), dense_ntk(case, x1, x1)
+                ntk_tt.kernels.empirical_ntk(case.apply, case.params, x1), dense_ntk(case, x1, x1)
             )
             < 1e-12
         )
@@ -76,7 +76,7 @@ def test_blocks_do_not_change_the_result(block_size):
     )
     assert (
         relative_error(
-            ntk_tt.empirical_ntk(case.apply, case.params, x, block_size=block_size),
+            ntk_tt.kernels.empirical_ntk(case.apply, case.params, x, block_size=block_size),
             dense_ntk(case, x, x),
         )
         < 1e-5
@@ -86,13 +86,13 @@ def test_blocks_do_not_change_the_result(block_size):
 def test_ntk_is_symmetric_positive_semidefinite_and_follows_permutations():
     case = CASES["batch-norm"](2)
     x = case.inputs(6, 0)
-    ntk = np.asarray(ntk_tt.empirical_ntk(case.apply, case.params, x))
+    ntk = np.asarray(ntk_tt.kernels.empirical_ntk(case.apply, case.params, x))
     matrix = ntk.reshape(12, 12)
     assert np.abs(matrix - matrix.T).max() < 1e-5 * np.abs(matrix).max()
     assert np.linalg.eigvalsh(matrix).min() > -1e-5 * np.linalg.eigvalsh(matrix).max()
     order = np.array([3, 1, 5, 0, 2, 4])
     np.testing.assert_allclose(
-        ntk_tt.empirical_ntk(case.apply, case.params, x[order]),
+        ntk_tt.kernels.empirical_ntk(case.apply, case.params, x[order]),
         ntk[order][:, :, order],
         rtol=1e-4,
         atol=1e-5,
@@ -188,4 +188,4 @@ def test_bad_networks_and_inputs_are_named(change, message):
     with pytest.raises(ValueError, match=message):
         jacobian_features(apply, params, x)
     with pytest.raises(ValueError, match=message):
-        ntk_tt.empirical_ntk(apply, params, x)
+        ntk_tt.kernels.empirical_ntk(apply, params, x)

@@ -280,7 +280,7 @@ ADAMW = OptimizerConfig(0.001, name="adamw")
 
 @pytest.fixture(scope="module")
 def problem():
-    return ntk_tt.linearize(apply, PARAMS, INPUTS, LABELS, loss="mse")
+    return ntk_tt.surrogate.linearize(apply, PARAMS, INPUTS, LABELS, loss="mse")
 
 
 @pytest.mark.parametrize(
@@ -291,17 +291,17 @@ def test_a_frozen_kernel_knows_sgd_only(problem, method):
         ValueError,
         match=f"optimizer: method '{method}' knows SGD only, got adamw; take method='head'",
     ):
-        ntk_tt.predict(problem, ADAMW, 3, method=method)
+        ntk_tt.prediction.predict(problem, ADAMW, 3, method=method)
 
 
 @pytest.mark.parametrize(
     "ask",
     [
         lambda problem, optimizer: replay_many(problem, [OptimizerConfig(), optimizer], 3),
-        lambda problem, optimizer: ntk_tt.stability(problem, optimizer, 3),
+        lambda problem, optimizer: ntk_tt.prediction.stability(problem, optimizer, 3),
         lambda problem, optimizer: margin_on_the_way(problem, optimizer, 3),
         lambda problem, optimizer: safe_learning_rate(problem, optimizer, 3, margin=2.0),
-        lambda problem, optimizer: ntk_tt.assess(
+        lambda problem, optimizer: ntk_tt.prediction.assess(
             problem, apply, PARAMS, INPUTS, LABELS, optimizer, 3
         ),
     ],

@@ -17,15 +17,15 @@ def task():
     case = mlp(3, width=64)
     x = case.inputs(30, 0)
     labels = np.asarray(jax.numpy.argmax(x[:, :3], axis=1))
-    return case, x, labels, ntk_tt.linearize(case.apply, case.params, x, labels)
+    return case, x, labels, ntk_tt.surrogate.linearize(case.apply, case.params, x, labels)
 
 
 def test_space_is_the_smaller_one(task):
     case, x, labels, _ = task
-    few = ntk_tt.linearize(
+    few = ntk_tt.surrogate.linearize(
         case.apply, case.params, x, labels, options=ntk_tt.FeatureOptions(num_projections=89)
     )
-    many = ntk_tt.linearize(
+    many = ntk_tt.surrogate.linearize(
         case.apply, case.params, x, labels, options=ntk_tt.FeatureOptions(num_projections=91)
     )
     assert isinstance(few.kernel, PrimalKernel)
@@ -35,7 +35,9 @@ def test_space_is_the_smaller_one(task):
 def test_seeds_give_an_interval_that_holds_the_median(task):
     *_, problem = task
     optimizer = ntk_tt.OptimizerConfig(0.5, batch_size=3)
-    prediction = ntk_tt.predict(problem, optimizer, 100, num_seeds=7, loss_thresholds=(0.6,))
+    prediction = ntk_tt.prediction.predict(
+        problem, optimizer, 100, num_seeds=7, loss_thresholds=(0.6,)
+    )
     assert len(prediction.runs) == 7
     single = [
         training_times(run.steps, run.loss, run.error, loss_thresholds=(0.6,))["loss_below"]["0.6"]
@@ -54,10 +56,10 @@ def test_seeds_give_an_interval_that_holds_the_median(task):
 @pytest.mark.slow
 def test_no_noise_means_one_run(task):
     *_, problem = task
-    assert len(ntk_tt.predict(problem, ntk_tt.OptimizerConfig(0.1), 10).runs) == 1
+    assert len(ntk_tt.prediction.predict(problem, ntk_tt.OptimizerConfig(0.1), 10).runs) == 1
     assert (
         len(
-            ntk_tt.predict(
+            ntk_tt.prediction.predict(
                 problem, ntk_tt.OptimizerConfig(0.1, batch_size=5), 10, method="ode"
             ).runs
         )
@@ -65,7 +67,7 @@ def test_no_noise_means_one_run(task):
     )
     assert (
         len(
-            ntk_tt.predict(
+            ntk_tt.prediction.predict(
                 problem, ntk_tt.OptimizerConfig(0.1, batch_size=5), 10, method="sde", num_seeds=2
             ).runs
         )
@@ -82,7 +84,7 @@ def test_one_pass_prices_every_setting(task):
         ntk_tt.OptimizerConfig(0.05, batch_size=10, weight_decay=0.01),
         ntk_tt.OptimizerConfig(lambda step: 0.1 / (1 + step / 20), 0.5, nesterov=True),
     ):
-        prediction = ntk_tt.predict(problem, optimizer, 60)
+        prediction = ntk_tt.prediction.predict(problem, optimizer, 60)
         real = ntk_tt.finetune(case.apply, case.params, x, labels, optimizer, 60)
         assert np.abs(prediction.loss - real.loss).max() < 0.05 * (real.loss[0] - real.loss[-1])
 
@@ -104,7 +106,7 @@ def test_one_pass_prices_every_setting(task):
 def test_bad_problems(unchecked, task, change, message):
     case, x, labels, _ = task
     with pytest.raises(ValueError, match=message):
-        ntk_tt.linearize(case.apply, case.params, x, **({"labels": labels} | change))
+        ntk_tt.surrogate.linearize(case.apply, case.params, x, **({"labels": labels} | change))
 
 
 def test_network_that_gives_nan_is_named(task):
@@ -112,7 +114,9 @@ def test_network_that_gives_nan_is_named(task):
     with pytest.raises(
         ValueError, match="logits: the network gives NaN or infinity on 30 of 30 samples"
     ):
-        ntk_tt.linearize(lambda params, x: case.apply(params, x) / 0.0, case.params, x, labels)
+        ntk_tt.surrogate.linearize(
+            lambda params, x: case.apply(params, x) / 0.0, case.params, x, labels
+        )
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +124,9 @@ def bundled():
     task = ntk_tt.load_task("digits", per_class=30)
     model = ntk_tt.load_model(num_classes=5, key=jax.random.key(0))
     images = model.preprocess(task.images)
-    problem = ntk_tt.linearize(model.apply, model.params, images, task.labels, outputs="contrasts")
+    problem = ntk_tt.surrogate.linearize(
+        model.apply, model.params, images, task.labels, outputs="contrasts"
+    )
     return task, model, images, problem
 
 
@@ -139,7 +145,7 @@ def test_small_steps_of_the_bundled_network_agree_within_three_steps(bundled, se
     """Where the linearisation holds the ε-times of 150 steps are within 3 of real training."""
     task, model, images, problem = bundled
     optimizer = ntk_tt.OptimizerConfig(**setting)
-    prediction = ntk_tt.predict(problem, optimizer, 150)
+    prediction = ntk_tt.prediction.predict(problem, optimizer, 150)
     real = ntk_tt.finetune(model.apply, model.params, images, task.labels, optimizer, 150)
     times = training_times(real.steps, real.loss, real.error)
     for family in families:
@@ -156,7 +162,7 @@ def test_contrasts_give_the_same_curves_as_logits():
     x = case.inputs(16, 0)
     labels = np.arange(16) % 4
     whole, contrasts = (
-        ntk_tt.linearize(
+        ntk_tt.surrogate.linearize(
             case.apply,
             case.params,
             x,
@@ -169,14 +175,17 @@ def test_contrasts_give_the_same_curves_as_logits():
     assert contrasts.kernel.inner.diagonal_blocks().shape == (16, 3, 3)
     optimizer = ntk_tt.OptimizerConfig(0.3, 0.8, nesterov=True, weight_decay=0.02, batch_size=5)
     one, two = (
-        ntk_tt.simulate(problem, optimizer, 80, save_logits=True) for problem in (whole, contrasts)
+        ntk_tt.dynamics.simulate(problem, optimizer, 80, save_logits=True)
+        for problem in (whole, contrasts)
     )
     np.testing.assert_allclose(two.loss, one.loss, rtol=1e-4)
     np.testing.assert_array_equal(two.error, one.error)
     centred = [run.logits - run.logits.mean(-1, keepdims=True) for run in (one, two)]
     np.testing.assert_allclose(centred[1], centred[0], atol=2e-3)
-    assert ntk_tt.stability(contrasts, optimizer, 20)[1] == pytest.approx(
-        ntk_tt.stability(whole, optimizer, 20)[1], rel=1e-3
+    assert ntk_tt.prediction.stability(contrasts, optimizer, 20)[1] == pytest.approx(
+        ntk_tt.prediction.stability(whole, optimizer, 20)[1], rel=1e-3
     )
     with pytest.raises(ValueError, match="outputs: give 'logits', or 'contrasts' with loss='ce'"):
-        ntk_tt.linearize(case.apply, case.params, x, labels, outputs="contrasts", loss="mse")
+        ntk_tt.surrogate.linearize(
+            case.apply, case.params, x, labels, outputs="contrasts", loss="mse"
+        )

@@ -81,7 +81,7 @@ def test_what_only_a_larger_batch_shows_is_seen_where_there_is_one(apply):
         ValueError,
         match="apply: the output of a sample depends on the others in its batch: in a batch of",
     ):
-        ntk_tt.linearize(apply, PARAMS, X, np.arange(7) % 3)
+        ntk_tt.surrogate.linearize(apply, PARAMS, X, np.arange(7) % 3)
 
 
 @pytest.mark.parametrize("number", [1, 2])
@@ -107,26 +107,26 @@ def _expand(features):
     model = ntk_tt.from_function(
         lambda p, x: features(p, x) @ p["head"]["kernel"], params, num_classes=3
     )
-    ntk_tt.expand(
+    ntk_tt.surrogate.expand(
         dataclasses.replace(model, apply_features=features, head="head"), X, np.arange(7) % 3
     )
 
 
 ENTRIES = {
-    "jacobian_features": lambda features, path, folder: ntk_tt.jacobian_features(
+    "jacobian_features": lambda features, path, folder: ntk_tt.features.jacobian_features(
         lambda p, x: features(p, x) @ p["head"], PARAMS, X, options=ntk_tt.FeatureOptions(path=path)
     ),
-    "write_features": lambda features, path, folder: ntk_tt.write_features(
+    "write_features": lambda features, path, folder: ntk_tt.features.write_features(
         lambda p, x: features(p, x) @ p["head"],
         PARAMS,
         X,
         folder,
         options=ntk_tt.FeatureOptions(path=path),
     ),
-    "empirical_ntk": lambda features, path, folder: ntk_tt.empirical_ntk(
+    "empirical_ntk": lambda features, path, folder: ntk_tt.kernels.empirical_ntk(
         lambda p, x: features(p, x) @ p["head"], PARAMS, X, path=path
     ),
-    "linearize": lambda features, path, folder: ntk_tt.linearize(
+    "linearize": lambda features, path, folder: ntk_tt.surrogate.linearize(
         lambda p, x: features(p, x) @ p["head"], PARAMS, X, np.arange(7) % 3, outputs="contrasts"
     ),
     "expand": lambda features, path, folder: _expand(features),
@@ -253,8 +253,10 @@ def test_a_planted_fault_is_found_and_its_parameter_named(fault, monkeypatch):
         match=rf"params: the structured Jacobian of ({name}) differs from jax.vjp by .* take "
         r"path='plain'",
     ):
-        ntk_tt.jacobian_features(lambda p, x: hidden(p, x) @ p["head"] + p["bias"], params, X)
-    ntk_tt.jacobian_features(
+        ntk_tt.features.jacobian_features(
+            lambda p, x: hidden(p, x) @ p["head"] + p["bias"], params, X
+        )
+    ntk_tt.features.jacobian_features(
         lambda p, x: hidden(p, x) @ p["head"] + p["bias"],
         params,
         X,
@@ -270,7 +272,7 @@ def test_a_planted_fault_in_a_convolution_is_found(monkeypatch):
         lambda windows, rule=Windows.patches: rule(windows)[..., ::-1, :],
     )
     with pytest.raises(ValueError, match=r"params: the structured Jacobian of 'conv[12]\.kernel'"):
-        ntk_tt.empirical_ntk(case.apply, case.params, case.inputs(4, 0))
+        ntk_tt.kernels.empirical_ntk(case.apply, case.params, case.inputs(4, 0))
 
 
 def test_gradients_that_cancel_are_no_fault():
@@ -300,16 +302,16 @@ def test_what_is_not_finite_is_an_error():
         .set(X[0])
     )
     for call in (
-        lambda: ntk_tt.empirical_ntk(root, PARAMS, x),
-        lambda: ntk_tt.jacobian_features(
+        lambda: ntk_tt.kernels.empirical_ntk(root, PARAMS, x),
+        lambda: ntk_tt.features.jacobian_features(
             root, PARAMS, x, options=ntk_tt.FeatureOptions(num_projections=64)
         ),
-        lambda: ntk_tt.linearize(root, PARAMS, x, np.arange(len(x)) % 3),
+        lambda: ntk_tt.surrogate.linearize(root, PARAMS, x, np.arange(len(x)) % 3),
     ):
         with pytest.raises(ValueError, match=r"params: the gradients? .*NaN or infinity"):
             call()
     with pytest.raises(ValueError, match="logits: the network gives NaN or infinity"):
-        ntk_tt.empirical_ntk(lambda p, x: hidden(p, x) @ p["head"] / 0, PARAMS, X)
+        ntk_tt.kernels.empirical_ntk(lambda p, x: hidden(p, x) @ p["head"] / 0, PARAMS, X)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.int32, np.uint8])
@@ -351,11 +353,11 @@ def test_squeezed_logits_are_what_they_are(num_outputs, number, tmp_path):
     )
     setting, results = ntk_tt.OptimizerConfig(0.1), []
     for case in (whole, squeezed):
-        problem = ntk_tt.linearize(case.apply, case.params, x, labels, loss=loss)
+        problem = ntk_tt.surrogate.linearize(case.apply, case.params, x, labels, loss=loss)
         run = ntk_tt.finetune(
             case.apply, case.params, x, labels, setting, 3, loss=loss, block_size=1
         )
-        store = ntk_tt.write_features(
+        store = ntk_tt.features.write_features(
             case.apply,
             case.params,
             x,
@@ -364,12 +366,12 @@ def test_squeezed_logits_are_what_they_are(num_outputs, number, tmp_path):
         )
         results.append(
             (
-                ntk_tt.empirical_ntk(case.apply, case.params, x),
-                ntk_tt.empirical_ntk(case.apply, case.params, x, path="plain"),
-                ntk_tt.predict(problem, setting, 3).loss,
+                ntk_tt.kernels.empirical_ntk(case.apply, case.params, x),
+                ntk_tt.kernels.empirical_ntk(case.apply, case.params, x, path="plain"),
+                ntk_tt.prediction.predict(problem, setting, 3).loss,
                 run.loss,
                 np.concatenate([np.asarray(block) for block in store]),
-                ntk_tt.assess(
+                ntk_tt.prediction.assess(
                     problem, case.apply, case.params, x, labels, setting, 3
                 ).stability_margin,
             )
@@ -397,7 +399,7 @@ def test_squeezed_logits_are_what_they_are(num_outputs, number, tmp_path):
 )
 def test_outputs_of_another_form_are_told(apply, message):
     with pytest.raises(ValueError, match=message):
-        ntk_tt.empirical_ntk(apply, PARAMS, X)
+        ntk_tt.kernels.empirical_ntk(apply, PARAMS, X)
 
 
 def test_gradients_that_are_not_finite_name_their_parameter():
@@ -407,4 +409,4 @@ def test_gradients_that_are_not_finite_name_their_parameter():
         return x @ params["first"] * jnp.sqrt(jnp.sum(params["root"] ** 2)) + params["zlast"]
 
     with pytest.raises(ValueError, match="gradients of 'root' hold NaN or infinity"):
-        ntk_tt.empirical_ntk(apply, params, jnp.arange(12.0).reshape(4, 3))
+        ntk_tt.kernels.empirical_ntk(apply, params, jnp.arange(12.0).reshape(4, 3))

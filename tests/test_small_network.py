@@ -211,7 +211,7 @@ def test_prediction_is_real_training_where_the_backbone_is_linear(data, optimize
     model = network(activation=_linear)
     real = ntk_tt.finetune(model.apply, model.params, *data, optimizer, 30)
     head, frozen = (
-        ntk_tt.predict(full(model, data, head=head, curvature=False), optimizer, 30).loss
+        ntk_tt.prediction.predict(full(model, data, head=head, curvature=False), optimizer, 30).loss
         for head in (True, False)
     )
     np.testing.assert_allclose(head, real.loss, rtol=1e-4)
@@ -569,7 +569,7 @@ def test_curvature_brings_the_prediction_closer_to_real_training(data, optimizer
     real = ntk_tt.finetune(model.apply, model.params, *data, optimizer, 40)
     way = own_way(optimizer, 40)
     frozen, head, curved = (
-        np.abs(np.log(ntk_tt.predict(problem, optimizer, 40).loss / real.loss)).mean()
+        np.abs(np.log(ntk_tt.prediction.predict(problem, optimizer, 40).loss / real.loss)).mean()
         for problem in (
             full(model, data, head=False, curvature=False),
             full(model, data, curvature=False),
@@ -581,7 +581,7 @@ def test_curvature_brings_the_prediction_closer_to_real_training(data, optimizer
 
 def test_few_entries_and_directions_are_near_all(data):
     model, optimizer = network(num_features=64), ntk_tt.OptimizerConfig(0.05, 0.9)
-    exact = ntk_tt.predict(full(model, data), optimizer, 30)
+    exact = ntk_tt.prediction.predict(full(model, data), optimizer, 30)
     few = expand(
         model,
         *data,
@@ -592,7 +592,7 @@ def test_few_entries_and_directions_are_near_all(data):
     assert 0 <= float(few.dropped) < 0.3
     assert few.num_projections is not None
     assert few.num_projections == pytest.approx(200, rel=0.1)
-    found = ntk_tt.predict(few, optimizer, 30)
+    found = ntk_tt.prediction.predict(few, optimizer, 30)
     assert 0 < np.abs(np.log(found.loss / exact.loss))[:16].max() < 0.1
 
 
@@ -614,7 +614,9 @@ def test_mse_and_head_without_bias(data):
     assert problem.head == Head("head.kernel")
     assert set(problem.params["head"]) == {"kernel"}
     real = ntk_tt.finetune(bare.apply, bare.params, data[0], targets, optimizer, 20, loss="mse")
-    np.testing.assert_allclose(ntk_tt.predict(problem, optimizer, 20).loss, real.loss, rtol=1e-4)
+    np.testing.assert_allclose(
+        ntk_tt.prediction.predict(problem, optimizer, 20).loss, real.loss, rtol=1e-4
+    )
 
 
 def test_where_only_the_head_trains_it_is_real_training(data):
@@ -623,7 +625,9 @@ def test_where_only_the_head_trains_it_is_real_training(data):
     assert problem.bend is None
     assert problem.jacobian.shape[-1] == 0
     real = ntk_tt.finetune(model.apply, model.params, *data, optimizer, 20)
-    np.testing.assert_allclose(ntk_tt.predict(problem, optimizer, 20).loss, real.loss, rtol=1e-4)
+    np.testing.assert_allclose(
+        ntk_tt.prediction.predict(problem, optimizer, 20).loss, real.loss, rtol=1e-4
+    )
 
 
 def _dead(x):
@@ -640,7 +644,9 @@ def test_a_backbone_that_does_not_move_is_predicted_by_its_head(data, optimizer)
     problem = full(model, data, way=own_way(optimizer, 20))
     assert float(problem.growth) == 0
     real = ntk_tt.finetune(model.apply, model.params, *data, optimizer, 20)
-    np.testing.assert_allclose(ntk_tt.predict(problem, optimizer, 20).loss, real.loss, rtol=1e-4)
+    np.testing.assert_allclose(
+        ntk_tt.prediction.predict(problem, optimizer, 20).loss, real.loss, rtol=1e-4
+    )
 
 
 def test_a_network_without_a_linear_head_is_expanded_at_its_logits(data):
@@ -715,7 +721,7 @@ def test_what_cannot_be_expanded_is_refused_with_the_remedy(data, unchecked):
     with pytest.raises(ValueError, match=r"fall: must lie strictly between 0 and 1, got 1"):
         expand(model, *data, fall=1.0)
     with pytest.raises(ValueError, match=r"can only be replayed, got 'ode'"):
-        ntk_tt.simulate(
+        ntk_tt.dynamics.simulate(
             full(model, data, curvature=False), ntk_tt.OptimizerConfig(0.1), 3, method="ode"
         )
 
@@ -727,7 +733,9 @@ def test_trained_parts_and_adapters_are_expanded_too(data):
     problem = full(lora, data, curvature=False)
     optimizer = ntk_tt.OptimizerConfig(0.2)
     real = ntk_tt.finetune(lora.apply, lora.params, *data, optimizer, 3)
-    np.testing.assert_allclose(ntk_tt.predict(problem, optimizer, 3).loss, real.loss, rtol=2e-2)
+    np.testing.assert_allclose(
+        ntk_tt.prediction.predict(problem, optimizer, 3).loss, real.loss, rtol=2e-2
+    )
 
 
 @pytest.mark.slow
@@ -735,7 +743,7 @@ def test_a_prediction_keeps_the_path_that_its_verdict_goes_by(data):
     model, optimizer = network(), ntk_tt.OptimizerConfig(0.3, 0.5)
     problem = full(model, data)
     for record_every, count in ((4, 6), (40, 2)):
-        run = ntk_tt.predict(problem, optimizer, 40, record_every=record_every).runs[0]
+        run = ntk_tt.prediction.predict(problem, optimizer, 40, record_every=record_every).runs[0]
         assert run.states is not None
         assert len(run.states) == count  # spans of whole records, and the rest
         for point, step in ((run.states[0], 0), (run.states[-1], -1)):
@@ -743,12 +751,14 @@ def test_a_prediction_keeps_the_path_that_its_verdict_goes_by(data):
                 problem.metrics(problem.logits(point[0]))[0], run.loss[step], rtol=1e-6
             )
     path, elsewhere = (
-        ntk_tt.predict(problem, setting, 40).runs[0].states
+        ntk_tt.prediction.predict(problem, setting, 40).runs[0].states
         for setting in (optimizer, ntk_tt.OptimizerConfig(0.03))
     )
     assert path is not None
     verdicts = [
-        ntk_tt.assess(problem, model.apply, model.params, *data, optimizer, 40, path=each)
+        ntk_tt.prediction.assess(
+            problem, model.apply, model.params, *data, optimizer, 40, path=each
+        )
         for each in (path, None, path[:2], elsewhere)
     ]
     margins, residuals = (
@@ -763,19 +773,22 @@ def test_a_prediction_keeps_the_path_that_its_verdict_goes_by(data):
 
 def test_stability_is_that_of_a_frozen_kernel_at_the_start_and_follows_it_later(data):
     model, optimizer = network(), ntk_tt.OptimizerConfig(0.5)
-    frozen = ntk_tt.linearize(
+    frozen = ntk_tt.surrogate.linearize(
         model.apply, model.params, *data, options=ntk_tt.FeatureOptions(num_projections="exact")
     )
     problem = full(model, data, curvature=False)
-    expected, _ = ntk_tt.stability(frozen, optimizer, 1, np.asarray(frozen.initial_logits)[None])
+    expected, _ = ntk_tt.prediction.stability(
+        frozen, optimizer, 1, np.asarray(frozen.initial_logits)[None]
+    )
     points = predicted_path(problem, optimizer, 60)
     at_start, later, along = (
-        ntk_tt.stability(problem, optimizer, 60, path)[0]
+        ntk_tt.prediction.stability(problem, optimizer, 60, path)[0]
         for path in (points[:1], points[-1:], points)
     )
     assert at_start == pytest.approx(expected, rel=1e-3)
     assert along == pytest.approx(
-        min(ntk_tt.stability(problem, optimizer, 60, [point])[0] for point in points), rel=1e-3
+        min(ntk_tt.prediction.stability(problem, optimizer, 60, [point])[0] for point in points),
+        rel=1e-3,
     )
     assert later != pytest.approx(at_start, rel=0.05)
 
@@ -810,7 +823,7 @@ def test_stability_of_adam_is_that_of_the_preconditioned_hessian(data):
     rows = np.asarray(jacobian, np.float64).reshape(SAMPLES, CLASSES, -1) * roots
     hessian = np.einsum("nad,ab,nbe->de", rows, np.asarray(of_loss, np.float64), rows) / SAMPLES
     expected = (2 + 2 * 0.9) / ((1 - 0.9) * rate * np.linalg.eigvalsh(hessian)[-1])
-    margin, bound = ntk_tt.stability(problem, optimizer, num_steps, [point])
+    margin, bound = ntk_tt.prediction.stability(problem, optimizer, num_steps, [point])
     assert margin == pytest.approx(expected, rel=0.05)
     assert bound == pytest.approx(rate * margin)
 
@@ -822,7 +835,7 @@ def test_stability_of_a_chain_of_sgd_is_that_of_sgd(data, momentum):
     named = ntk_tt.OptimizerConfig(0.05, momentum)
     chain = ntk_tt.OptimizerConfig.of(optax.sgd(0.05, momentum=momentum or None))
     found, expected = (
-        ntk_tt.stability(problem, each, 40, predicted_path(problem, each, 40)[2:])[0]
+        ntk_tt.prediction.stability(problem, each, 40, predicted_path(problem, each, 40)[2:])[0]
         for each in (chain, named)
     )
     assert found == pytest.approx(expected, rel=0.02)

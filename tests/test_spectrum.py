@@ -22,13 +22,13 @@ def sampled(num_samples, rng, decay=1.0, dimension=400):
 
 
 def test_exact_power_law_is_recovered():
-    law = ntk_tt.fit_power_law(3.0 * np.arange(1, 301.0) ** -1.4)
+    law = ntk_tt.kernels.fit_power_law(3.0 * np.arange(1, 301.0) ** -1.4)
     assert law.coefficient == pytest.approx(3.0)
     assert law.exponent == pytest.approx(1.4)
     assert (law.first, law.last) == (1, 300)
     outliers = 3.0 * np.arange(1, 301.0) ** -1.4
     outliers[:3] *= 50
-    assert ntk_tt.fit_power_law(outliers, 1, 300).exponent == pytest.approx(1.4, abs=0.05)
+    assert ntk_tt.kernels.fit_power_law(outliers, 1, 300).exponent == pytest.approx(1.4, abs=0.05)
 
 
 def test_loss_of_the_spectrum_is_the_closed_form():
@@ -49,7 +49,7 @@ def test_loss_of_the_spectrum_is_the_closed_form():
     )
     optimizer = ntk_tt.OptimizerConfig(0.01, momentum=0.5)
     curve = simulate(problem, optimizer, 50, method="closed-form")
-    found = ntk_tt.ntk_spectrum(ntk.reshape(12, 12), logits - targets)
+    found = ntk_tt.kernels.ntk_spectrum(ntk.reshape(12, 12), logits - targets)
     assert found.projections.sum() == pytest.approx(((logits - targets) ** 2).sum() / 6)
     np.testing.assert_allclose(found.loss(0.02 * curve.steps.astype(float)), curve.loss, rtol=1e-4)
 
@@ -75,8 +75,8 @@ def test_continued_projections_conserve_the_sum(total):
 
 def test_exponent_is_corrected_as_in_the_paper():
     ranks = np.arange(1, 101.0)
-    subset = ntk_tt.Spectrum(2 * ranks**-1.0, ranks**-1.0, 100)
-    large = ntk_tt.extrapolate_power_law(subset, 400, alpha=0.2)
+    subset = ntk_tt.kernels.Spectrum(2 * ranks**-1.0, ranks**-1.0, 100)
+    large = ntk_tt.scaling.extrapolate_power_law(subset, 400, alpha=0.2)
     np.testing.assert_allclose(
         large.eigenvalues, 2 * np.arange(1, 401.0) ** (-1.0 + 0.2 * (100 / 400 - 1))
     )
@@ -85,16 +85,16 @@ def test_exponent_is_corrected_as_in_the_paper():
 
 def test_same_size_gives_the_exact_curve():
     matrix, delta = sampled(80, np.random.default_rng(1))
-    subset = ntk_tt.ntk_spectrum(matrix, delta)
+    subset = ntk_tt.kernels.ntk_spectrum(matrix, delta)
     times = np.geomspace(0.1, 300, 40)
     np.testing.assert_allclose(
-        ntk_tt.extrapolate_power_law(subset, 80, kept_eigenvalues=80).loss(times),
+        ntk_tt.scaling.extrapolate_power_law(subset, 80, kept_eigenvalues=80).loss(times),
         subset.loss(times),
     )
     np.testing.assert_allclose(
-        ntk_tt.extrapolate_loss(matrix, delta, 80, times), subset.loss(times), rtol=1e-9
+        ntk_tt.scaling.extrapolate_loss(matrix, delta, 80, times), subset.loss(times), rtol=1e-9
     )
-    found, _ = ntk_tt.extrapolate_resolvent(subset, 80)
+    found, _ = ntk_tt.scaling.extrapolate_resolvent(subset, 80)
     np.testing.assert_allclose(
         found.loss(times), subset.loss(times), atol=0.01 * subset.loss(np.zeros(1))[0]
     )
@@ -104,18 +104,18 @@ def test_same_size_gives_the_exact_curve():
 def test_estimators_without_a_law_find_a_larger_sample_of_a_known_operator():
     """Mean over eight subsets, whose scatter is not the estimators' fault."""
     matrix, delta = sampled(1200, np.random.default_rng(2))
-    truth, total = ntk_tt.ntk_spectrum(matrix, delta), float((delta**2).mean())
+    truth, total = ntk_tt.kernels.ntk_spectrum(matrix, delta), float((delta**2).mean())
     curves = {"subset": [], "resolvent": [], "richardson": []}
     times = np.geomspace(0.3, 100, 30)
     for start in range(0, 1200, 150):
         part = slice(start, start + 150)
-        subset = ntk_tt.ntk_spectrum(matrix[part, part], delta[part])
-        found, until = ntk_tt.extrapolate_resolvent(subset, 1200, total)
+        subset = ntk_tt.kernels.ntk_spectrum(matrix[part, part], delta[part])
+        found, until = ntk_tt.scaling.extrapolate_resolvent(subset, 1200, total)
         assert until > times[-1]
         curves["subset"].append(subset.loss(times) * total / subset.projections.sum())
         curves["resolvent"].append(found.loss(times))
         curves["richardson"].append(
-            ntk_tt.extrapolate_loss(matrix[part, part], delta[part], 1200, times, total)
+            ntk_tt.scaling.extrapolate_loss(matrix[part, part], delta[part], 1200, times, total)
         )
     errors = {
         name: np.abs(np.mean(each, 0) - truth.loss(times)).max() / (0.5 * total)
@@ -129,20 +129,22 @@ def test_resolvent_of_one_eigenvalue_is_the_exact_self_consistent_point():
     """Θ/N₀ with all eigenvalues λ: κ = λ + z, so z_N = z + λ(1 − N₀/N), and G_N(z_N) = p/(z_N +
     λN₀/N): one eigenvalue λN₀/N.
     """
-    subset = ntk_tt.Spectrum(np.full(50, 2.0), np.full(50, 0.02), 50)
-    found, _ = ntk_tt.extrapolate_resolvent(subset, 100)
+    subset = ntk_tt.kernels.Spectrum(np.full(50, 2.0), np.full(50, 0.02), 50)
+    found, _ = ntk_tt.scaling.extrapolate_resolvent(subset, 100)
     times = np.linspace(0, 0.5, 20)
     np.testing.assert_allclose(found.loss(times), 0.5 * np.exp(-2 * 1.0 * times), atol=5e-3)
 
 
 def test_alpha_is_the_slope_of_the_exponent():
     matrix, delta = sampled(200, np.random.default_rng(3), dimension=2000)
-    alpha = ntk_tt.measure_alpha(matrix, delta)
+    alpha = ntk_tt.scaling.measure_alpha(matrix, delta)
     exponents = {
         n: np.mean(
             [
-                ntk_tt.fit_power_law(
-                    ntk_tt.ntk_spectrum(matrix[i : i + n, i : i + n], delta[i : i + n]).eigenvalues,
+                ntk_tt.kernels.fit_power_law(
+                    ntk_tt.kernels.ntk_spectrum(
+                        matrix[i : i + n, i : i + n], delta[i : i + n]
+                    ).eigenvalues,
                     1,
                     50,
                 ).exponent
@@ -157,25 +159,28 @@ def test_alpha_is_the_slope_of_the_exponent():
 
 def test_wrong_arguments_are_named():
     matrix, delta = sampled(20, np.random.default_rng(4))
-    subset = ntk_tt.ntk_spectrum(matrix, delta)
+    subset = ntk_tt.kernels.ntk_spectrum(matrix, delta)
     times = np.ones(2)
     for message, call in (
-        ("ntk: must be", lambda: ntk_tt.ntk_spectrum(matrix, delta[:10])),
+        ("ntk: must be", lambda: ntk_tt.kernels.ntk_spectrum(matrix, delta[:10])),
         (
             "ntk: holds 1",
-            lambda: ntk_tt.ntk_spectrum(
+            lambda: ntk_tt.kernels.ntk_spectrum(
                 np.where(np.arange(400).reshape(20, 20) == 3, np.nan, matrix), delta
             ),
         ),
-        ("last", lambda: ntk_tt.fit_power_law(np.ones(5), 1, 9)),
-        ("first, last", lambda: ntk_tt.fit_power_law(np.ones(5), 4, 5)),
+        ("last", lambda: ntk_tt.kernels.fit_power_law(np.ones(5), 1, 9)),
+        ("first, last", lambda: ntk_tt.kernels.fit_power_law(np.ones(5), 4, 5)),
         ("kept: ", lambda: continue_projections(np.ones(5), 1.0, 20, kept=9)),
         ("total", lambda: continue_projections(np.ones(5), 0.0, 20, kept=3)),
-        ("num_samples: .*20", lambda: ntk_tt.extrapolate_power_law(subset, 10)),
-        ("kept_eigenvalues", lambda: ntk_tt.extrapolate_power_law(subset, 40, kept_eigenvalues=21)),
-        ("num_samples", lambda: ntk_tt.extrapolate_resolvent(subset, 10)),
-        ("num_samples", lambda: ntk_tt.extrapolate_loss(matrix, delta, 10, times)),
-        ("parts", lambda: ntk_tt.extrapolate_loss(matrix, delta, 40, times, parts=(4, 2))),
+        ("num_samples: .*20", lambda: ntk_tt.scaling.extrapolate_power_law(subset, 10)),
+        (
+            "kept_eigenvalues",
+            lambda: ntk_tt.scaling.extrapolate_power_law(subset, 40, kept_eigenvalues=21),
+        ),
+        ("num_samples", lambda: ntk_tt.scaling.extrapolate_resolvent(subset, 10)),
+        ("num_samples", lambda: ntk_tt.scaling.extrapolate_loss(matrix, delta, 10, times)),
+        ("parts", lambda: ntk_tt.scaling.extrapolate_loss(matrix, delta, 40, times, parts=(4, 2))),
     ):
         with pytest.raises(ValueError, match=message):
             call()

@@ -346,7 +346,9 @@ def test_curvature_and_stability_equal_those_in_memory(store, features, loss, co
     ) == pytest.approx(variance, rel=1e-3)
     optimizer = OptimizerConfig(0.1, 0.9, batch_size=5)
     np.testing.assert_allclose(
-        ntk_tt.stability(streamed, optimizer, 10), ntk_tt.stability(held, optimizer, 10), rtol=1e-2
+        ntk_tt.prediction.stability(streamed, optimizer, 10),
+        ntk_tt.prediction.stability(held, optimizer, 10),
+        rtol=1e-2,
     )
 
 
@@ -361,7 +363,7 @@ def test_saturated_logits_have_no_curvature(store):
 def test_prediction_and_verdict_of_a_network(tmp_path):
     case = mlp(NUM_OUTPUTS, width=24)
     x, labels = case.inputs(12, 0), np.arange(12) % NUM_OUTPUTS
-    held = ntk_tt.linearize(
+    held = ntk_tt.surrogate.linearize(
         case.apply,
         case.params,
         x,
@@ -378,13 +380,13 @@ def test_prediction_and_verdict_of_a_network(tmp_path):
     )
     optimizer = OptimizerConfig(0.3, 0.5, batch_size=4)
     two, one = (
-        ntk_tt.predict(problem, optimizer, 30, num_seeds=2, record_every=3)
+        ntk_tt.prediction.predict(problem, optimizer, 30, num_seeds=2, record_every=3)
         for problem in (streamed, held)
     )
     np.testing.assert_allclose(two.loss, one.loss, rtol=1e-4)
     assert two.times == one.times
     two, one = (
-        ntk_tt.assess(problem, case.apply, case.params, x, labels, optimizer, 30)
+        ntk_tt.prediction.assess(problem, case.apply, case.params, x, labels, optimizer, 30)
         for problem in (streamed, held)
     )
     assert two.trust == one.trust
@@ -406,7 +408,7 @@ def test_methods_inside_jit_are_refused(store, method):
             match=f"method: '{method[:3]}.*streamed from disk; use 'replay', or .*a smaller "
             "num_projections",
         ):
-            ntk_tt.simulate(problem, OptimizerConfig(0.1), 5, method=method)
+            ntk_tt.dynamics.simulate(problem, OptimizerConfig(0.1), 5, method=method)
 
 
 def test_incomplete_and_damaged_stores_are_refused(features, tmp_path):

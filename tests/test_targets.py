@@ -87,7 +87,7 @@ def test_prediction_and_truth_count_the_same_errors_with_one_output():
     case = mlp(1, width=4)
     x, zero = case.inputs(4, 0), [{**layer, "weight": 0 * layer["weight"]} for layer in case.params]
     targets = np.array([[0.0], [1.0], [-1.0], [0.0]], np.float32)
-    problem = ntk_tt.linearize(
+    problem = ntk_tt.surrogate.linearize(
         case.apply,
         zero,
         x,

@@ -38,7 +38,7 @@ def curves(dtype, logits_dtype, **options) -> dict[str, np.ndarray]:
     apply, params, x = network(dtype, logits_dtype)
     found = {}
     for space in ("primal", "dual"):
-        problem = ntk_tt.linearize(
+        problem = ntk_tt.surrogate.linearize(
             apply,
             params,
             x,
@@ -54,7 +54,7 @@ def curves(dtype, logits_dtype, **options) -> dict[str, np.ndarray]:
             setting = ntk_tt.OptimizerConfig(
                 0.1, momentum=0.5, weight_decay=0.01, batch_size=4 if method == "replay" else None
             )
-            found[f"{space} {method}"] = ntk_tt.predict(
+            found[f"{space} {method}"] = ntk_tt.prediction.predict(
                 problem, setting, 10, method=method, num_seeds=1
             ).loss
     found["real"] = ntk_tt.finetune(
@@ -105,10 +105,12 @@ def test_a_real_head_and_the_first_steps_too(dtype):
             head="head",
         )
         x, setting = normal(2, 12, 6), ntk_tt.OptimizerConfig(0.1, momentum=0.5)
-        problem = ntk_tt.expand(
+        problem = ntk_tt.surrogate.expand(
             model, x, LABELS, options=ntk_tt.FeatureOptions(num_projections="exact")
         )
-        return ntk_tt.predict(problem, setting, 10).loss, ntk_tt.predict_after(
+        return ntk_tt.prediction.predict(
+            problem, setting, 10
+        ).loss, ntk_tt.prediction.predict_after(
             model, x, LABELS, setting, 10, first_steps=2
         ).trajectories[0].loss
 
@@ -119,23 +121,25 @@ def test_a_real_head_and_the_first_steps_too(dtype):
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_kernels_and_features_of_half_precision_are_single(dtype):
     apply, params, x = network(dtype, None)
-    features = ntk_tt.jacobian_features(
+    features = ntk_tt.features.jacobian_features(
         apply, params, x, options=ntk_tt.FeatureOptions(num_projections="exact")
     )
-    assert features.dtype == ntk_tt.empirical_ntk(apply, params, x).dtype == jnp.float32
+    assert features.dtype == ntk_tt.kernels.empirical_ntk(apply, params, x).dtype == jnp.float32
 
 
 def test_double_precision_logits_of_single_precision_parameters():
     """Where the inputs are of double precision, NumPy's default, and JAX has it switched on."""
     with jax.enable_x64(True):
         apply, params, x = network(jnp.float32, jnp.float64)
-        problem = ntk_tt.linearize(apply, params, np.asarray(x, np.float64), LABELS)
+        problem = ntk_tt.surrogate.linearize(apply, params, np.asarray(x, np.float64), LABELS)
         assert problem.initial_logits.dtype == jnp.float32
-        loss = ntk_tt.predict(problem, ntk_tt.OptimizerConfig(0.1), 10).loss
+        loss = ntk_tt.prediction.predict(problem, ntk_tt.OptimizerConfig(0.1), 10).loss
     np.testing.assert_allclose(
         loss,
-        ntk_tt.predict(
-            ntk_tt.linearize(*network(jnp.float32, None), LABELS), ntk_tt.OptimizerConfig(0.1), 10
+        ntk_tt.prediction.predict(
+            ntk_tt.surrogate.linearize(*network(jnp.float32, None), LABELS),
+            ntk_tt.OptimizerConfig(0.1),
+            10,
         ).loss,
         rtol=1e-4,
     )

@@ -51,7 +51,7 @@ def problem_with(kernel, network_data):
     return (
         make("ce")[2]
         if kernel == "frozen"
-        else ntk_tt.expand(
+        else ntk_tt.surrogate.expand(
             network(), *network_data, options=ntk_tt.FeatureOptions(num_projections="exact")
         )
     )
@@ -82,11 +82,13 @@ def test_the_safe_rate_is_a_fixed_point_from_wherever_it_is_asked_for(kernel, se
 @pytest.mark.slow
 def test_a_verdict_just_below_the_rate_that_it_called_safe_does_not_take_that_back(data):
     model = network()
-    problem = ntk_tt.expand(model, *data, options=ntk_tt.FeatureOptions(num_projections="exact"))
+    problem = ntk_tt.surrogate.expand(
+        model, *data, options=ntk_tt.FeatureOptions(num_projections="exact")
+    )
     verdicts, rate = [], 0.05
     for _ in range(2):
         verdicts.append(
-            ntk_tt.assess(
+            ntk_tt.prediction.assess(
                 problem, model.apply, model.params, *data, OptimizerConfig(rate, 0.9), STEPS
             )
         )
@@ -129,7 +131,7 @@ def test_few_further_ways_are_followed(monkeypatch):
         problem,
         OptimizerConfig(1e-3),
         STEPS,
-        margin=ntk_tt.stability(problem, OptimizerConfig(1e-3), STEPS)[0],
+        margin=ntk_tt.prediction.stability(problem, OptimizerConfig(1e-3), STEPS)[0],
     )
     assert len(calls) <= safe_rate.EVALUATIONS
     calls.clear()
@@ -145,15 +147,17 @@ def test_saturated_softmaxes_are_no_evidence():
     _, _, problem, _ = make("ce")
     wrong = 1e3 * jnp.roll(problem.targets, 1, axis=1)
     stuck = dataclasses.replace(problem, initial_logits=wrong)
-    margin, safe = ntk_tt.stability(stuck, OptimizerConfig(10.0), 5, np.asarray(wrong)[None])
-    _, sane = ntk_tt.stability(
+    margin, safe = ntk_tt.prediction.stability(
+        stuck, OptimizerConfig(10.0), 5, np.asarray(wrong)[None]
+    )
+    _, sane = ntk_tt.prediction.stability(
         problem, OptimizerConfig(10.0), 5, np.asarray(problem.initial_logits)[None]
     )
     assert margin < 1
     assert 0.1 * sane < safe < sane
     # learnt: flat for good
     right = dataclasses.replace(problem, initial_logits=1e3 * problem.targets)
-    assert ntk_tt.stability(right, OptimizerConfig(10.0), 5)[0] > 1e3
+    assert ntk_tt.prediction.stability(right, OptimizerConfig(10.0), 5)[0] > 1e3
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -162,8 +166,8 @@ def test_a_way_that_leaves_the_finite_numbers_has_no_margin(bad):
     path = np.stack(
         [np.asarray(problem.initial_logits), np.full(problem.initial_logits.shape, bad, np.float32)]
     )
-    assert ntk_tt.stability(problem, OptimizerConfig(1e-3), 5, path)[0] == 0
-    assert ntk_tt.stability(problem, OptimizerConfig(1e-3), 5, path[1:]) == (0, 0)
+    assert ntk_tt.prediction.stability(problem, OptimizerConfig(1e-3), 5, path)[0] == 0
+    assert ntk_tt.prediction.stability(problem, OptimizerConfig(1e-3), 5, path[1:]) == (0, 0)
 
 
 def test_reasons_of_what_is_not_trusted():
@@ -210,7 +214,7 @@ def test_reasons_of_what_is_not_trusted():
 def test_a_coarse_sketch_lowers_trust(loss, projections, trust):
     case, x, _, _ = make(loss)
     labels = np.arange(len(x)) % 3
-    problem = ntk_tt.linearize(
+    problem = ntk_tt.surrogate.linearize(
         case.apply,
         case.params,
         x,
@@ -218,7 +222,9 @@ def test_a_coarse_sketch_lowers_trust(loss, projections, trust):
         loss=loss,
         options=ntk_tt.FeatureOptions(num_projections=projections),
     )
-    verdict = ntk_tt.assess(problem, case.apply, case.params, x, labels, OptimizerConfig(1e-3), 10)
+    verdict = ntk_tt.prediction.assess(
+        problem, case.apply, case.params, x, labels, OptimizerConfig(1e-3), 10
+    )
     assert ("D' =" in verdict.reason) == (trust is not None)
     if trust is not None:
         assert verdict.trust == trust
@@ -232,7 +238,7 @@ def test_a_predicted_curve_that_breaks_is_refused():
     case, x, problem, _ = make("ce")
     labels = np.arange(len(x)) % 3
     for curve in (np.array([1.0, np.nan]), np.array([1.0, np.inf]), np.array([1.0, 50.0])):
-        verdict = ntk_tt.assess(
+        verdict = ntk_tt.prediction.assess(
             problem, case.apply, case.params, x, labels, OptimizerConfig(1e-3), 10, curve=curve
         )
         assert verdict.trust == "none"
@@ -244,7 +250,7 @@ def predicted(loss):
     return Predicted(
         make("ce")[2],
         summarize_runs(
-            [ntk_tt.Trajectory(steps, np.asarray(loss), np.asarray(loss) / 2)],
+            [ntk_tt.dynamics.Trajectory(steps, np.asarray(loss), np.asarray(loss) / 2)],
             1,
             thresholds=(0.1, 0.4),
         ),
@@ -314,14 +320,14 @@ def test_one_shot_stops_at_a_blown_up_start(batch_size, data):
 
 
 def test_a_kernel_of_zeros_is_not_trusted():
-    problem = ntk_tt.LinearizedProblem(
+    problem = ntk_tt.surrogate.LinearizedProblem(
         DualKernel(jnp.zeros((3, 2, 3, 2))),
         jnp.zeros((3, 2)),
         jnp.zeros((3, 2)),
         jnp.eye(3, 2),
         "ce",
     )
-    margin, _ = ntk_tt.stability(problem, OptimizerConfig(0.1), 5)
+    margin, _ = ntk_tt.prediction.stability(problem, OptimizerConfig(0.1), 5)
     assert judge(margin, np.inf).trust == "low"
 
 
@@ -331,8 +337,8 @@ def test_an_absurd_rate_is_one_line_or_no_sane_loss(rate):
     with pytest.raises(
         ValueError, match=r"learning_rate: the SDE takes .* past the stability bound"
     ):
-        ntk_tt.simulate(problem, OptimizerConfig(rate), 5, method="sde")
-    curve = ntk_tt.simulate(problem, OptimizerConfig(rate), 5).loss
+        ntk_tt.dynamics.simulate(problem, OptimizerConfig(rate), 5, method="sde")
+    curve = ntk_tt.dynamics.simulate(problem, OptimizerConfig(rate), 5).loss
     assert not np.isfinite(curve).all() or curve.max() > 1e10
 
 

@@ -1,4 +1,4 @@
-"""Θ by `ntk_tt.empirical_ntk`, on the same `apply` as the JAX peers.
+"""Θ by `ntk_tt.kernels.empirical_ntk`, on the same `apply` as the JAX peers.
 
 python -m benchmarks.peers.ours --network resnet20 --num-samples 100
 """
@@ -19,7 +19,7 @@ def main() -> None:
     run(
         "ours",
         given,
-        lambda: np.asarray(ntk_tt.empirical_ntk(apply, params, x)),
+        lambda: np.asarray(ntk_tt.kernels.empirical_ntk(apply, params, x)),
         "ntk-tt",
         "jax",
         "jaxlib",

@@ -126,7 +126,7 @@ def prepare(config: TaskConfig) -> Prepared:
     task = load(config)
     num_projections = min(16 * len(task.images) * config.classes, MAX_PROJECTIONS)
     with priced() as cost:
-        primal = ntk_tt.linearize(
+        primal = ntk_tt.surrogate.linearize(
             task.model.apply,
             task.model.params,
             task.images,
@@ -140,7 +140,7 @@ def prepare(config: TaskConfig) -> Prepared:
         problem = eqx.tree_at(
             lambda each: each.kernel,
             primal,
-            DualKernel(ntk_tt.ntk_from_features(features).reshape(*rows, *rows)),
+            DualKernel(ntk_tt.kernels.ntk_from_features(features).reshape(*rows, *rows)),
         )
         jax.block_until_ready(problem.kernel)
     return Prepared(task, problem, primal, cost[0])
@@ -216,7 +216,7 @@ def compare(setting: Setting, *, curves: bool = False) -> dict[str, Any]:
 
     def predict(method: Dynamics) -> tuple[dict, Any, Cost]:
         with priced() as cost:
-            prediction = ntk_tt.predict(
+            prediction = ntk_tt.prediction.predict(
                 problem if method == "replay" else prepared.primal,
                 config,
                 setting.num_steps,
@@ -235,7 +235,7 @@ def compare(setting: Setting, *, curves: bool = False) -> dict[str, Any]:
 
     replay_times, replay, cost = predict("replay")
     paper_times, paper, _ = predict(paper_dynamics(setting))
-    margin, _ = ntk_tt.stability(problem, config, setting.num_steps)
+    margin, _ = ntk_tt.prediction.stability(problem, config, setting.num_steps)
     seconds_per_step = real.processor_seconds / setting.num_steps
     probe_steps = max(
         3 * setting.record_every,

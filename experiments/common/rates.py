@@ -8,16 +8,19 @@ import ntk_tt
 
 
 def largest_stable_rate(
-    problem: ntk_tt.LinearizedProblem, *, momentum: float = 0.0, batch_size: int | None = None
+    problem: ntk_tt.surrogate.LinearizedProblem,
+    *,
+    momentum: float = 0.0,
+    batch_size: int | None = None,
 ) -> float:
     """The largest stable learning rate at the initial weights, for this momentum and batch size."""
     optimizer = ntk_tt.OptimizerConfig(1.0, momentum, batch_size=batch_size)
     initial = np.asarray(problem.initial_logits)[None]
-    return ntk_tt.stability(problem, optimizer, 1, initial)[1]
+    return ntk_tt.prediction.stability(problem, optimizer, 1, initial)[1]
 
 
 def stable_rate(
-    problem: ntk_tt.LinearizedProblem,
+    problem: ntk_tt.surrogate.LinearizedProblem,
     share: float,
     *,
     momentum: float = 0.0,

@@ -139,7 +139,7 @@ def compare(config: Config, task: TaskConfig) -> list[dict[str, Any]]:
     prepared = prepare(task)
     problem = prepared.problem
     rate = stable_rate(problem, config.rate)
-    prediction = ntk_tt.simulate(
+    prediction = ntk_tt.dynamics.simulate(
         problem,
         ntk_tt.OptimizerConfig(rate),
         config.num_steps,

@@ -97,7 +97,7 @@ def noise(config: Config, task: TaskConfig, rate: float) -> dict[str, Any]:
     curves = {"real": [run.loss for run in reals]}
     for method in config.methods:
         problem = prepared.primal if method == "sde-diagonal" else prepared.problem
-        prediction = ntk_tt.predict(
+        prediction = ntk_tt.prediction.predict(
             problem,
             ntk_tt.OptimizerConfig(**setting),
             config.num_steps,

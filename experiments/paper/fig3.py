@@ -86,7 +86,7 @@ def cluster(config: Config, task: TaskConfig) -> dict[str, Any]:
         "features": principal_components(np.asarray(model.features(model.params, images))),
     }
     rate = stable_rate(problem, config.rate)
-    run = ntk_tt.simulate(
+    run = ntk_tt.dynamics.simulate(
         problem, ntk_tt.OptimizerConfig(rate), config.num_steps, method="ode", save_logits=True
     )
     logits = np.asarray(run.logits, np.float64)

@@ -102,9 +102,9 @@ def compute(config: Config) -> dict[str, Any]:
 def exact_ntk(task: TaskConfig) -> tuple[np.ndarray, float]:
     """Θ (N·C, N·C), and the seconds it takes without compilation."""
     model, images, _ = load(task)
-    ntk_tt.empirical_ntk(model.apply, model.params, images)
+    ntk_tt.kernels.empirical_ntk(model.apply, model.params, images)
     with priced() as cost:
-        ntk = np.asarray(ntk_tt.empirical_ntk(model.apply, model.params, images))
+        ntk = np.asarray(ntk_tt.kernels.empirical_ntk(model.apply, model.params, images))
     return ntk.reshape(ntk.shape[0] * ntk.shape[1], -1), cost[0].seconds
 
 
@@ -112,14 +112,14 @@ def projected(task: TaskConfig, size: int) -> tuple[np.ndarray, float]:
     """ΦΦᵀ, and its seconds without compilation."""
     model, images, _ = load(task)
     with priced() as cost:
-        features = ntk_tt.jacobian_features(
+        features = ntk_tt.features.jacobian_features(
             model.apply,
             model.params,
             images,
             options=ntk_tt.FeatureOptions(num_projections=size),
             key=jax.random.key(task.seed + 1),
         )
-        estimate = np.asarray(ntk_tt.ntk_from_features(features))
+        estimate = np.asarray(ntk_tt.kernels.ntk_from_features(features))
     return estimate, cost[0].seconds
 
 
@@ -173,13 +173,13 @@ def compare_curves(config: Config, task: TaskConfig, exact: np.ndarray) -> dict[
     real = real_run(task, setting, config.num_steps)
     curves = {
         "real": real.loss,
-        "exact": ntk_tt.simulate(
+        "exact": ntk_tt.dynamics.simulate(
             problem(exact), ntk_tt.OptimizerConfig(**setting), config.num_steps, method="ode"
         ).loss,
     }
     for size in config.projections:
         estimate, _ = projected(task, size)
-        curves[str(size)] = ntk_tt.simulate(
+        curves[str(size)] = ntk_tt.dynamics.simulate(
             problem(estimate), ntk_tt.OptimizerConfig(**setting), config.num_steps, method="ode"
         ).loss
     return {
@@ -202,7 +202,7 @@ def spectrum_of(task: TaskConfig, sizes: tuple[int, ...]) -> dict[str, Any]:
     """
     task = dataclasses.replace(task, per_class=max(sizes))
     model, images, labels = load(task)
-    estimate = np.asarray(ntk_tt.empirical_ntk(model.apply, model.params, images))
+    estimate = np.asarray(ntk_tt.kernels.empirical_ntk(model.apply, model.params, images))
     found = []
     for size in sizes:
         chosen = np.concatenate(
@@ -210,8 +210,8 @@ def spectrum_of(task: TaskConfig, sizes: tuple[int, ...]) -> dict[str, Any]:
         )
         part = estimate[chosen][:, :, chosen].reshape(len(chosen) * task.classes, -1)
         eigenvalues = np.maximum(np.linalg.eigvalsh(part)[::-1], 0).astype(np.float64) / len(chosen)
-        law = ntk_tt.fit_power_law(eigenvalues, 3, min(sizes) * task.classes**2 // 2)
-        whole = ntk_tt.fit_power_law(eigenvalues, 3)
+        law = ntk_tt.kernels.fit_power_law(eigenvalues, 3, min(sizes) * task.classes**2 // 2)
+        whole = ntk_tt.kernels.fit_power_law(eigenvalues, 3)
         ranks = np.unique(np.geomspace(1, len(eigenvalues), 60).astype(int))
         found.append(
             {

@@ -138,7 +138,7 @@ def measure(task: TaskConfig, num_samples: int) -> Measured:
         logits = loaded.model.apply(params, x)
         return (logits[:, half:] - logits[:, :half]).sum(1, keepdims=True) / jnp.sqrt(2.0 * half)
 
-    ntk = np.asarray(ntk_tt.empirical_ntk(apply, loaded.model.params, images)).reshape(
+    ntk = np.asarray(ntk_tt.kernels.empirical_ntk(apply, loaded.model.params, images)).reshape(
         len(order), -1
     )
     outputs = np.concatenate(
@@ -181,11 +181,11 @@ def compare(task: TaskConfig, pair: Pair, seed: int, grid: dict[str, Any]) -> di
         np.random.default_rng(100 + seed).permutation(len(full.residuals))[: pair.subset]
     )
     ntk, residuals = full.ntk[np.ix_(chosen, chosen)], full.residuals[chosen]
-    subset, total = ntk_tt.ntk_spectrum(ntk, residuals), float((full.residuals**2).mean())
+    subset, total = ntk_tt.kernels.ntk_spectrum(ntk, residuals), float((full.residuals**2).mean())
     times = np.geomspace(1e-2, 1e5, 500) / truth.eigenvalues[0]
     size = len(full.residuals)
-    measured = ntk_tt.measure_alpha(ntk, residuals)
-    resolvent, until = ntk_tt.extrapolate_resolvent(subset, size, total)
+    measured = ntk_tt.scaling.measure_alpha(ntk, residuals)
+    resolvent, until = ntk_tt.scaling.extrapolate_resolvent(subset, size, total)
     curves = {
         "truth": truth.loss(times),
         "subset": subset.loss(times) * total / subset.projections.sum(),
@@ -194,7 +194,7 @@ def compare(task: TaskConfig, pair: Pair, seed: int, grid: dict[str, Any]) -> di
     for (kept, kept_eigenvalues), alpha in itertools.product(
         itertools.product(grid["kept"], grid["kept_eigenvalues"]), (*grid["alphas"], measured)
     ):
-        law = ntk_tt.extrapolate_power_law(
+        law = ntk_tt.scaling.extrapolate_power_law(
             subset,
             size,
             total,
@@ -206,7 +206,7 @@ def compare(task: TaskConfig, pair: Pair, seed: int, grid: dict[str, Any]) -> di
             law_name("measured" if alpha == measured else f"{alpha:g}", kept, kept_eigenvalues)
         ] = law.loss(times)
     for parts in grid["parts"]:
-        curves[f"richardson {parts}"] = ntk_tt.extrapolate_loss(
+        curves[f"richardson {parts}"] = ntk_tt.scaling.extrapolate_loss(
             ntk, residuals, size, times, total, parts=parts
         )
     initial = 0.5 * total
@@ -236,9 +236,11 @@ def compare(task: TaskConfig, pair: Pair, seed: int, grid: dict[str, Any]) -> di
             if name != "truth"
         },
         "exponents": {
-            "subset": ntk_tt.fit_power_law(subset.eigenvalues, 1, pair.subset // 2).exponent,
-            "full": ntk_tt.fit_power_law(truth.eigenvalues, 1, pair.subset // 2).exponent,
-            "full, all ranks": ntk_tt.fit_power_law(truth.eigenvalues).exponent,
+            "subset": ntk_tt.kernels.fit_power_law(
+                subset.eigenvalues, 1, pair.subset // 2
+            ).exponent,
+            "full": ntk_tt.kernels.fit_power_law(truth.eigenvalues, 1, pair.subset // 2).exponent,
+            "full, all ranks": ntk_tt.kernels.fit_power_law(truth.eigenvalues).exponent,
         },
         "curves": {
             "times": times[::5].tolist(),
@@ -253,9 +255,9 @@ def compare(task: TaskConfig, pair: Pair, seed: int, grid: dict[str, Any]) -> di
 
 
 @functools.lru_cache(maxsize=2)
-def full_spectrum(task: TaskConfig, pair: Pair) -> ntk_tt.Spectrum:
+def full_spectrum(task: TaskConfig, pair: Pair) -> ntk_tt.kernels.Spectrum:
     full = measure(on(task, pair), pair.full)
-    return ntk_tt.ntk_spectrum(full.ntk, full.residuals)
+    return ntk_tt.kernels.ntk_spectrum(full.ntk, full.residuals)
 
 
 GRID = {"alphas": ALPHAS, "kept": KEPT, "kept_eigenvalues": KEPT_EIGENVALUES, "parts": PARTS}
@@ -336,10 +338,12 @@ def row(pair: Pair, records: list[dict], methods: dict[str, str]) -> dict[str, A
 def describe_spectra(task: TaskConfig, pair: Pair) -> dict[str, Any]:
     """Eigenvalues and p_k of N₀ and N samples, at ranks evenly spaced in the logarithm."""
     full, truth = measure(on(task, pair), pair.full), full_spectrum(task, pair)
-    subset = ntk_tt.ntk_spectrum(
+    subset = ntk_tt.kernels.ntk_spectrum(
         full.ntk[: pair.subset, : pair.subset], full.residuals[: pair.subset]
     )
-    law = ntk_tt.extrapolate_power_law(subset, len(full.residuals), float(truth.projections.sum()))
+    law = ntk_tt.scaling.extrapolate_power_law(
+        subset, len(full.residuals), float(truth.projections.sum())
+    )
     found: dict[str, Any] = {"pair": dataclasses.asdict(pair)}
     for name, each in (("subset", subset), ("truth", truth), ("law", law)):
         ranks = np.unique(np.geomspace(1, len(each.eigenvalues), 60).astype(int))
@@ -368,9 +372,9 @@ def real_curve(config: Config, pair: Pair) -> dict[str, Any]:
     )
     times = rate * run.steps.astype(float)
     ntk, residuals = full.ntk[: pair.subset, : pair.subset], full.residuals[: pair.subset]
-    subset, total = ntk_tt.ntk_spectrum(ntk, residuals), float((full.residuals**2).mean())
-    resolvent, _ = ntk_tt.extrapolate_resolvent(subset, len(full.residuals), total)
-    law = ntk_tt.extrapolate_power_law(subset, len(full.residuals), total)
+    subset, total = ntk_tt.kernels.ntk_spectrum(ntk, residuals), float((full.residuals**2).mean())
+    resolvent, _ = ntk_tt.scaling.extrapolate_resolvent(subset, len(full.residuals), total)
+    law = ntk_tt.scaling.extrapolate_power_law(subset, len(full.residuals), total)
     curves = {
         "real": run.loss,
         "truth": truth.loss(times),

@@ -95,7 +95,7 @@ def compare(config: Config, case: Case) -> dict[str, Any]:
     }
     for method in METHODS if case.batch_size is not None else ("replay", "ode"):
         problem = prepared.primal if method.startswith("sde-diagonal") else prepared.problem
-        run = ntk_tt.predict(
+        run = ntk_tt.prediction.predict(
             problem,
             optimizer,
             config.num_steps,

@@ -48,7 +48,7 @@ SCALES: dict[Scale, Config] = {
 def compute(config: Config) -> dict[str, Any]:
     rows = []
     for name in config.data:
-        row = ntk_tt.describe_data(
+        row = ntk_tt.data.describe_data(
             "digits" if name == "digits" else f"folder:{data_folder() / name}"
         )._asdict()
         rows.append(

@@ -164,7 +164,7 @@ class Prepared:
         self.seconds = {}
         with Stopwatch() as watch:
             self.frozen = jax.block_until_ready(
-                ntk_tt.linearize(
+                ntk_tt.surrogate.linearize(
                     self.model.apply,
                     self.model.params,
                     self.images,
@@ -213,7 +213,7 @@ class Prepared:
             self.model.apply, self.model.params, self.images, self.labels, optimizer
         )
         margins = {
-            name: ntk_tt.stability(problem, optimizer, steps)[0]
+            name: ntk_tt.prediction.stability(problem, optimizer, steps)[0]
             for name, problem in {**self.problems, "one-shot": shot.problem}.items()
         }
         record = {
@@ -267,7 +267,7 @@ class Prepared:
         curves, seconds = {}, {}
         for name, problem in self.problems.items():
             with Stopwatch() as watch:
-                prediction = ntk_tt.predict(
+                prediction = ntk_tt.prediction.predict(
                     problem,
                     optimizer,
                     2 * self.config.num_steps,
@@ -278,7 +278,7 @@ class Prepared:
             curves[name], seconds[name] = _curve(prediction), watch.seconds / 2
         return curves, seconds
 
-    def after_first_steps(self, optimizer: ntk_tt.OptimizerConfig) -> ntk_tt.OneShot:
+    def after_first_steps(self, optimizer: ntk_tt.OptimizerConfig) -> ntk_tt.prediction.OneShot:
         return predict_after(
             self.model,
             self.images,

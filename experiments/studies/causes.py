@@ -107,7 +107,7 @@ def compute(config: Config) -> dict[str, Any]:
 def kernel_at(task: TaskConfig, params: Any) -> DualKernel:
     """Exact Θ (N, C, N, C) at some weights."""
     loaded = prepare(task).task
-    return DualKernel(ntk_tt.empirical_ntk(loaded.model.apply, params, loaded.images))
+    return DualKernel(ntk_tt.kernels.empirical_ntk(loaded.model.apply, params, loaded.images))
 
 
 def ladder(setting: Setting, exact: DualKernel) -> dict[str, Any]:
@@ -145,7 +145,7 @@ def ladder(setting: Setting, exact: DualKernel) -> dict[str, Any]:
         return read_times(curve.steps, curve.loss, curve.error, window)
 
     def predicted(some: LinearizedProblem, method: Any = "replay") -> dict:
-        prediction = ntk_tt.predict(
+        prediction = ntk_tt.prediction.predict(
             some,
             optimizer,
             steps,

@@ -76,7 +76,7 @@ def compute(config: Config) -> dict[str, Any]:
         task = on(data, config.task)
         loaded, key = load(task), jax.random.key(task.seed + 1000)
         arguments = (loaded.model, loaded.images, loaded.labels)
-        frozen = ntk_tt.linearize(
+        frozen = ntk_tt.surrogate.linearize(
             loaded.model.apply,
             loaded.model.params,
             *arguments[1:],
@@ -147,7 +147,7 @@ def ways() -> dict[str, dict[str, Any]]:
 
 
 def replayed(problem, optimizer, config: Config) -> np.ndarray:
-    return ntk_tt.predict(
+    return ntk_tt.prediction.predict(
         problem,
         optimizer,
         config.num_steps,

@@ -56,7 +56,7 @@ def measure(name: str, config: Config) -> list[dict]:
     task = TaskConfig(name, NETWORKS[name], config.classes, config.per_class, config.seed)
     model, images, _ = load(task)
     whole = ntk_tt.FeatureOptions(num_projections="exact")
-    jacobian = ntk_tt.jacobian_features(model.apply, model.params, images, options=whole)
+    jacobian = ntk_tt.features.jacobian_features(model.apply, model.params, images, options=whole)
     jacobian = np.asarray(jacobian).reshape(len(images) * config.classes, -1)
     exact = jacobian @ jacobian.T
     trace, norm = np.trace(exact), np.linalg.norm(exact)

@@ -155,7 +155,7 @@ def play(config: Config, folder: Path) -> dict[str, Any]:
         store = FeatureStore.open(str(file["store"]))
     with Stopwatch() as opening:
         kernel = StreamedKernel(store, memory_bytes=int(config.memory_gigabytes * 1e9))
-    problem = ntk_tt.LinearizedProblem(
+    problem = ntk_tt.surrogate.LinearizedProblem(
         kernel, arrays["logits"], arrays["weight_logits"], arrays["targets"]
     )
     optimizers = [ntk_tt.OptimizerConfig(rate, 0.9) for rate in RATES]

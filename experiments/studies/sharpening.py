@@ -105,7 +105,7 @@ def compute(config: Config) -> dict[str, Any]:
 
 
 def at_weights(loaded: LoadedTask, params, key):
-    return ntk_tt.linearize(
+    return ntk_tt.surrogate.linearize(
         loaded.model.apply,
         params,
         loaded.images,

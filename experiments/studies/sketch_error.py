@@ -87,7 +87,7 @@ def main(config: Config) -> None:
     rows = []
     for name in config.networks:
         model, images, data = load(name, config)
-        exact = ntk_tt.empirical_ntk(model.apply, model.params, images).reshape(
+        exact = ntk_tt.kernels.empirical_ntk(model.apply, model.params, images).reshape(
             len(images) * config.classes, -1
         )
         for dimension in config.dimensions:

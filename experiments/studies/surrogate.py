@@ -138,7 +138,7 @@ def measure(task: TaskConfig, config: Config) -> list[dict[str, Any]]:
 def small_network(
     task: TaskConfig, config: Config, directions: int | str, entries: int
 ) -> SmallNetwork:
-    return ntk_tt.expand(
+    return ntk_tt.surrogate.expand(
         *load(task),
         curvature=config.curvature,
         num_directions=directions,

@@ -75,7 +75,7 @@ def runs_of(data: str, seed: int, config: Config) -> list[dict[str, Any]]:
     )
     model = ntk_tt.load_model(num_classes=config.classes, key=jax.random.key(seed))
     network = (model.apply, model.params, model.preprocess(task.images), task.labels)
-    problem = ntk_tt.linearize(*network, key=jax.random.key(seed))
+    problem = ntk_tt.surrogate.linearize(*network, key=jax.random.key(seed))
     rows = []
     for learning_rate, momentum, batch_size in SETTINGS:
         optimizer = ntk_tt.OptimizerConfig(learning_rate, momentum, batch_size=batch_size)
@@ -98,14 +98,14 @@ def runs_of(data: str, seed: int, config: Config) -> list[dict[str, Any]]:
 
 
 def compare(
-    problem: ntk_tt.LinearizedProblem,
+    problem: ntk_tt.surrogate.LinearizedProblem,
     network: tuple[Any, Any, Any, Any],
     optimizer: ntk_tt.OptimizerConfig,
     seed: int,
     steps: int,
 ) -> dict[str, Any]:
     """The verdict of one setting, and how far its predicted times are from those of a real run."""
-    verdict = ntk_tt.assess(problem, *network, optimizer, steps, seed=seed)
+    verdict = ntk_tt.prediction.assess(problem, *network, optimizer, steps, seed=seed)
     run = ntk_tt.finetune(*network, optimizer, steps, seed=seed, record_every=2)
     levels = tuple(float(fraction * run.loss[0]) for fraction in (0.75, 0.5, 0.25, 0.1))
     reading: dict[str, Any] = {
@@ -114,7 +114,9 @@ def compare(
         "smoothing": 3,
     }
     key = jax.random.key(seed + 1)
-    prediction = ntk_tt.predict(problem, optimizer, steps, record_every=2, key=key, **reading)
+    prediction = ntk_tt.prediction.predict(
+        problem, optimizer, steps, record_every=2, key=key, **reading
+    )
     times = training_times(run.steps, run.loss, run.error, **reading)
     predicted = prediction.times["epsilon_relative"]
     return {

@@ -119,7 +119,7 @@ def replay(
 def own_way(
     optimizer: OptimizerConfig, num_steps: int, *, key: Key[Array, ""] | None = None
 ) -> Callable[[Problem], Iterator[Any]] | None:
-    """The way of an optimiser as `ntk_tt.expand` takes it: the states of a problem that
+    """The way of an optimiser as `ntk_tt.surrogate.expand` takes it: the states of a problem that
     it trains, `num_steps`/24 steps apart. None for SGD, whose way is that of gradient descent.
     """
     if optimizer.is_sgd:

@@ -13,7 +13,7 @@ class Trajectory(eqx.Module):
             diverged.
         logits: (S, N, C), only where asked for.
         states: what the steps carry at a handful of points on the way, steps 0 and T among them,
-            of a problem whose kernel changes; what `ntk_tt.assess` goes by.
+            of a problem whose kernel changes; what `ntk_tt.prediction.assess` goes by.
     """
 
     steps: np.ndarray

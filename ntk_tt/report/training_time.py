@@ -330,8 +330,8 @@ def predict_training_time(
             memory than there is.
 
     Cost: a forward and three backward passes through activations a sample, twice, and a replay that
-    reads N·3·D' numbers a step (`ntk_tt.expand`); the verdict takes as much as two or three
-    replays.
+    reads N·3·D' numbers a step (`ntk_tt.surrogate.expand`); the verdict takes as much as two or
+    three replays.
 
     Example:
         >>> import ntk_tt, optax

@@ -60,7 +60,7 @@ def expand(
     progress: Progress = silent,
 ) -> SmallNetwork:
     """The small network that stands for this one while it is trained on these data; it prices every
-    setting of every optimiser that treats each parameter alone (`ntk_tt.predict`).
+    setting of every optimiser that treats each parameter alone (`ntk_tt.prediction.predict`).
 
     Args:
         model: the network.
