@@ -13,7 +13,7 @@ import jax
 import tyro
 
 import ntk_tt
-from ntk_tt.cli import commands
+from ntk_tt.cli import commands, help
 from ntk_tt.cli.config import with_config
 from ntk_tt.cli.options import Data, Features, Models, Predict, Speed, Training, Verify, Watch
 from ntk_tt.data import describe_data, list_data
@@ -66,6 +66,9 @@ def _status(arguments: list[str] | None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments == ["--version"]:
         print(f"ntk-tt {ntk_tt.__version__}, JAX {jax.__version__}")
+        return 0
+    if (asked := help.asked_for(arguments, COMMANDS)) is not None:
+        help.print_help(arguments[0], asked)
         return 0
     try:
         options = tyro.cli(
