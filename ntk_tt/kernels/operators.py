@@ -63,6 +63,17 @@ class AbstractKernel(eqx.Module):
         """gᵢᵀ Θ[i, :, i, :] gᵢ = ‖Jᵢᵀ gᵢ‖² of each sample."""
         return jnp.einsum("na,nab,nb->n", residuals, self.diagonal_blocks(), residuals)
 
+    def of_samples(self, indices: Indices) -> "AbstractKernel":
+        """Θ of some of the samples.
+
+        Raises:
+            ValueError: the kernel does not lie in memory on one device.
+        """
+        raise ValueError(
+            "kernel: a part of its samples can be taken only of one that lies in memory on one "
+            "device; compute the features of those samples alone"
+        )
+
     def product(self, vectors: Float[Array, "n c"]) -> Float[Array, "n c"]:
         """Θ v."""
         return self.push(self.pull(vectors))
@@ -125,6 +136,9 @@ class PrimalKernel(AbstractKernel):
 
         return of_rows(of_samples, jnp.arange(len(self.features)), self.features)
 
+    def of_samples(self, indices: Indices) -> "PrimalKernel":
+        return PrimalKernel(self.features[indices])
+
 
 class DualKernel(AbstractKernel):
     """State J u itself, (N, C). Memory (N·C)²; each product costs 2·(N·C)² flops."""
@@ -157,6 +171,9 @@ class DualKernel(AbstractKernel):
 
     def diagonal_blocks(self) -> Float[Array, "n c c"]:
         return jnp.einsum("iaib->iab", self.ntk)
+
+    def of_samples(self, indices: Indices) -> "DualKernel":
+        return DualKernel(self.ntk[indices][:, :, indices])
 
 
 class ContrastKernel(AbstractKernel):
@@ -203,6 +220,9 @@ class ContrastKernel(AbstractKernel):
             return None if residuals is None else residuals @ self.basis
 
         return self.inner.sweep(states, respond_to_contrasts, indices)
+
+    def of_samples(self, indices: Indices) -> "ContrastKernel":
+        return ContrastKernel(self.inner.of_samples(indices), self.basis)
 
 
 def of_rows(function: Callable[[Indices], Array], indices: Indices, *like: Any) -> Array:

@@ -117,6 +117,18 @@ class LinearizedProblem(eqx.Module):
     ) -> "LinearizedProblem":
         return dataclasses.replace(self, initial_logits=jnp.asarray(point))
 
+    def shifted(self, by: Float[Array, "n c"]) -> "LinearizedProblem":
+        return dataclasses.replace(self, initial_logits=self.initial_logits + by)
+
+    def of_samples(self, indices: Indices) -> "LinearizedProblem":
+        return dataclasses.replace(
+            self,
+            kernel=self.kernel.of_samples(indices),
+            initial_logits=self.initial_logits[indices],
+            weight_logits=self.weight_logits[indices],
+            targets=self.targets[indices],
+        )
+
     def frozen(self, method: str) -> "LinearizedProblem":
         return self
 

@@ -122,6 +122,18 @@ class Problem(Protocol):
         """
         ...
 
+    def shifted(self, by: Float[Array, "n c"]) -> "Problem":
+        """The same problem with this added to its logits, wherever training has led."""
+        ...
+
+    def of_samples(self, indices: Indices) -> "Problem":
+        """The problem of some of the samples.
+
+        Raises:
+            ValueError: it does not lie in memory on one device.
+        """
+        ...
+
     def frozen(self, method: str) -> "LinearizedProblem":
         """This problem for a method that takes a frozen kernel.
 

@@ -63,6 +63,7 @@ class SmallNetwork(eqx.Module):
         note: for the reader, what had to give way to memory and what that means.
         mesh: None on one device.
         for_many: whether products go in the order that suits many states at once.
+        shift: (N, C), what is added to the logits wherever they are read; None adds nothing.
     """
 
     params: PyTree
@@ -83,6 +84,7 @@ class SmallNetwork(eqx.Module):
     note: str = eqx.field(static=True, default="")
     mesh: Mesh | None = eqx.field(static=True, default=None)
     for_many: bool = eqx.field(static=True, default=False)
+    shift: Float[Array, "n c"] | None = None
 
     @property
     def initial_logits(self) -> Float[Array, "n c"]:
@@ -198,6 +200,28 @@ class SmallNetwork(eqx.Module):
 
     def point(self, state: PyTree) -> PyTree:
         return state
+
+    def shifted(self, by: Float[Array, "n c"]) -> "SmallNetwork":
+        return dataclasses.replace(self, shift=by)
+
+    def of_samples(self, indices: Indices) -> "SmallNetwork":
+        if self.mesh is not None:
+            raise ValueError(
+                "problem: a part of its samples can be taken only where it lies on one device; "
+                "expand those samples alone"
+            )
+        bend = self.bend
+        if bend is not None:
+            bend = dataclasses.replace(bend, change=bend.change[indices], along=bend.along[indices])
+        return dataclasses.replace(
+            self,
+            outputs=self.outputs[indices],
+            directions=self.directions[indices],
+            jacobian=self.jacobian[indices],
+            targets=self.targets[indices],
+            bend=bend,
+            shift=None if self.shift is None else self.shift[indices],
+        )
 
     def frozen(self, method: str) -> LinearizedProblem:
         raise ValueError(
@@ -351,4 +375,7 @@ class SmallNetwork(eqx.Module):
         if bias is not None:
             logits = logits + bias
         count = self.num_samples if indices is None else len(indices)
-        return constrained(logits[:count], self.mesh)
+        logits = logits[:count]
+        if self.shift is not None:
+            logits = logits + (self.shift if indices is None else self.shift[indices])
+        return constrained(logits, self.mesh)
