@@ -146,7 +146,7 @@ def replay_at_size(
     if indices is not None:
         epoch = num_samples // indices.shape[1]
         indices = indices % count
-    directions = pulling_directions(problem.loss, problem.initial_logits, problem.targets)
+    directions = pulling_directions(problem.loss, problem.logits(problem.zero()), problem.targets)
     width = directions.shape[1]
     memory = jnp.zeros((count, BANDS, width), jnp.float32)
     share = 1 - count / num_samples

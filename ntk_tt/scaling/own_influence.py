@@ -45,11 +45,6 @@ class OwnInfluence(eqx.Module):
     rates: Float[Array, " q"]
     modes: Float[Array, " q"]
 
-    @property
-    def per_sample(self) -> tuple[int, int, int]:
-        """(n, q, k), the shape of what is remembered of each sample."""
-        return self.blocks.shape[:3]
-
     def of(self, memory: Float[Array, "n q k"]) -> Float[Array, "n k"]:
         """What is left of all pushes, from those remembered in each band."""
         return jnp.einsum("nqab,nqb->na", self.blocks, memory)
