@@ -628,7 +628,9 @@ def check_report(report: dict, *, num_steps: int, with_truth: bool) -> None:
     for name in ("predict_seconds", "train_seconds", "predict_compile_seconds"):
         assert cost[name] > 0
     assert cost["ratio"] == pytest.approx(cost["train_seconds"] / cost["predict_seconds"])
-    assert (cost["train_compile_seconds"] is not None) == with_truth
+    assert (
+        cost["train_compile_seconds"] >= 0
+    )  # that of the verdict's steps, where there is no truth
     assert set(report["verdict"]) >= {
         "stability_margin",
         "linearization_residual",

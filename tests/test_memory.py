@@ -511,7 +511,7 @@ def test_training_takes_smaller_blocks_where_memory_is_short(monkeypatch):
     inputs, labels = case.inputs(16, 0), np.arange(16) % 3
     compile_blocks, found = memory.compiled_blocks, []
     monkeypatch.setattr(
-        sys.modules["ntk_tt.training"],
+        sys.modules["ntk_tt.runtime.input_trees"],
         "compiled_blocks",
         lambda *arguments: found.append(compile_blocks(*arguments)) or found[-1],
     )

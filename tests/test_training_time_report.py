@@ -220,9 +220,9 @@ def test_durations_as_people_say_them(seconds, words):
 @pytest.mark.parametrize(
     ("method", "setting", "steps", "words"),
     [
-        ("auto", OptimizerConfig(0.1), 60, "11 passes over 18 samples, as much as 4 of the 60"),
-        ("auto", OptimizerConfig(0.1, batch_size=3), 60, "as much as 22 of the 60"),
-        ("head", OptimizerConfig(0.1), 60, "4 passes over 18 samples, as much as 1 of the 60"),
+        ("auto", OptimizerConfig(0.1), 60, "13 passes over 18 samples, as much as 4 of the 60"),
+        ("auto", OptimizerConfig(0.1, batch_size=3), 60, "as much as 26 of the 60"),
+        ("head", OptimizerConfig(0.1), 60, "5 passes over 18 samples, as much as 2 of the 60"),
     ],
 )
 def test_what_a_prediction_costs_is_said_before(method, setting, steps, words):

@@ -253,7 +253,7 @@ def _ends(prediction: dict[str, Any], truth: dict[str, Any] | None) -> str:
 def _cost(cost: dict[str, Any]) -> str:
     kind = "took" if cost["train_measured"] else "would take about"
     elsewhere = _is_elsewhere(cost) and not cost["train_measured"]
-    compiled = None if elsewhere else cost["train_compile_seconds"]
+    compiled = None if elsewhere else cost.get("train_compile_seconds")
     text = (
         f"prediction took {cost['predict_seconds']:.1f} s (and "
         f"{cost['predict_compile_seconds']:.1f} s of compilation), training {kind} "
