@@ -150,11 +150,11 @@ def test_what_cannot_be_fitted_is_refused(unchecked):
         fit_linear_head(model, images, labels, regularization=0.0)
     with pytest.raises(
         ValueError,
-        match=r"labels: need one for each of 60 images and every class of 0 … 2, got 60 of classes "
+        match=r"labels: need one for each of 60 inputs and every class of 0 … 2, got 60 of classes "
         r"\[0, 1\]",
     ):
         fit_linear_head(model, images, labels % 2)
-    with pytest.raises(ValueError, match="labels: need one for each of 60 images"):
+    with pytest.raises(ValueError, match="labels: need one for each of 60 inputs"):
         fit_linear_head(model, images, labels[:-1])
     with pytest.raises(
         ValueError,

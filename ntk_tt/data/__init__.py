@@ -23,6 +23,7 @@ from ntk_tt.data.task import (
     UpTo,
     sample,
 )
+from ntk_tt.data.texts import read_csv, read_jsonl
 from ntk_tt.data.tfds import read_tfds
 from ntk_tt.runtime.progress import Progress, silent
 
@@ -47,6 +48,7 @@ _READERS = {
     "arrays": read_npz,
     "tfds": read_tfds,
 }
+_TEXT_READERS = {"csv": read_csv, "jsonl": read_jsonl}
 
 
 def load_task(
@@ -59,6 +61,8 @@ def load_task(
     split: str = "train",
     on_corrupt: OnCorrupt = "raise",
     progress: Progress = silent,
+    text_column: str | None = None,
+    label_column: str | None = None,
 ) -> Task:
     """Sample a task as the paper does: K random classes, N random images of each.
 
@@ -70,7 +74,8 @@ def load_task(
         source: `digits` (scikit-learn's handwritten digits, offline), `folder:PATH` with
             `PATH/<split>/<class>/**/*` or `PATH/<class>/**/*`, `list:FILE@ROOT` with the images
             below ROOT that the file lists, `tfds:NAME`, `arrays:FILE.npz` with `images` and
-            `labels`, or one of `PAPER_DATASETS` that tfds has (`cub200`).
+            `labels`, `csv:FILE` or `jsonl:FILE` with texts and their classes, or one of
+            `PAPER_DATASETS` that tfds has (`cub200`).
         num_classes: K; None takes all.
         per_class: images of each class: a number, `UpTo(number)` for at most that, None for all.
         image_size: side in pixels. The short side is resized to it (bilinear, antialiased), then
@@ -80,6 +85,8 @@ def load_task(
         on_corrupt: `raise` names the first unreadable image; `skip` draws another of the class in
             its place.
         progress: called as `progress(done, total)` after the images of each class.
+        text_column, label_column: of `csv:` and `jsonl:`; None takes what has a usual name, such as
+            `text` and `label`.
 
     Raises:
         ValueError: unknown source, fewer than two classes, fewer classes or images than asked, an
@@ -89,7 +96,7 @@ def load_task(
     without their images.
     """
     return sample(
-        _read(source, split),
+        _read(source, split, text_column, label_column),
         source,
         num_classes=num_classes,
         per_class=per_class,
@@ -142,14 +149,20 @@ def task_from_arrays(
     )
 
 
-def describe_data(source: str, *, split: str = "train") -> DataRow:
+def describe_data(
+    source: str,
+    *,
+    split: str = "train",
+    text_column: str | None = None,
+    label_column: str | None = None,
+) -> DataRow:
     """A row of the paper's Table 2 – images, classes, mean images per class, imbalance – of a
     source; decodes no image.
 
     Raises:
         ValueError: as `load_task`; a source with no classes.
     """
-    found = _read(source, split)
+    found = _read(source, split, text_column, label_column)
     if not found.items:
         raise ValueError(
             f"data: {source!r} has no classes; give a folder of folders of images{found.because}"
@@ -176,16 +189,28 @@ def _one_array(images: ArrayLike) -> np.ndarray:
         raise ValueError(f"images: must be one array of images of one size ({error})") from error
 
 
-def _read(source: str, split: str) -> Source:
+def _read(
+    source: str, split: str, text_column: str | None = None, label_column: str | None = None
+) -> Source:
     kind, _, rest = resolve(source).partition(":")
     if kind not in _READERS and os.path.isdir(source):
         kind, rest = "folder", source
     elif kind not in _READERS and source.endswith(".npz") and os.path.isfile(source):
         kind, rest = "arrays", source
+    elif kind not in _TEXT_READERS and os.path.isfile(source):
+        suffix = source.rpartition(".")[2]
+        kind, rest = (suffix, source) if suffix in _TEXT_READERS else (kind, rest)
+    if kind in _TEXT_READERS:
+        return _TEXT_READERS[kind](rest, split, text_column=text_column, label_column=label_column)
+    for name, column in (("text-column", text_column), ("label-column", label_column)):
+        if column is not None:
+            raise ValueError(
+                f"{name}: belongs to csv:FILE and jsonl:FILE, got {column!r} with {source!r}"
+            )
     if kind not in _READERS:
         known = ", ".join(name for name, entry in PAPER_DATASETS.items() if entry.source)
         raise ValueError(
             f"data: unknown source {source!r}; give 'digits', 'folder:PATH', 'list:FILE@ROOT', "
-            f"'tfds:NAME', 'arrays:FILE.npz' or one of {known}"
+            f"'tfds:NAME', 'arrays:FILE.npz', 'csv:FILE', 'jsonl:FILE' or one of {known}"
         )
     return _READERS[kind](rest, split)

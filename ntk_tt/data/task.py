@@ -39,10 +39,10 @@ class Task(NamedTuple):
     """A classification problem to fine-tune on.
 
     Attributes:
-        images: (N, H, W, 3) uint8.
+        images: (N, H, W, 3) uint8; of texts (N,) strings.
         labels: (N,) int32, 0 … C−1 in the order of `class_names`.
         class_names: the C classes.
-        source: where it came from, as given (`digits`, `folder:PATH`, `tfds:NAME`, `arrays`).
+        source: where it came from, as given (`digits`, `folder:PATH`, `csv:FILE`, `arrays`).
         seed: the seed of the class and image sampling.
         asked_per_class: images of each class that were asked for; None for all.
         skipped: the names of the unreadable images that were left out on request.
@@ -70,6 +70,11 @@ class Task(NamedTuple):
         return tuple(np.bincount(self.labels, minlength=self.num_classes).tolist())
 
     @property
+    def is_text(self) -> bool:
+        """Whether it is texts that are learned, and no images."""
+        return self.images.dtype.kind == "O"
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """What the user should know, a line each: files passed over, classes with fewer images than
         asked, unreadable images left out, pixels that are hardly brighter than black.
@@ -81,15 +86,15 @@ class Task(NamedTuple):
             if count < asked
         ]
         lines = [*self.passed_over]
-        if (brightest := int(self.images.max())) <= _DARK:
+        if not self.is_text and (brightest := int(self.images.max())) <= _DARK:
             lines.append(
                 f"no pixel is brighter than {brightest} of 255; if these are masks, or numbers "
                 "that do not use eight bits, scale them to 0 … 255"
             )
         if few:
             lines.append(
-                f"fewer than {asked} images in {len(few)} of {self.num_classes} classes: "
-                f"{', '.join(few[:_NAMED])}"
+                f"fewer than {asked} {'texts' if self.is_text else 'images'} in {len(few)} of "
+                f"{self.num_classes} classes: {', '.join(few[:_NAMED])}"
                 + (f" and {len(few) - _NAMED} more" if len(few) > _NAMED else "")
             )
         if self.skipped:
@@ -118,11 +123,13 @@ class Source(NamedTuple):
         items: for each class, in the order of the labels, whatever `load` takes.
         load: `(item, image_size) -> (image_size, image_size, 3)` uint8; raises `UnreadableImage`.
         passed_over: what was found and not taken, a line each.
+        is_text: `load` gives texts, whatever the size.
     """
 
     items: Mapping[str, Sequence[Any] | np.ndarray]
-    load: Callable[[Any, int], np.ndarray]
+    load: Callable[[Any, int], Any]
     passed_over: tuple[str, ...] = ()
+    is_text: bool = False
 
     @property
     def because(self) -> str:
@@ -175,7 +182,8 @@ def sample(
     if isinstance(per_class, UpTo):
         count = per_class.of_classes(len(chosen))
         per_class = UpTo(count)
-    _check_memory(sum(_count(found, name, per_class) for name in chosen), image_size)
+    if not found.is_text:
+        _check_memory(sum(_count(found, name, per_class) for name in chosen), image_size)
     images, labels, skipped = [], [], []
     for label, name in enumerate(chosen):
         found_images, unreadable = _images_of_class(
@@ -193,7 +201,7 @@ def sample(
         skipped += unreadable
         progress(label + 1, len(chosen))
     return Task(
-        np.stack(images),
+        np.asarray(images, object) if found.is_text else np.stack(images),
         np.asarray(labels, np.int32),
         tuple(map(_printable, chosen)),
         source,
@@ -215,6 +223,10 @@ def _count(found: Source, name: str, per_class: int | UpTo | None) -> int:
         if isinstance(per_class, UpTo)
         else per_class
     )
+
+
+def _what(found: Source) -> str:
+    return "texts" if found.is_text else "images"
 
 
 def _check_memory(count: int, image_size: int) -> None:
@@ -245,7 +257,7 @@ def _images_of_class(
     rng: np.random.Generator,
     replacement_rng: np.random.Generator,
     on_corrupt: OnCorrupt,
-) -> tuple[list[np.ndarray], list[str]]:
+) -> tuple[list[Any], list[str]]:
     """The sampled images of one class, in the order of its items, and the names of the unreadable
     ones.
     """
@@ -254,14 +266,15 @@ def _images_of_class(
     count = _count(found, name, per_class)
     if count > len(items):
         raise ValueError(
-            f"per-class: {count} images asked, but class {name!r} of {source!r} has {len(items)}; "
+            f"per-class: {count} {_what(found)} asked, but class {name!r} of {source!r} has "
+            f"{len(items)}; "
             "ask for at most that"
         )
     first = rng.choice(len(items), count, replace=False)
     # Unreadable images are replaced by others of the class, drawn apart so that the other classes'
     # samples stay the same.
     others = replacement_rng.permutation(np.setdiff1d(np.arange(len(items)), first))
-    images: dict[int, np.ndarray] = {}
+    images: dict[int, Any] = {}
     unreadable = []
     for index in [*sorted(first), *others]:
         if len(images) == count:

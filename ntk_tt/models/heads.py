@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 
 from ntk_tt.jacobian.network import in_blocks
 from ntk_tt.models.model import Model
+from ntk_tt.runtime.input_trees import Inputs, num_samples, take
 
 HeadRule = Literal["pytorch", "lecun", "zero"]
 
@@ -82,7 +83,7 @@ def with_new_head(model: Model, rule: HeadRule, key: Key[Array, ""]) -> Model:
 
 def fit_linear_head(
     model: Model,
-    images: Float[Array, "n h w c"],
+    images: Inputs,
     labels: Int[Array | np.ndarray, " n"],
     *,
     regularization: float = 1e-3,
@@ -98,7 +99,7 @@ def fit_linear_head(
 
     Args:
         model: with a head (load it with `num_classes`).
-        images: normalised, as `model.apply` takes them.
+        images: normalised, or tokens, as `model.apply` takes them.
         labels: 0 … K−1, each class at least once.
         regularization: of the standardised problem; more is needed for fewer images.
         block_size: images at a time, fewer where these do not fit into memory.
@@ -123,12 +124,12 @@ def fit_linear_head(
         )
     classes = np.unique(np.asarray(labels))
     if (
-        len(labels) != len(images)
+        len(labels) != num_samples(images)
         or not np.array_equal(classes, np.arange(model.num_classes))
         or len(classes) < 2
     ):
         raise ValueError(
-            f"labels: need one for each of {len(images)} images and every class of 0 … "
+            f"labels: need one for each of {num_samples(images)} inputs and every class of 0 … "
             f"{model.num_classes - 1}, got {len(labels)} of classes {classes.tolist()}"
         )
 
@@ -161,7 +162,7 @@ def fit_linear_head(
         lambda model: model.params, model, replaced(model.params, model.head, values)
     )
 
-    few = images[:2]
+    few = take(images, slice(2))
     linear = function(model.params, few) @ values["kernel"] + values["bias"]
     if not np.allclose(
         jax.jit(model.apply)(fitted.params, few),

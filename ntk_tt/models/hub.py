@@ -43,6 +43,27 @@ def fetch(repository: str) -> Path:
     )
 
 
+def fetch_folder(repository: str) -> Path:
+    """The folder in the hub's own cache with a network's configuration, tokenizer and weights.
+
+    Raises:
+        ValueError: huggingface_hub is not installed, or the hub does not have them.
+    """
+    weights = fetch(repository)
+    from huggingface_hub import errors, hf_hub_download
+
+    for name in ("config.json", "tokenizer.json", "1_Pooling/config.json"):
+        try:
+            _asked(hf_hub_download, repository, name, errors.EntryNotFoundError)
+        except errors.EntryNotFoundError as error:
+            if name != "1_Pooling/config.json":
+                raise ValueError(
+                    f"model: {repository!r} has no {name} on the hub; save one there, or give a "
+                    "folder that has it"
+                ) from error
+    return weights.parent
+
+
 def _asked(
     download: Callable[[str, str], str],
     repository: str,

@@ -10,6 +10,7 @@ from flax import nnx
 from ntk_tt.models.catalogue import MODELS, Architecture
 from ntk_tt.models.heads import HeadRule, check_head_rule, head_values, part, replaced
 from ntk_tt.models.hub import fetch
+from ntk_tt.models.hub_folder import is_hub_folder, load_hub_folder
 from ntk_tt.models.model import IMAGENET_MEAN, IMAGENET_STD, Model, from_nnx, set_values
 from ntk_tt.models.weights import fit_weights, read_checkpoint
 from ntk_tt.runtime.parameter_names import named_leaves
@@ -33,7 +34,8 @@ def load_model(
     `dataclasses.replace(model, mean=…, std=…)`.
 
     Args:
-        name: one of `MODELS`.
+        name: one of `MODELS`, or a folder of a text encoder (`hf-folder:PATH`, `hf:owner/name`, see
+            `ntk_tt.models.hub_folder`).
         weights: a file (.safetensors, .pth, the index of several), `hf:owner/name`, `bundled` for
             those that ship with the package, or `random`; None takes the bundled ones where the
             network has some and random ones otherwise.
@@ -49,6 +51,13 @@ def load_model(
         ValueError: unknown name, unreadable file, weights that do not fit (the first mismatch is
             named), images too small.
     """
+    if is_hub_folder(name):
+        if weights is not None or image_size is not None:
+            raise ValueError(
+                f"weights: {name!r} is a text encoder, which has its own and takes no images; "
+                "leave weights and image_size out"
+            )
+        return load_hub_folder(name, num_classes=num_classes, key=key, head=head)
     architecture = _checked(name, num_classes, head)
     notes = []
     if weights is None:

@@ -2,7 +2,7 @@
 them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, PyTree, UInt8
+from jaxtyping import Array, PyTree, UInt8
 
 from ntk_tt.models.switches import (
     Call,
@@ -21,6 +21,7 @@ from ntk_tt.models.switches import (
     read_call,
     training_mode,
 )
+from ntk_tt.runtime.input_trees import Tokens
 from ntk_tt.runtime.parameter_names import named_leaves, path_name
 
 Apply = Callable[[PyTree, Any], Array]
@@ -57,6 +58,7 @@ class Model(eqx.Module):
         mean, std: per-channel normalisation that belongs to the weights, on pixel values in [0, 1].
         head: dotted name in `params` of the last linear layer, which maps `features` to logits;
             empty where unknown: what needs it looks for it (`ntk_tt.models.linear_head`).
+        tokenize: texts to what `apply` takes; None of a network of images.
         note: what of the network the checkpoint decided, such as a cut after a stage; empty for a
             whole network.
     """
@@ -72,6 +74,7 @@ class Model(eqx.Module):
     std: tuple[float, ...] = eqx.field(static=True, default=IMAGENET_STD)
     head: str = eqx.field(static=True, default="")
     note: str = eqx.field(static=True, default="")
+    tokenize: Callable[[Any], Tokens] | None = eqx.field(static=True, default=None)
 
     @property
     def num_params(self) -> int:
@@ -93,8 +96,21 @@ class Model(eqx.Module):
             )
         return self.apply_features
 
-    def preprocess(self, images: UInt8[Any, "n h w c"]) -> Float[Array, "n h w c"]:
-        """Pixels 0…255 to the normalised float32 images the weights were trained on."""
+    def preprocess(self, images: UInt8[Any, "n h w c"] | np.ndarray | Sequence[str]) -> Any:
+        """Pixels 0…255 (N, H, W, 3) to the normalised float32 images the weights were trained on;
+        N texts to their `Tokens`.
+
+        Raises:
+            ValueError: texts for a network of images, or images for one of texts.
+        """
+        is_text = not isinstance(images, np.ndarray | jax.Array) or images.dtype.kind in "OUT"
+        if is_text != (self.tokenize is not None):
+            raise ValueError(
+                f"data: {self.name} takes {'texts' if self.tokenize else 'images'}, got "
+                f"{'texts' if is_text else 'images'}; give another network or other data"
+            )
+        if self.tokenize is not None:
+            return self.tokenize(images)
         scaled = jnp.asarray(images, jnp.float32) / 255
         return (scaled - jnp.asarray(self.mean)) / jnp.asarray(self.std)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
+import numpy as np
 
 from ntk_tt.data import Task, UpTo, default_classes, load_task
 from ntk_tt.features import store as stores
@@ -21,8 +22,10 @@ from ntk_tt.jacobian.bfloat16 import relative_error
 from ntk_tt.losses import LossName
 from ntk_tt.models import MODELS, Model, fit_linear_head, load_model, with_new_head
 from ntk_tt.models.factory import load_factory
+from ntk_tt.models.hub_folder import is_hub_folder, load_hub_folder
 from ntk_tt.models.trainable import restrict
 from ntk_tt.prediction.finetuning import Finetuning
+from ntk_tt.runtime.input_trees import Inputs, in_order_of_length, take, text_lengths
 from ntk_tt.runtime.limits import (
     MAX_CLASSES,
     MAX_IMAGE_SIZE,
@@ -47,7 +50,8 @@ class Setup:
 
     model: str = "resnet8"
     """Name of the network (`ntk-tt models` lists them), or `path/to/file.py:factory` for your own:
-    that file is run as any Python program is, so give only one that you trust.
+    that file is run as any Python program is, so give only one that you trust. A text encoder is
+    `hf-folder:PATH` or `hf:owner/name`.
     """
     weights: str | None = None
     """A .safetensors or .pth file, `hf:owner/name`, `bundled` or `random`; by default the bundled
@@ -63,7 +67,18 @@ class Setup:
     """
     data: str = "digits"
     """`digits`, `folder:PATH` (PATH/<split>/<class>/<image>), `tfds:NAME`, `arrays:FILE.npz`,
-    `list:FILE@ROOT` (see `ntk-tt data`); the path of a folder or an .npz file alone will do.
+    `list:FILE@ROOT` (see `ntk-tt data`); of texts `csv:FILE` or `jsonl:FILE`; the path of a folder
+    or a file alone will do.
+    """
+    text_column: str | None = None
+    """Of a file of texts; by default text, sentence or the like."""
+    label_column: str | None = None
+    """Of a file of texts; by default label, class, intent or the like."""
+    max_length: int | None = None
+    """Tokens to which texts are cut; by default what the tokenizer says, or 128."""
+    pooling: Literal["mean", "first"] | None = None
+    """What a text is to the head of an encoder: the mean of its tokens, or the first one; by
+    default what its folder says, or the mean.
     """
     split: str = "train"
     """Of the data set."""
@@ -117,6 +132,23 @@ class Setup:
                 f"weights: none of {self.model} ship with the package; give --weights FILE, "
                 "hf:owner/name, or random for an untrained network"
             )
+
+        self._check_text()
+
+    def _check_text(self) -> None:
+        """Raises ValueError where a flag does not belong to such a network."""
+        is_encoder = is_hub_folder(self.model)
+        for name, value in (("max-length", self.max_length), ("pooling", self.pooling)):
+            if value is not None and not is_encoder:
+                raise ValueError(
+                    f"{name}: belongs to a text encoder, --model hf-folder:PATH, got {self.model!r}"
+                )
+        for name, value in (("weights", self.weights), ("image-size", self.image_size)):
+            if value is not None and is_encoder:
+                raise ValueError(
+                    f"{name}: a text encoder has its own weights and takes no images; leave it "
+                    f"out, got {value!r}"
+                )
 
     @property
     def side(self) -> int:
@@ -202,6 +234,8 @@ def load(setup: Setup) -> Loaded:
             seed=setup.seed,
             split=setup.split,
             on_corrupt=setup.on_corrupt,
+            text_column=setup.text_column,
+            label_column=setup.label_column,
             progress=progress,
         )
     with progress_bar("network"):
@@ -222,6 +256,15 @@ def _with_network(setup: Setup, task: Task) -> Loaded:
         )
         if setup.head in ("lecun", "zero"):  # pytorch is the default, and means the factory's own
             model = with_new_head(model, setup.head, key)
+    elif is_hub_folder(setup.model):
+        model = load_hub_folder(
+            setup.model,
+            num_classes=task.num_classes,
+            pooling=setup.pooling,
+            max_length=setup.max_length,
+            key=key,
+            head="pytorch" if setup.head == "probe" else setup.head,
+        )
     else:
         rule = "pytorch" if setup.head == "probe" else setup.head
         model = load_model(
@@ -233,6 +276,13 @@ def _with_network(setup: Setup, task: Task) -> Loaded:
             head=rule,
         )
     images = model.preprocess(task.images)
+    if task.is_text:
+        images, order = in_order_of_length(images, np.arange(len(task.labels)))
+        task = task._replace(
+            images=task.images[order],
+            labels=task.labels[order],
+            passed_over=(*task.passed_over, *_cut_texts(model, images)),
+        )
     if setup.head == "probe":
         model = fit_linear_head(model, images, task.labels)
     trained = restrict(model, setup.trainable, key=key)
@@ -240,13 +290,25 @@ def _with_network(setup: Setup, task: Task) -> Loaded:
     return Loaded(task, trained, images, model.num_params, taken)
 
 
+def _cut_texts(model: Model, texts: Inputs) -> list[str]:
+    """How many texts lost their end."""
+    most, lengths = getattr(model.tokenize, "max_length", None), text_lengths(texts)
+    if most is None or lengths is None or not (cut := int((lengths >= most).sum())):
+        return []
+    return [
+        f"{cut} of {len(lengths)} texts have {most} tokens or more, to which they are cut; "
+        "--max-length takes longer ones"
+    ]
+
+
 def _taken(task: Task) -> str:
     """How many images there are, where not all were taken."""
     there = task.num_there or 0
     if there <= len(task.labels):
         return ""
+    what = "texts" if task.is_text else "images"
     return (
-        f"{task.num_classes:,} classes, {there:,} images; predicting a run on "
+        f"{task.num_classes:,} classes, {there:,} {what}; predicting a run on "
         f"{max(task.per_class):,} a class (--per-class all takes all)"
     )
 
@@ -314,7 +376,7 @@ def precision_error(setup: Setup, loaded: Loaded) -> float | None:
     """
     if setup.precision == "float32":
         return None
-    few = loaded.images[:_PRECISION_SAMPLES]
+    few = take(loaded.images, slice(_PRECISION_SAMPLES))
     precisions: tuple[Precision, ...] = (setup.precision, "float32")
     rounded, reference = (
         jacobian_features(
