@@ -77,6 +77,17 @@ def _scan(params, x):
     return jax.lax.scan(layer, x, (params["weights"], params["biases"]))[0][:, :3]
 
 
+def _adapted(params, x):
+    """Adapters of low rank: beside a frozen matrix, alone, and where they are multiplied for
+    something else than activations.
+    """
+    frozen = jnp.asarray(np.linspace(-1, 1, 40).reshape(5, 8), jnp.float32)
+    y = jnp.tanh(x @ (frozen + 0.5 * jnp.matmul(params["a"], params["b"])))
+    alone = 2.0 * (params["c"] @ params["d"])
+    z = jax.jit(lambda y, w: y @ w)(y, alone) + (alone**2).mean() + y @ alone[:, ::-1]
+    return z[:, :3] + y @ params["head"]
+
+
 def _tables(params, x):
     """The embeddings of texts: rows read once, twice, or by a number that has none."""
     words = (3 * x[:, :, 0]).astype(int)  # from below 0 to beyond 6
@@ -366,6 +377,11 @@ CASES = (
             _random(7, table=(6, 3), scale=(3,)),
             _vectors,
         ),
+        "adapters of low rank": Case(
+            _adapted,
+            _random(42, a=(5, 2), b=(2, 8), c=(8, 2), d=(2, 5), head=(8, 3)),
+            _vectors,
+        ),
         "rows of tables, some twice, some beyond": Case(
             _tables,
             _random(41, words=(6, 4), kinds=(2, 4), positions=(3, 4), head=(4, 3)),
@@ -411,6 +427,7 @@ QUICK = (
     "custom vjp",
     "embedding",
     "rows of tables, some twice, some beyond",
+    "adapters of low rank",
     "cond and while",
     "complex: a loop",
     "casts to whole numbers",
@@ -720,3 +737,12 @@ def test_single_entries_of_products_are_those_of_the_gradient(name):
         seen += 1
     assert seen > 0
     assert any(leaves[leaf].ndim > 1 for leaf in products)
+
+
+def test_adapters_meet_activations_themselves():
+    """No gradient of the whole matrix: each adapter is a layer of its own."""
+    frozen = jnp.asarray(np.ones((5, 8)), jnp.float32)
+    params = _random(42, a=(5, 2), b=(2, 8))
+    found = layers(lambda p, x: x @ (frozen + 0.5 * (p["a"] @ p["b"])), params, _vectors(3, 0))
+    assert sorted(layer.signals.shape[-1] for layer in found) == [2, 8]
+    assert all(isinstance(layer, Product) and layer.is_leaf_matrix for layer in found)

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact, PyTree
 
 from ntk_tt.jacobian import jaxpr as jaxprs
+from ntk_tt.jacobian.low_rank import LowRank, applied, low_rank, scaled_or_moved
 from ntk_tt.runtime.input_trees import Inputs, as_batch, take
 
 Apply = Callable[[PyTree, Any], Float[Array, "n c"]]
@@ -160,18 +161,25 @@ class _Recorder:
     def run(self, closed, x: PyTree) -> Array:
         arguments = [leaf_itself(index) for index in range(len(self.leaves))]
         (logits,) = self._evaluate(closed.jaxpr, closed.consts, [*arguments, *jax.tree.leaves(x)])
+        logits = self._multiplied(logits)
         return self._tap(None, [logits])[0] if isinstance(logits, Source) else logits
 
     def _evaluate(self, jaxpr, consts, arguments: list) -> list:
         """Values are arrays, or `Source`s for what is still nothing but a parameter."""
 
         def run(equation, operands: list) -> list:
+            if any(isinstance(operand, LowRank) for operand in operands):
+                return self._with_low_rank(equation, operands)
             source = next((operand for operand in operands if isinstance(operand, Source)), None)
             inner = jaxprs.inner_jaxpr(equation)
             if source is None:
                 return jaxprs.bind(equation, operands)
             if jaxprs.rearranges(equation):
                 return [_rearranged(equation, source)]
+            if all(isinstance(operand, Source) for operand in operands):
+                matrix = low_rank(equation, operands)
+                if matrix is not None:
+                    return [matrix]
             return (
                 self._tap(equation, operands)
                 if inner is None
@@ -179,6 +187,30 @@ class _Recorder:
             )
 
         return jaxprs.evaluate(jaxpr, consts, arguments, run)
+
+    def _with_low_rank(self, equation, operands: list) -> list:
+        """An equation that takes a `LowRank`, which is multiplied where that cannot be avoided."""
+        inner = jaxprs.inner_jaxpr(equation)
+        if inner is not None:
+            return self._evaluate(inner.jaxpr, inner.consts, operands)
+        if not any(isinstance(operand, Source) for operand in operands):
+            changed = scaled_or_moved(equation, operands)
+            if changed is not None:
+                return [changed]
+            product = applied(equation, operands)
+            if product is not None:
+                return self._evaluate(product[0].jaxpr, product[0].consts, product[1])
+        operands = [self._multiplied(operand) for operand in operands]
+        if any(isinstance(operand, Source) for operand in operands):
+            return self._tap(equation, operands)
+        return jaxprs.bind(equation, operands)
+
+    def _multiplied(self, operand: Any) -> Any:
+        if not isinstance(operand, LowRank):
+            return operand
+        (product,) = self._tap(operand.equation, [operand.left, operand.right])
+        product = product * jnp.asarray(operand.scale, product.dtype)
+        return product if operand.frozen is None else product + operand.frozen
 
     def _tap(self, equation, operands: list) -> list[Array]:
         sources = tuple(operand if isinstance(operand, Source) else None for operand in operands)
