@@ -156,7 +156,9 @@ def replay_at_size(
     found, leverage, due = [], [], 1
     for number, start in enumerate(numbers):
         if number >= due:
+            before = setting.influence
             setting, due = looks.at(setting, carry, int(start)), 2 * number
+            carry = _at_present_size(carry, before, setting.influence)
         leverage.append(looks.leverage(float(carry.clock)))
         found.append(jax.tree.map(np.asarray, _record(problem, setting, carry)))
         if start == num_steps:
@@ -262,6 +264,19 @@ class _Looks:
 def _at_start(carry: _Carry, pilot: _Carry) -> _Carry:
     """The state before training with what the optimiser keeps after some steps."""
     return eqx.tree_at(lambda each: each.inner, carry, (carry.inner[0], *pilot.inner[1:]))
+
+
+def _at_present_size(carry: _Carry, before: OwnInfluence, now: OwnInfluence) -> _Carry:
+    """What is remembered, in units of a kernel that has grown.
+
+    A push goes by J as it was, and is read by J as it is: it counts the root of both kernels.
+    """
+    was, is_now = (jnp.einsum("nqaa->n", each.blocks) for each in (before, now))
+    root = jnp.sqrt(jnp.where(is_now > 0, was / jnp.where(is_now > 0, is_now, 1.0), 1.0))
+    root = root[:, None, None]
+    return eqx.tree_at(
+        lambda each: (each.memory, each.before), carry, (root * carry.memory, root * carry.before)
+    )
 
 
 @eqx.filter_jit

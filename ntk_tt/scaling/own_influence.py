@@ -23,7 +23,8 @@ from jaxtyping import Array, Float
 from ntk_tt import losses
 from ntk_tt.losses import LossName
 
-PULLING = 2  # directions in which a sample's influence on itself is followed
+PULLING = 2  # directions, at least, in which a sample's influence on itself is followed
+_ROWS = 1800  # of the kernel between them, for which there may be more
 BANDS = 16
 _RATIO = 2.5  # of the rates of neighbouring bands
 _HEADROOM = 2.0  # of the fastest band over the fastest mode
@@ -59,12 +60,16 @@ class OwnInfluence(eqx.Module):
 
 
 def pulling_directions(
-    loss: LossName, logits: Float[Array, "n c"], targets: Float[Array, "n c"], count: int = PULLING
+    loss: LossName, logits: Float[Array, "n c"], targets: Float[Array, "n c"]
 ) -> Float[Array, "n k c"]:
     """Orthonormal directions in which each sample's loss pulls its logits while they fall: in these
-    its influence on itself is followed. Of a square there is one.
+    its influence on itself is followed. Of a square there is one; else 2, up to 8 of few samples.
+
+    What other samples take up along all other outputs is left out, so a push fades too slowly where
+    there are many classes (docs/from-a-subset.md).
     """
-    most = 1 if loss == "mse" else logits.shape[1] - 1
+    most = 1 if loss == "mse" else min(logits.shape[1] - 1, len(_LOOKS))
+    count = max(PULLING, _ROWS // len(logits))
     return _pulling(loss, logits, targets.astype(logits.dtype), min(count, most))
 
 
