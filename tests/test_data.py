@@ -212,7 +212,8 @@ def test_bad_numbers_are_refused(numbers, message):
         (
             "mnist",
             "data: unknown source 'mnist'; give 'digits', 'folder:PATH', 'list:FILE@ROOT', "
-            "'tfds:NAME', 'arrays:FILE.npz' or one of cifar10, cifar100, cub200, cars",
+            "'tfds:NAME', 'arrays:FILE.npz', 'csv:FILE', 'jsonl:FILE' or one of cifar10, cifar100, "
+            "cub200, cars",
         ),
         ("", "data: unknown source ''"),
         ("digits:8", "data: 'digits' takes no argument, got '8'"),

@@ -45,6 +45,8 @@ def test_finetune_imports_nothing_of_the_prediction():
         "ntk_tt.runtime.input_trees",
         "ntk_tt.models.model",
         "ntk_tt.models.switches",
+        "ntk_tt.data.order",
+        "ntk_tt.optax_chain",
         "ntk_tt.optimizer",
         "ntk_tt.runtime.progress",
         "ntk_tt.targets",

@@ -129,7 +129,7 @@ def of_many(outputs: int, optimizer: OptimizerConfig, num_steps: int):
     """|log| of the predicted over the true loss, of the subset's own, and on unseen samples."""
     every = num_steps // 10
     right = replay(population(LARGE, outputs, 0), optimizer, num_steps, record_every=every)
-    found, plain = [], []
+    found, plain, told = [], [], None
     for seed in range(1, 7):
         few = population(SMALL, outputs, seed)
         told = replay_at_size(few, optimizer, num_steps, LARGE, record_every=every)
@@ -137,6 +137,7 @@ def of_many(outputs: int, optimizer: OptimizerConfig, num_steps: int):
         batch = min(optimizer.batch_size or LARGE, SMALL)
         own = OptimizerConfig(optimizer.learning_rate, momentum=0.9, batch_size=batch)
         plain.append(np.log(replay(few, own, num_steps, record_every=every).loss / right.loss))
+    assert told is not None
     return np.abs(np.mean(found, 0)), np.abs(np.mean(plain, 0)), told
 
 
