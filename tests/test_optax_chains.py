@@ -255,7 +255,10 @@ def test_a_traced_scale_is_a_multiple_of_the_learning_rate(setting):
 @pytest.mark.parametrize(
     ("chain", "message"),
     [
-        (optax.masked(optax.sgd(0.1), {"body": True}), "optimizer: it fails .*head"),
+        (
+            optax.masked(optax.sgd(0.1), {"body": True}),
+            "optimizer: it fails on these parameters .ValueError.*body",
+        ),
         (optax.lbfgs(), "optimizer: it fails on these parameters .TypeError"),
         (
             optax.multi_transform({"a": optax.sgd(0.1)}, lambda params: "b"),
