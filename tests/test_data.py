@@ -256,6 +256,25 @@ def test_too_few_classes_or_images_are_refused(two_colours):
         load_task(two_colours, num_classes=2, per_class=4)
 
 
+def test_classes_too_small_for_what_is_asked_give_way_to_others(tmp_path):
+    sizes = {"a": 4, "b": 1, "c": 4, "d": 5, "e": 2, "f": 4}
+    source = write_images(tmp_path / "set", {name: [plain(RED)] * n for name, n in sizes.items()})
+    for seed in range(6):
+        drawn = np.random.default_rng(seed).choice(6, 3, replace=False)
+        small = [name for name in "be" if "abcdef".index(name) in drawn]
+        task = load_task(source, num_classes=3, per_class=4, seed=seed)
+        assert task.per_class == (4, 4, 4)
+        assert not {*task.class_names} & {"b", "e"}
+        kept = {"abcdef"[index] for index in drawn} - {*small}
+        assert kept <= {*task.class_names}
+        assert len(task.passed_over) == bool(small)
+        for name in small:
+            assert "fewer than 4 images, others drawn instead" in task.passed_over[0]
+            assert f"'{name}' ({sizes[name]})" in task.passed_over[0]
+    with pytest.raises(ValueError, match=r"per-class: 5 images asked, but class '.' of .* has"):
+        load_task(source, num_classes=3, per_class=5, seed=0)
+
+
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "bmp"])
 def test_a_truncated_image_is_named(suffix, tmp_path):
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))

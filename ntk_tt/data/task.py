@@ -174,11 +174,11 @@ def sample(
             f"{len(names)}{found.because}"
         )
     rng = np.random.default_rng(seed)
-    chosen = (
-        names
-        if num_classes is None
-        else [names[index] for index in sorted(rng.choice(len(names), num_classes, replace=False))]
-    )
+    chosen, too_small = names, []
+    if num_classes is not None:
+        drawn = [int(index) for index in rng.choice(len(names), num_classes, replace=False)]
+        indices, too_small = _large_enough(found, names, drawn, per_class, (seed, len(names)))
+        chosen = [names[index] for index in sorted(indices)]
     if isinstance(per_class, UpTo):
         count = per_class.of_classes(len(chosen))
         per_class = UpTo(count)
@@ -208,9 +208,34 @@ def sample(
         seed,
         count,
         tuple(skipped),
-        found.passed_over,
+        (*found.passed_over, *too_small),
         sum(len(found.items[name]) for name in chosen),
     )
+
+
+def _large_enough(
+    found: Source,
+    names: list[str],
+    drawn: list[int],
+    per_class: int | UpTo | None,
+    seed: tuple[int, int],
+) -> tuple[list[int], list[str]]:
+    """The classes that were drawn, others in the place of those that have fewer items than are
+    asked for, and a line about these; as they are where there are not enough others.
+    """
+    if not isinstance(per_class, int):
+        return drawn, []
+    sizes = [len(found.items[name]) for name in names]
+    small = [index for index in drawn if sizes[index] < per_class]
+    others = [index for index in range(len(names)) if index not in drawn]
+    large = [index for index in others if sizes[index] >= per_class]
+    if not small or len(large) < len(small):
+        return drawn, []
+    instead = np.random.default_rng(seed).permutation(large)[: len(small)].tolist()
+    told = ", ".join(f"{_printable(names[index])!r} ({sizes[index]})" for index in small[:_NAMED])
+    more = f" and {len(small) - _NAMED} more" if len(small) > _NAMED else ""
+    line = f"classes with fewer than {per_class} {_what(found)}, others drawn instead: {told}{more}"
+    return [index for index in drawn if index not in small] + instead, [line]
 
 
 def _count(found: Source, name: str, per_class: int | UpTo | None) -> int:
