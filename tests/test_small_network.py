@@ -596,16 +596,6 @@ def test_few_entries_and_directions_are_near_all(data):
     assert 0 < np.abs(np.log(found.loss / exact.loss))[:16].max() < 0.1
 
 
-def test_along_the_way_of_an_optimiser_that_divides_all_directions_are_shared(data):
-    way = own_way(ntk_tt.OptimizerConfig(0.01, name="adam"), 10)
-    options = ntk_tt.FeatureOptions(num_projections=200)
-    small = expand(network(num_features=64), *data, options=options, way=way, curvature=False)
-    assert small.directions.shape[1] == 3  # half as many more as three classes have contrasts
-    assert np.ptp(np.asarray(small.directions), axis=0).max() == 0
-    other = expand(network(num_features=64), *data, options=options, curvature=False)
-    assert np.ptp(np.asarray(other.directions)[:, -1], axis=0).max() > 0
-
-
 def test_mse_and_head_without_bias(data):
     inner = network(activation=_linear)
 

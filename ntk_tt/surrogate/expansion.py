@@ -77,9 +77,7 @@ def expand(
         num_directions: k, output directions in which each sample is looked at; `auto` takes 4,
             three that all samples share (`SmallNetwork.dropped` says how much of what pulls at the
             outputs they leave out) and one of the sample's own that stands for the rest; a number
-            takes so many that are shared; `all` takes every output, which leaves out nothing. With
-            a `way` all 4 are shared: what is drawn at random would raise the squares of gradients
-            that Adam and its like divide by.
+            takes so many that are shared; `all` takes every output, which leaves out nothing.
         options: how the passes run. `num_projections` is D', the number of sampled entries: `auto`
             takes 2,048, `exact` all parameters.
         key: of the sample.
@@ -113,14 +111,7 @@ def expand(
     looked = backbone.outputs(take(inputs, few))
     check_logits(looked)
     directions, dropped = _directions(
-        backbone,
-        looked,
-        targets[few],
-        loss,
-        num_directions,
-        count,
-        of_directions,
-        all_shared=way is not None,
+        backbone, looked, targets[few], loss, num_directions, count, of_directions
     )
     on_device = count if mesh is None else sharding.samples_per_device(count, mesh)
     num_entries, wanted = _num_entries(
@@ -189,8 +180,6 @@ def _directions(
     num_directions: int | str,
     num_samples: int,
     key: Key[Array, ""],
-    *,
-    all_shared: bool,
 ) -> tuple[Float[np.ndarray, "n k f"], float]:
     """U of all samples, and the share of the norm of what pulls at the outputs that the shared
     directions leave out.
@@ -209,16 +198,12 @@ def _directions(
     # as many more where a head turns as it trains
     pulled = num_outputs - (loss == "ce")
     most = width if backbone.weight is not None else min(width, pulled)
-    shared_most = SHARED + SPARES if all_shared else SHARED
-    count = num_directions
-    if num_directions == "auto":
-        count = min(most, shared_most, -(-3 * pulled // 2))
+    count = min(most, SHARED, -(-3 * pulled // 2)) if num_directions == "auto" else num_directions
     path = HeadPath(*[jnp.zeros((0,), targets.dtype)] * 2)
     if backbone.weight is not None:
         path = head_path(outputs, backbone.weight, backbone.bias, targets, loss)
     shared = shared_directions(loss, outputs, targets, path, int(count))
-    has_spare = num_directions == "auto" and not all_shared
-    spares = min(SPARES, most - int(count)) if has_spare else 0
+    spares = min(SPARES, most - count) if num_directions == "auto" else 0
     found = directions_of(loss, shared.rows, path, num_samples, key, spares=spares)
     return np.asarray(found), shared.left_out
 
