@@ -16,7 +16,6 @@ from ntk_tt import (  # noqa: F401 - rooms, found by their names
 )
 from ntk_tt.data import Task, UpTo, list_data, load_task, task_from_arrays
 from ntk_tt.features.feature_options import FeatureOptions
-from ntk_tt.former_names import find_former_modules, renamed
 from ntk_tt.jacobian.jaxpr import warn_if_untested
 from ntk_tt.models import Model, from_nnx, list_models, load_model
 from ntk_tt.models.adapters import from_function
@@ -30,6 +29,7 @@ from ntk_tt.report.training_time import (
     predict_training_time,
     prepare,
 )
+from ntk_tt.runtime.former_names import find_former_modules, renamed
 from ntk_tt.times.levels import Level
 from ntk_tt.training import TrainingRun, finetune
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import ntk_tt
-from ntk_tt import former_names
+from ntk_tt.runtime import former_names
 
 
 @pytest.mark.parametrize("name", former_names.MODULES)

@@ -30,7 +30,6 @@ _LEAVES = {
 _WAY = ("features", "kernels", "surrogate", "dynamics", "scaling", "times")
 ALLOWED = {
     "runtime": set(),
-    "former_names": set(),
     "jacobian": {"runtime"},
     "targets": {"runtime"},
     "losses": {"runtime", "targets"},
@@ -50,7 +49,7 @@ ALLOWED = {
     "report": _LEAVES | {*_WAY, "training", "prediction"},
     "cli": _LEAVES | {*_WAY, "training", "prediction", "report"},
     "__main__": {"cli"},
-    "": _LEAVES | {*_WAY, "training", "prediction", "report", "former_names"},  # the front door
+    "": _LEAVES | {*_WAY, "training", "prediction", "report"},  # the front door
 }
 
 

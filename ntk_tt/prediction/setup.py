@@ -245,6 +245,7 @@ def load(setup: Setup) -> Loaded:
 def _with_network(setup: Setup, task: Task) -> Loaded:
     """The task with its network, whose head fits it."""
     key = jax.random.key(setup.seed)
+    rule = "pytorch" if setup.head == "probe" else setup.head
     if ".py:" in setup.model:
         if setup.weights is not None:
             raise ValueError(
@@ -263,10 +264,9 @@ def _with_network(setup: Setup, task: Task) -> Loaded:
             pooling=setup.pooling,
             max_length=setup.max_length,
             key=key,
-            head="pytorch" if setup.head == "probe" else setup.head,
+            head=rule,
         )
     else:
-        rule = "pytorch" if setup.head == "probe" else setup.head
         model = load_model(
             setup.model,
             weights=setup.weights,
