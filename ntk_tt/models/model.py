@@ -228,7 +228,8 @@ def _switched(module: nnx.Module, *, training: bool) -> nnx.Module:
     """A copy whose attributes that switch training have their value, in every module within."""
     copy = nnx.clone(module)
     copy.train() if training else copy.eval()
-    for _, each in nnx.iter_modules(copy):
+    # `nnx.iter_modules` came after flax 0.12.0
+    for each in [node for _, node in nnx.iter_graph(copy) if isinstance(node, nnx.Module)]:
         for name, value in list(vars(each).items()):
             if (
                 isinstance(value, bool)
