@@ -43,6 +43,8 @@ def main(folder: str, ready: Connection | None = None) -> None:
     cli.main(
         [
             "features",
+            "--method",
+            "replay",
             "--model",
             f"{root / 'network.py'}:factory",
             "--classes",

@@ -37,11 +37,24 @@ class CannotSave(Exception):
 def features(options: Features) -> FeatureStore:
     """Everything behind `ntk-tt features`."""
     options.check()
+    if options.method == "one-shot":
+        raise ValueError(
+            "method: the pass of one-shot comes after real steps of one setting, so nothing of it "
+            "can be kept; take auto, or a method with a frozen kernel"
+        )
     loaded = load(options)
     reports.print_notes(loaded.notes)
-    outputs: Outputs = "contrasts" if options.loss == "ce" and options.contrasts else "logits"
-    with Stopwatch() as watch, progress_bar("features") as progress:
-        store = build_features(loaded.finetuning(options), outputs, progress)
+    what = loaded.finetuning(options)
+    with Stopwatch() as watch:
+        if options.method in ("auto", *TRAINED):
+            store = pass_over(what, options.method, keep=True).features
+            if store is None:
+                raise ValueError(
+                    "features: they were shortened to fit into memory, or lie on several devices, "
+                    "so they are not kept; take fewer images, or --method replay"
+                )
+        else:
+            store = _frozen_features(options, what)
     num_samples, num_outputs, num_projections = store.shape
     print(
         f"features: {num_samples} samples × {num_outputs} outputs × D' = {num_projections}, "
@@ -49,6 +62,12 @@ def features(options: Features) -> FeatureStore:
         f"{store.folder}; {watch.seconds:.1f} s (+ {watch.compile_seconds:.1f} s compilation)"
     )
     return store
+
+
+def _frozen_features(options: Features, what: Finetuning) -> FeatureStore:
+    outputs: Outputs = "contrasts" if options.loss == "ce" and options.contrasts else "logits"
+    with progress_bar("features") as progress:
+        return build_features(what, outputs, progress)
 
 
 def speed(options: Speed) -> DeviceSpeed:

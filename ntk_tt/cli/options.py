@@ -21,9 +21,13 @@ class Features(Setup):
     the same flags then find them.
     """
 
+    method: AnyMethod = "auto"
+    """Of the predictions that are to find them: `auto`, `curvature` and `head` share one pass; with
+    `replay` they are those of all methods with a frozen kernel.
+    """
     contrasts: bool = True
-    """For cross-entropy the C−1 contrasts of the outputs, which is what `predict` uses, instead of
-    all C.
+    """With a frozen kernel and cross-entropy the C−1 contrasts of the outputs, which is what
+    `predict` uses, instead of all C.
     """
 
 

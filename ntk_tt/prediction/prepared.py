@@ -24,15 +24,17 @@ from ntk_tt.prediction.by_method import (
     without_times,
 )
 from ntk_tt.prediction.finetuning import Finetuning
+from ntk_tt.prediction.kept_passes import kept_pass
 from ntk_tt.prediction.one_setting import plateau_window, predict, summarize_runs
 from ntk_tt.prediction.one_shot import predict_after
-from ntk_tt.prediction.setup import find_features
+from ntk_tt.prediction.setup import build_features, find_features
 from ntk_tt.prediction.verdict import Verdict
 from ntk_tt.runtime.memory import format_bytes
 from ntk_tt.runtime.progress import progress_bar
 from ntk_tt.runtime.sharding import sample_mesh
 from ntk_tt.runtime.stopwatch import Stopwatch
 from ntk_tt.surrogate.expansion import SAMPLED, expand
+from ntk_tt.surrogate.kept import found_in
 from ntk_tt.surrogate.linear_pass import linearize
 from ntk_tt.surrogate.problem import Problem
 from ntk_tt.surrogate.second_point import NoSecondPoint
@@ -102,15 +104,19 @@ def pass_over(
     *,
     optimizer: OptimizerConfig | None = None,
     num_steps: int | None = None,
+    keep: bool = False,
 ) -> Pass:
-    """The pass of a method.
+    """The pass of a method; what an earlier one kept is found again.
 
     Args:
         optimizer, num_steps: where the small network's second point lies on the optimiser's own
             way; without them it lies on that of SGD.
+        keep: whether to keep what the pass finds, in the folder that `what` names; one that was
+            stopped goes on where it was.
 
     Raises:
         ValueError: whatever is out of range, or an optimiser that the method does not know.
+        OSError: what is to be kept cannot be written.
     """
     if optimizer is not None and method != "auto" and method not in TRAINED:
         check_sgd(optimizer, method)
@@ -126,6 +132,7 @@ def pass_over(
     stored = None
     with watch, progress_bar("features") as progress:
         if chosen in TRAINED:
+            kept = kept_pass(what, optimizer, num_steps, writes=keep)
 
             def expanded(curvature: bool) -> Problem:
                 return expand(
@@ -138,9 +145,13 @@ def pass_over(
                     options=what.options,
                     key=what.key,
                     mesh=sample_mesh() if jax.device_count() > 1 else None,
+                    kept=kept,
                     progress=progress,
                 )
 
+            if kept is not None and not keep:
+                stored = found_in(kept, 2 if chosen == "curvature" else 1)
+                kept = None if stored is None else kept
             try:
                 problem = expanded(chosen == "curvature")
             except NoSecondPoint:
@@ -148,11 +159,15 @@ def pass_over(
                     raise
                 chosen, reason = "head", "auto: the network has no finite outputs where it leads"
                 problem = expanded(False)
+            if kept is not None and keep:
+                stored = found_in(kept, 1)
         else:
             # The paper's diagonal noise lives in the projected coordinates of all C logits.
             diagonal = chosen.startswith("sde-diagonal")
             outputs: Outputs = "contrasts" if what.loss == "ce" and not diagonal else "logits"
-            stored = find_features(what, outputs)
+            stored = (
+                build_features(what, outputs, progress) if keep else find_features(what, outputs)
+            )
             problem = linearize(
                 what.model.apply,
                 what.model.params,

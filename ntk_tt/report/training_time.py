@@ -241,6 +241,7 @@ def prepare(
     label_smoothing: int | float = 0.0,
     options: FeatureOptions = DEFAULT_OPTIONS,
     seed: int = 0,
+    store: str | Path | None = None,
 ) -> Prepared:
     """The pass over the data that all settings share.
 
@@ -256,10 +257,13 @@ def prepare(
         label_smoothing: share of each label that is spread over all classes, of `ce`.
         options: how the pass runs.
         seed: of the sample of the parameters and the orders of the data.
+        store: folder in which what the pass finds is kept, to be found again by another process;
+            None keeps nothing, and looks into the user's cache folder.
 
     Raises:
         ValueError: an argument out of range, a network that is not what the library takes, or more
             memory than there is.
+        OSError: the folder cannot be written.
     """
     check_smoothing(label_smoothing, loss)
     inputs, labels = in_order_of_length(on_host(inputs), np.asarray(labels))
@@ -270,10 +274,12 @@ def prepare(
         loss,
         options,
         seed,
-        label_smoothing=label_smoothing,
+        None if store is None else Path(store),
+        label_smoothing,
     )
     setting = None if optimizer is None else as_setting(optimizer)
-    return Prepared(pass_over(what, method, optimizer=setting, num_steps=num_steps))
+    found = pass_over(what, method, optimizer=setting, num_steps=num_steps, keep=store is not None)
+    return Prepared(found)
 
 
 def predict_training_time(

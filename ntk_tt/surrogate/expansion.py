@@ -1,6 +1,7 @@
 """The passes over the data that make a network's surrogate."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -20,8 +21,9 @@ from ntk_tt.features.directions import (
     shared_directions,
 )
 from ntk_tt.features.feature_options import DEFAULT_OPTIONS, FeatureOptions, takes_former_keywords
+from ntk_tt.features.kept_pass import KeptPass
 from ntk_tt.features.parameter_sample import ParameterSample, draw
-from ntk_tt.features.sampled_pass import sampled_pass
+from ntk_tt.features.sampled_pass import Entries, Looked, sampled_pass
 from ntk_tt.jacobian.network import check_features, check_logits, check_network, working_type
 from ntk_tt.losses import LossName
 from ntk_tt.models.model import Model
@@ -31,6 +33,7 @@ from ntk_tt.runtime.memory import affordable_projections, available_bytes, refus
 from ntk_tt.runtime.parameter_names import named_leaves
 from ntk_tt.runtime.progress import Progress, silent
 from ntk_tt.surrogate.backbone import Backbone, split
+from ntk_tt.surrogate.kept import Plan, looked_at_all, planned
 from ntk_tt.surrogate.second_point import ANCHOR_FALL, Way, with_bend
 from ntk_tt.surrogate.small_network import SmallNetwork
 from ntk_tt.surrogate.small_tree import Sampled, small_tree
@@ -57,6 +60,7 @@ def expand(
     options: FeatureOptions = DEFAULT_OPTIONS,
     key: Key[Array, ""] | None = None,
     mesh: Mesh | None = None,
+    kept: KeptPass | None = None,
     progress: Progress = silent,
 ) -> SmallNetwork:
     """The small network that stands for this one while it is trained on these data; it prices every
@@ -83,11 +87,13 @@ def expand(
         key: of the sample.
         mesh: of `ntk_tt.runtime.sharding.sample_mesh`; the passes and what they find lie over its
             devices, and the curves are those of one device, to rounding.
+        kept: where what the passes find is kept, or is to be; on one device.
         progress: called after each block.
 
     Raises:
         ValueError: an argument out of range, a network that is not what the library takes, or more
             memory than there is.
+        OSError: what is to be kept cannot be written.
 
     Cost: one forward and k backward passes through activations a sample, and a few passes over at
     most 200 samples; with curvature as much again, and one pass of real training's kind. Memory
@@ -103,61 +109,55 @@ def expand(
     num_outputs = check_network(model.apply, model.params, inputs)
     if loss == "ce" and num_outputs == 1:
         raise ValueError("loss: cross-entropy needs at least two outputs; use loss='mse' with one")
-    backbone = split(model, inputs, with_head=head, options=options)
-    dtype = working_type(model.params)
-    targets = losses.encode_targets(labels, num_outputs, dtype, loss=loss)
+    targets = losses.encode_targets(labels, num_outputs, working_type(model.params), loss=loss)
     of_sample, of_directions = jax.random.split(jax.random.key(0) if key is None else key)
     few = np.unique(np.linspace(0, count - 1, _PILOT).astype(int))
-    looked = backbone.outputs(take(inputs, few))
-    check_logits(looked)
-    directions, dropped = _directions(
-        backbone, looked, targets[few], loss, num_directions, count, of_directions
-    )
     on_device = count if mesh is None else sharding.samples_per_device(count, mesh)
-    num_entries, wanted = _num_entries(
-        backbone,
-        options,
-        on_device,
-        directions.shape[1],
-        targets.dtype.itemsize,
-        curvature=curvature,
-    )
-    sample = _sample(backbone, take(inputs, few), directions[few], num_entries, of_sample)
-    entries = {name: jnp.asarray(index, jnp.int32) for name, index in sample.entries.items()}
+    # of what was kept only the head's name is needed
+    backbone = functools.cache(lambda: split(model, inputs, with_head=head, options=options))
+    looked = functools.cache(lambda: _looked(backbone(), take(inputs, few)))
+
+    def new_plan() -> Plan:
+        directions, dropped = _directions(
+            backbone(), looked(), targets[few], loss, num_directions, count, of_directions
+        )
+        num_entries, wanted = _num_entries(
+            backbone(),
+            options,
+            on_device,
+            directions.shape[1],
+            targets.dtype.itemsize,
+            curvature=curvature,
+        )
+        sample = _sample(backbone(), take(inputs, few), directions[few], num_entries, of_sample)
+        return Plan(backbone().head, sample, directions, dropped, num_entries, wanted)
+
+    kept = None if mesh is not None else kept
+    plan = planned(kept, new_plan)
+    entries = {name: jnp.asarray(index, jnp.int32) for name, index in plan.sample.entries.items()}
     whole = count * (2 if curvature else 1)
-    found = sampled_pass(
-        backbone.apply,
-        model.params,
-        entries,
-        inputs,
-        directions,
-        block_size=options.block_size,
-        mesh=mesh,
-        progress=lambda done, _: progress(done, whole),
-    )
-    check_logits(sharding.whole(found.outputs)[:count])
-    check_features(found.jacobian)
-    backbone.check(found, looked, few, entries, inputs)
-    pilot = len(few) * 2 + backbone.BLOCK * _PILOT_BLOCKS * 2
+
+    def look(rows: slice, progress: Progress) -> Looked:
+        return sampled_pass(
+            backbone().apply,
+            model.params,
+            entries,
+            take(inputs, rows),
+            plan.directions[rows],
+            block_size=options.block_size,
+            mesh=mesh,
+            progress=progress,
+        )
+
+    def check(found: Looked) -> None:
+        check_logits(sharding.whole(found.outputs)[:count])
+        check_features(found.jacobian)
+        backbone().check(found, looked(), few, entries, inputs)
+
+    found = looked_at_all(kept, plan, look, check, lambda done, _: progress(done, whole))
+    pilot = len(few) * 2 + Backbone.BLOCK * _PILOT_BLOCKS * 2
     passes = 1 + found.directions.shape[1] + pilot / count
-    small = SmallNetwork(
-        small_tree(model.params, entries, backbone.head),
-        _sampled(model.params, sample),
-        entries,
-        jnp.asarray(np.concatenate([np.zeros(0), *sample.weights.values()]), dtype),
-        found.outputs.astype(dtype),
-        found.directions.astype(dtype),
-        found.jacobian.astype(dtype),
-        targets,
-        dropped=dropped,
-        passes=round(float(passes), 3),
-        num_params=model.num_params,
-        head=backbone.head,
-        loss=loss,
-        mesh=mesh,
-    )
-    if num_entries < wanted:
-        small = dataclasses.replace(small, note=_note(small, wanted))
+    small = _small_network(model, plan, entries, found, targets, loss, passes, mesh)
     if not curvature or not entries:
         return small
     return with_bend(
@@ -167,9 +167,50 @@ def expand(
         inputs,
         fall=fall,
         way=way,
+        kept=kept,
         block_size=options.block_size,
         progress=lambda done, _: progress(count + done, whole),
     )
+
+
+def _looked(backbone: Backbone, inputs: Inputs) -> Float[Array, "m f"]:
+    """Outputs of a few samples, which must be finite."""
+    outputs = backbone.outputs(inputs)
+    check_logits(outputs)
+    return outputs
+
+
+def _small_network(
+    model: Model,
+    plan: Plan,
+    entries: Entries,
+    found: Looked,
+    targets: Float[Array, "n c"],
+    loss: LossName,
+    passes: float,
+    mesh: Mesh | None,
+) -> SmallNetwork:
+    """What was found, put together; with a linear backbone."""
+    dtype, weights = working_type(model.params), plan.sample.weights.values()
+    small = SmallNetwork(
+        small_tree(model.params, entries, plan.head),
+        _sampled(model.params, plan.sample),
+        entries,
+        jnp.asarray(np.concatenate([np.zeros(0), *weights]), dtype),
+        found.outputs.astype(dtype),
+        found.directions.astype(dtype),
+        found.jacobian.astype(dtype),
+        targets,
+        dropped=plan.dropped,
+        passes=round(float(passes), 3),
+        num_params=model.num_params,
+        head=plan.head,
+        loss=loss,
+        mesh=mesh,
+    )
+    if plan.is_whole:
+        return small
+    return dataclasses.replace(small, note=_note(small, plan.wanted))
 
 
 def _directions(

@@ -1,9 +1,9 @@
 """The second expansion point: where training is predicted to lead, and the Jacobian there."""
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Iterable
-from functools import partial
 
 import equinox as eqx
 import jax
@@ -11,7 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+from ntk_tt.features.kept_pass import KeptPass, complete_rows
 from ntk_tt.features.sampled_pass import Entries, sampled_pass
+from ntk_tt.features.store import FeatureStore
 from ntk_tt.models.linear_head import Head
 from ntk_tt.runtime.input_trees import Inputs, num_samples, take
 from ntk_tt.runtime.parameter_names import named_leaves
@@ -40,12 +42,13 @@ class NoSecondPoint(ValueError):
 
 def with_bend(
     small: SmallNetwork,
-    backbone: Backbone,
+    backbone: Callable[[], Backbone],
     entries: Entries,
     inputs: Inputs,
     *,
     fall: float = ANCHOR_FALL,
     way: Way | None = None,
+    kept: KeptPass | None = None,
     block_size: int | None = None,
     progress: Progress = silent,
 ) -> SmallNetwork:
@@ -54,20 +57,77 @@ def with_bend(
 
     `way` is that of the optimiser; without one it is plain gradient descent, along which SGD goes
     at every rate and momentum. Where the network has no finite outputs so far out, as after an
-    unstable start, the second point is taken nearer.
+    unstable start, the second point is taken nearer. `backbone` is called where something is still
+    to be computed.
+    """
+    directions = whole(small.directions)[: num_samples(inputs)]
+    point = functools.cache(
+        lambda: _second_point(small, backbone(), entries, inputs, directions, fall, way)
+    )
+    metric, store = _found(kept, small, lambda: point()[1])
+    if not metric.any():
+        return small  # a dead backbone does not move
+
+    def look(rows: slice, progress: Progress) -> Float[Array, "b k d"]:
+        found = sampled_pass(
+            backbone().apply,
+            point()[0],
+            entries,
+            take(inputs, rows),
+            directions[rows],
+            block_size=block_size,
+            mesh=small.mesh,
+            progress=progress,
+        )
+        return found.jacobian
+
+    if store is None:
+        return _bent(small, look(slice(0, num_samples(inputs)), progress), metric)
+    return _bent(small, complete_rows(store, look, progress), metric)
+
+
+def _found(
+    kept: KeptPass | None, small: SmallNetwork, displacement: Callable[[], np.ndarray]
+) -> tuple[Float[np.ndarray, " d"], FeatureStore | None]:
+    """How far the sampled entries have moved, and the store of the pass there: None where it is
+    neither kept whole nor to be.
+    """
+    if kept is None or kept.second is None:
+        return displacement(), None
+    record = kept.record(kept.second)
+    count, rows, width = small.jacobian.shape
+    store = kept.store(kept.second, count, rows, width, small.dtype)
+    if not kept.writes and (record is None or not store.complete):
+        return displacement(), None
+    if record is None:
+        record = {"metric": displacement()}
+        kept.keep(kept.second, record)
+    return record["metric"], store
+
+
+def _second_point(
+    small: SmallNetwork,
+    backbone: Backbone,
+    entries: Entries,
+    inputs: Inputs,
+    directions: Float[np.ndarray, "n k f"],
+    fall: float,
+    way: Way | None,
+) -> tuple[PyTree, Float[np.ndarray, " d"]]:
+    """The parameters there, and how far the sampled entries have moved; zeros where nothing
+    does.
     """
     state, pushed = path_to(small, fall) if way is None else path_along(small, way, fall)
-    pushed, directions = whole(pushed), whole(small.directions)
-    cotangents = np.einsum("nk,nkf->nf", pushed, directions)[: num_samples(inputs)]
+    cotangents = np.einsum("nk,nkf->nf", whole(pushed)[: num_samples(inputs)], directions)
     displacement = backbone.pull(backbone.params, inputs, cotangents)
     if backbone.head is not None:
         displacement = _without(displacement, backbone.head)
     if way is not None:
         displacement = _as_moved(small, state, displacement, entries)
-    if not np.any(_sampled_entries(displacement, entries)):
-        return small  # a dead backbone does not move
-    few = take(inputs, slice(4 * backbone.BLOCK))
     moved = backbone.params
+    if not np.any(_sampled_entries(displacement, entries)):
+        return moved, _sampled_entries(displacement, entries).astype(small.dtype)
+    few = take(inputs, slice(4 * backbone.BLOCK))
     for _ in range(_HALVINGS):
         moved = jax.tree.map(
             lambda at, by: jnp.asarray((np.asarray(at) + np.asarray(by)).astype(at.dtype)),
@@ -77,27 +137,28 @@ def with_bend(
         if np.isfinite(np.asarray(backbone.outputs(few, moved))).all():
             break
         displacement = jax.tree.map(lambda leaf: np.asarray(leaf) / 2, displacement)
-    after = sampled_pass(
-        backbone.apply,
-        moved,
-        entries,
-        inputs,
-        directions[: num_samples(inputs)],
-        block_size=block_size,
-        mesh=small.mesh,
-        progress=progress,
-    ).jacobian
+    return moved, _sampled_entries(displacement, entries).astype(small.dtype)
+
+
+def _bent(
+    small: SmallNetwork, after: Float[Array, "p k d"], metric: Float[np.ndarray, " d"]
+) -> SmallNetwork:
+    """With the Jacobian at the second point, which gives way to its change.
+
+    Raises:
+        NoSecondPoint: it is not finite.
+    """
     change, growth = _change(after.astype(small.dtype), small.jacobian)
-    metric = jnp.asarray(_sampled_entries(displacement, entries), small.dtype)
     if not np.isfinite(float(growth)):
         raise NoSecondPoint(
             "model: the network gives NaN at the weights that its linear model reaches; take "
             "curvature=False (method 'head')"
         )
-    there = small.weights * metric
+    displacement = jnp.asarray(metric, small.dtype)
+    there = small.weights * displacement
     return dataclasses.replace(
         small,
-        bend=Bend(change, change @ there, there, metric),
+        bend=Bend(change, change @ there, there, displacement),
         growth=growth,
         passes=round(2 * small.passes + 3, 3),
     )
@@ -118,7 +179,7 @@ def _sampled_entries(tree: PyTree, entries: Entries) -> Float[np.ndarray, " d"]:
     )
 
 
-@partial(jax.jit, donate_argnums=0)
+@functools.partial(jax.jit, donate_argnums=0)
 def _change(after, jacobian):
     """after − Ψ in the place of `after`, and its norm over that of Ψ."""
     change = after - jacobian

@@ -1,0 +1,85 @@
+"""Where the passes of a small network are kept, and what they depend on."""
+
+import os
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array, Key
+
+from ntk_tt.features import store as stores
+from ntk_tt.features.kept_pass import KeptPass, describe_pass, fingerprint
+from ntk_tt.optimizer import OptimizerConfig
+from ntk_tt.prediction.finetuning import Finetuning
+
+_DESCENT = "gradient descent"  # the way of SGD, whatever its numbers
+
+
+def kept_pass(
+    what: Finetuning,
+    optimizer: OptimizerConfig | None = None,
+    num_steps: int | None = None,
+    *,
+    writes: bool = False,
+) -> KeptPass | None:
+    """Where the passes of this network on these data are kept: in the folder that `what` names, or
+    the user's cache folder. None where there is no such folder to read from, or several devices
+    share the samples.
+
+    Args:
+        optimizer, num_steps: on whose way the second point lies; without them it is that of SGD.
+        writes: whether what is missing is to be written.
+
+    Cost: one pass over the bytes of weights and inputs, and a trace of the network.
+    """
+    if jax.device_count() > 1:
+        return None
+    try:
+        root = what.store or stores.default_folder()
+    except ValueError:  # no home folder
+        if writes:
+            raise
+        return None
+    if not writes and not os.path.isdir(root):
+        return None
+    model, options = what.model, what.options
+    first = describe_pass(
+        model.apply,
+        model.params,
+        what.inputs,
+        key=what.key,
+        settings={
+            "targets": fingerprint(what.targets),
+            "loss": what.loss,
+            "head": model.head,
+            "projections": options.num_projections,
+            "precision": options.precision,
+            "block_size": options.block_size,
+        },
+    )
+    way = _DESCENT
+    if optimizer is not None and num_steps is not None:
+        way = _way(optimizer, num_steps, what.orders)
+    second = None if way is None else {**first, "settings": {**first["settings"], "way": way}}
+    return KeptPass(root, first, second, writes)
+
+
+def _way(optimizer: OptimizerConfig, num_steps: int, orders: Key[Array, ""]) -> Any:
+    """What an optimiser's way depends on, as JSON values; None where that cannot be told: a chain
+    of the user's own is a function.
+    """
+    if optimizer.is_sgd:
+        return _DESCENT
+    if optimizer.transformation is not None:
+        return None
+    kind, numbers = optimizer.kind_and_numbers()
+    return {
+        "name": kind.name,
+        "nesterov": kind.nesterov,
+        **{name: float(value) for name, value in numbers.items()},
+        "rates": fingerprint(optimizer.learning_rates(num_steps)),
+        "batch_size": optimizer.batch_size,
+        "sampling": optimizer.sampling,
+        "steps": num_steps,
+        "orders": np.asarray(jax.random.key_data(orders)).tolist(),
+    }
