@@ -10,7 +10,7 @@ import pytest
 import ntk_tt
 from ntk_tt import Level, OptimizerConfig
 from ntk_tt.prediction.finetuning import Finetuning
-from ntk_tt.prediction.prepared import price_in_words
+from ntk_tt.prediction.price import price_of
 from ntk_tt.report.text import duration, report_text, sentence
 from ntk_tt.times.levels import levels_of, read_target
 
@@ -170,6 +170,25 @@ def test_no_word_is_cut(report, width, with_truth):
         assert any("off by" in line for line in lines)
 
 
+def test_no_chance_is_certain(report):
+    """No number that a few dozen runs cannot tell."""
+    document = json.loads(json.dumps(report.document))
+    levels = document["prediction"]["levels"]
+    for each in levels:
+        each["probability"] = 0.5
+    assert len(levels) > 3
+    levels[0] |= {"probability": 0.0, "steps": None}
+    levels[1] |= {"probability": 1.0, "steps": 30}
+    levels[2] |= {"probability": 0.994, "steps": 30}
+    levels[3] |= {"probability": 0.4, "steps": 30}
+    text = " ".join(report_text(document, width=100).split())
+    assert "not reached (chance under 5 %)" in text
+    assert text.count("over 95 %") == 2
+    assert " 40 % " in text
+    assert "99 %" not in text
+    assert "100 %" not in text
+
+
 def test_a_refused_prediction_has_no_answer(prepared):
     report = prepared.predict(OptimizerConfig(1e4), 10)
     assert report.trust == "none"
@@ -218,15 +237,40 @@ def test_durations_as_people_say_them(seconds, words):
 
 
 @pytest.mark.parametrize(
-    ("method", "setting", "steps", "words"),
+    ("method", "setting", "words"),
     [
-        ("auto", OptimizerConfig(0.1), 60, "13 passes over 18 samples, as much as 4 of the 60"),
-        ("auto", OptimizerConfig(0.1, batch_size=3), 60, "as much as 26 of the 60"),
-        ("head", OptimizerConfig(0.1), 60, "5 passes over 18 samples, as much as 2 of the 60"),
+        ("curvature", OptimizerConfig(0.1), "13 passes over 18 samples, as much as 4 of the 60"),
+        ("curvature", OptimizerConfig(0.1, batch_size=3), "as much as 26 of the 60"),
+        ("head", OptimizerConfig(0.1), "5 passes over 18 samples, as much as 2 of the 60"),
+        ("replay", OptimizerConfig(0.1), "3 passes over 18 samples, as much as 1 of the 60"),
     ],
 )
-def test_what_a_prediction_costs_is_said_before(method, setting, steps, words):
-    text = price_in_words(Finetuning(*linear_task()), method, setting, steps)
-    assert words in text
-    assert ("dear" in text) == (setting.batch_size == 3)
-    assert price_in_words(Finetuning(*linear_task()), "replay", setting, steps) == ""
+def test_what_a_prediction_costs_is_said_before(method, setting, words):
+    price = price_of(Finetuning(*linear_task()), method, setting, 60)
+    assert words in price.words
+    assert ("dear" in price.words) == (setting.batch_size == 3)
+
+
+def test_what_it_costs_in_seconds():
+    """A step of training is three passes of a sample: 13 passes of 18 samples at 2 s a step are
+    156 s, and 60 full batches 2,160 s.
+    """
+    what = Finetuning(*linear_task())
+    price = price_of(what, "curvature", OptimizerConfig(0.1), 60)
+    assert price.in_seconds(2.0) == "the passes will take about 3 min, training about 36 min"
+    assert price_of(what, "curvature").in_seconds(2.0) == "the passes will take about 3 min"
+    assert price_of(what, "curvature").words.startswith("predicting takes 13 passes over 18")
+    assert price_of(what, "one-shot", OptimizerConfig(0.1), 60) is None
+
+
+def test_the_pace_is_told_once_and_in_time(capsys):
+    """Before the passes, by a look at a few samples, where not all parameters are sampled."""
+    model, inputs, labels = linear_task()
+    options = ntk_tt.FeatureOptions(num_projections=20)
+    ntk_tt.prepare(
+        model, inputs, labels, options=options, optimizer=SETTING, num_steps=STEPS, seed=3
+    )
+    lines = [line for line in capsys.readouterr().err.splitlines() if "the passes" in line]
+    assert len(lines) == 1
+    assert lines[0].startswith("ntk-tt: the passes will take about ")
+    assert ", training about " in lines[0]

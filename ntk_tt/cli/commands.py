@@ -14,7 +14,7 @@ from ntk_tt.features.store import FeatureStore
 from ntk_tt.optimizer import OptimizerConfig, check_sgd
 from ntk_tt.prediction.by_method import TRAINED
 from ntk_tt.prediction.finetuning import Finetuning
-from ntk_tt.prediction.prepared import pass_over, predict_from, price_in_words
+from ntk_tt.prediction.prepared import pass_over, predict_from
 from ntk_tt.prediction.setup import Loaded, build_features, load
 from ntk_tt.report import document as reports
 from ntk_tt.report.device_speed import DeviceSpeed
@@ -47,7 +47,7 @@ def features(options: Features) -> FeatureStore:
     what = loaded.finetuning(options)
     with Stopwatch() as watch:
         if options.method in ("auto", *TRAINED):
-            store = pass_over(what, options.method, keep=True).features
+            store = pass_over(what, options.method, keep=True, tell=_tell).features
             if store is None:
                 raise ValueError(
                     "features: they were shortened to fit into memory, or lie on several devices, "
@@ -113,6 +113,10 @@ def watch(options: Watch) -> None:
     )
 
 
+def _tell(line: str) -> None:
+    reports.print_notes([line])
+
+
 def _show(status: Status) -> None:
     print(status, flush=True)
     terminal.check_output()
@@ -134,8 +138,13 @@ def run(options: Predict) -> dict[str, Any]:
     what = loaded.finetuning(options, label_smoothing=options.label_smoothing)
     pace, notes = _pace(options, what, optimizer)
     reports.print_notes(notes)
-    reports.print_notes([price_in_words(what, options.method, optimizer, options.steps)])
-    prepared = pass_over(what, options.method, optimizer=optimizer, num_steps=options.steps)
+    prepared = pass_over(
+        what,
+        options.method,
+        optimizer=optimizer,
+        num_steps=options.steps,
+        tell=_tell,
+    )
     if prepared.problem is not None:
         reports.print_notes([prepared.problem.note])
     outcome = predict_from(

@@ -1,6 +1,8 @@
 """One pass over the data, and predictions of any number of settings from it."""
 
 import dataclasses
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -8,7 +10,7 @@ import numpy as np
 
 from ntk_tt.dynamics import own_way
 from ntk_tt.features.contrasts import Outputs
-from ntk_tt.features.directions import SHARED, SPARES
+from ntk_tt.features.kept_pass import KeptPass
 from ntk_tt.features.store import FeatureStore
 from ntk_tt.optimizer import OptimizerConfig, check_sgd
 from ntk_tt.prediction.assessment import assess
@@ -27,19 +29,18 @@ from ntk_tt.prediction.finetuning import Finetuning
 from ntk_tt.prediction.kept_passes import kept_pass
 from ntk_tt.prediction.one_setting import plateau_window, predict, summarize_runs
 from ntk_tt.prediction.one_shot import predict_after
+from ntk_tt.prediction.price import price_of
 from ntk_tt.prediction.setup import build_features, find_features
 from ntk_tt.prediction.verdict import Verdict
-from ntk_tt.runtime.memory import format_bytes
-from ntk_tt.runtime.progress import progress_bar
+from ntk_tt.runtime.progress import Progress, announce, progress_bar
 from ntk_tt.runtime.sharding import sample_mesh
 from ntk_tt.runtime.stopwatch import Stopwatch
-from ntk_tt.surrogate.expansion import SAMPLED, expand
+from ntk_tt.surrogate.expansion import expand
 from ntk_tt.surrogate.kept import found_in
 from ntk_tt.surrogate.linear_pass import linearize
 from ntk_tt.surrogate.problem import Problem
 from ntk_tt.surrogate.second_point import NoSecondPoint
 
-_DEAR = 0.1  # of training
 AnyMethod = PredictionMethod | Literal["auto"]
 
 
@@ -105,6 +106,7 @@ def pass_over(
     optimizer: OptimizerConfig | None = None,
     num_steps: int | None = None,
     keep: bool = False,
+    tell: Callable[[str], None] | None = None,
 ) -> Pass:
     """The pass of a method; what an earlier one kept is found again.
 
@@ -113,6 +115,8 @@ def pass_over(
             way; without them it lies on that of SGD.
         keep: whether to keep what the pass finds, in the folder that `what` names; one that was
             stopped goes on where it was.
+        tell: is given the price of the passes, or where they were found; without it that is said on
+            standard error, where it is dear beside the run.
 
     Raises:
         ValueError: whatever is out of range, or an optimiser that the method does not know.
@@ -120,38 +124,33 @@ def pass_over(
     """
     if optimizer is not None and method != "auto" and method not in TRAINED:
         check_sgd(optimizer, method)
-    chosen, reason = _choose(method)
+    chosen, reason = choose(method)
     watch = Stopwatch()
     if chosen == "one-shot":
         with watch:
             pass
         return Pass(what, chosen, reason, None, None, watch)
-    way = None
-    if optimizer is not None and num_steps is not None:
-        way = own_way(optimizer, num_steps, key=what.orders)
-    stored = None
+    price = price_of(what, chosen, optimizer, num_steps)
+
+    def say(stored: FeatureStore | None) -> None:
+        if price is None:
+            return
+        if stored is not None and not keep:
+            (tell or announce)(f"the pass over the data is found in {stored.folder}")
+        elif tell is not None or price.is_dear:
+            (tell or announce)(price.words)
+
+    def told(sample_seconds: float) -> None:
+        if price is not None:
+            announce(price.in_seconds(sample_seconds))
+
     with watch, progress_bar("features") as progress:
-        if chosen in TRAINED:
-            kept = kept_pass(what, optimizer, num_steps, writes=keep)
-
-            def expanded(curvature: bool) -> Problem:
-                return expand(
-                    what.model,
-                    what.inputs,
-                    what.targets,
-                    curvature=curvature,
-                    way=way,
-                    loss=what.loss,
-                    options=what.options,
-                    key=what.key,
-                    mesh=sample_mesh() if jax.device_count() > 1 else None,
-                    kept=kept,
-                    progress=progress,
-                )
-
-            if kept is not None and not keep:
-                stored = found_in(kept, 2 if chosen == "curvature" else 1)
-                kept = None if stored is None else kept
+        if chosen not in TRAINED:
+            problem, stored = _linearized(what, chosen, keep, say, progress)
+        else:
+            kept, stored = _kept(what, chosen, optimizer, num_steps, keep)
+            say(stored)
+            expanded = partial(_expanded, what, optimizer, num_steps, kept, told, progress)
             try:
                 problem = expanded(chosen == "curvature")
             except NoSecondPoint:
@@ -159,34 +158,86 @@ def pass_over(
                     raise
                 chosen, reason = "head", "auto: the network has no finite outputs where it leads"
                 problem = expanded(False)
-            if kept is not None and keep:
+            if keep and kept is not None:
                 stored = found_in(kept, 1)
-        else:
-            # The paper's diagonal noise lives in the projected coordinates of all C logits.
-            diagonal = chosen.startswith("sde-diagonal")
-            outputs: Outputs = "contrasts" if what.loss == "ce" and not diagonal else "logits"
-            stored = (
-                build_features(what, outputs, progress) if keep else find_features(what, outputs)
-            )
-            problem = linearize(
-                what.model.apply,
-                what.model.params,
-                what.inputs,
-                what.targets,
-                loss=what.loss,
-                outputs=outputs,
-                options=what.options,
-                space="primal" if diagonal else "auto",
-                key=what.key,
-                mesh=sample_mesh() if stored is None and jax.device_count() > 1 else None,
-                features=stored,
-                progress=progress,
-            )
         jax.block_until_ready(problem)
     return Pass(what, chosen, reason, problem, stored, watch)
 
 
-def _choose(method: AnyMethod) -> tuple[PredictionMethod, str]:
+def _kept(
+    what: Finetuning,
+    method: PredictionMethod,
+    optimizer: OptimizerConfig | None,
+    num_steps: int | None,
+    keep: bool,
+) -> tuple[KeptPass | None, FeatureStore | None]:
+    """Where the passes are kept, or are to be, and the store of what was found there."""
+    kept = kept_pass(what, optimizer, num_steps, writes=keep)
+    if kept is None or keep:
+        return kept, None
+    stored = found_in(kept, 2 if method == "curvature" else 1)
+    return (None if stored is None else kept), stored
+
+
+def _expanded(
+    what: Finetuning,
+    optimizer: OptimizerConfig | None,
+    num_steps: int | None,
+    kept: KeptPass | None,
+    pace: Callable[[float], None],
+    progress: Progress,
+    curvature: bool,
+) -> Problem:
+    way = None
+    if optimizer is not None and num_steps is not None:
+        way = own_way(optimizer, num_steps, key=what.orders)
+    return expand(
+        what.model,
+        what.inputs,
+        what.targets,
+        curvature=curvature,
+        way=way,
+        loss=what.loss,
+        options=what.options,
+        key=what.key,
+        mesh=sample_mesh() if jax.device_count() > 1 else None,
+        kept=kept,
+        pace=pace,
+        progress=progress,
+    )
+
+
+def _linearized(
+    what: Finetuning,
+    method: PredictionMethod,
+    keep: bool,
+    say: Callable[[FeatureStore | None], None],
+    progress: Progress,
+) -> tuple[Problem, FeatureStore | None]:
+    """With a frozen kernel, and the store of its features."""
+    # The paper's diagonal noise lives in the projected coordinates of all C logits.
+    diagonal = method.startswith("sde-diagonal")
+    outputs: Outputs = "contrasts" if what.loss == "ce" and not diagonal else "logits"
+    stored = build_features(what, outputs, progress) if keep else find_features(what, outputs)
+    say(stored)
+    problem = linearize(
+        what.model.apply,
+        what.model.params,
+        what.inputs,
+        what.targets,
+        loss=what.loss,
+        outputs=outputs,
+        options=what.options,
+        space="primal" if diagonal else "auto",
+        key=what.key,
+        mesh=sample_mesh() if stored is None and jax.device_count() > 1 else None,
+        features=stored,
+        progress=progress,
+    )
+    return problem, stored
+
+
+def choose(method: AnyMethod) -> tuple[PredictionMethod, str]:
     """The method that `auto` stands for, and why."""
     if method != "auto":
         return method, "as asked for"
@@ -296,35 +347,4 @@ def _predicted(
         real_steps,
         {"features": features, "dynamics": dynamics},
         is_calibrated=optimizer.is_sgd,
-    )
-
-
-def price_in_words(
-    what: Finetuning, method: AnyMethod, optimizer: OptimizerConfig, num_steps: int
-) -> str:
-    """What the passes of a method will cost beside training, before any is made; empty where that
-    is not known: with stored features, or where real steps come first.
-
-    A forward pass and a backward pass through activations count as one each, a step of training as
-    three a sample.
-    """
-    chosen, _ = _choose(method)
-    points = {"head": 1, "curvature": 2}.get(chosen)
-    if points is None:
-        return ""
-    directions = SHARED + SPARES
-    passes = points * (1 + directions) + (3 if points == 2 else 0)
-    batch_size = optimizer.checked_batch_size(what.num_samples)
-    steps = passes * what.num_samples / (3 * batch_size)
-    held = points * what.num_samples * directions * SAMPLED * 4
-    text = (
-        f"predicting takes {passes} passes over {what.num_samples:,} samples, as much as "
-        f"{max(1, round(steps)):,} of the {num_steps:,} training steps, and "
-        f"{format_bytes(held)} of memory"
-    )
-    if steps <= _DEAR * num_steps:
-        return text
-    return (
-        f"{text}: that is dear beside such a short run; fewer samples cost less, and further "
-        "settings only their replay"
     )

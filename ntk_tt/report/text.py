@@ -16,6 +16,7 @@ _FAMILIES = {
 _COLOURS = {"high": "green", "medium": "yellow", "low": "red", "none": "bold red"}
 # columns that a table leaves out, the fewest with which it fits
 _SPARED = ((), ("chance",), ("chance", "time"), ("chance", "time", "90 % interval"))
+_FEW = 0.05  # one in twenty: no group of runs that chances come from has more than a few dozen
 _MINUTE, _HOUR, _DAY = 60.0, 3600.0, 86400.0
 
 
@@ -145,7 +146,8 @@ def _print_levels(console: Any, report: dict[str, Any]) -> None:
     missing = [level for level, real in rows if level["steps"] is None and real is None]
     if missing:
         likely = max((each["probability"] or 0.0 for each in missing), default=0.0)
-        chance = f" (chance at most {_percent(likely)})" if with_chance else ""
+        at_most = "" if likely < _FEW else "at most "
+        chance = f" (chance {at_most}{_percent(likely)})" if with_chance else ""
         names = ", ".join(_words(each) for each in missing)
         gap = "" if shown else "\n"
         within = f"{gap}not reached within {prediction['steps'][-1]:,} steps: {names}{chance}"
@@ -308,7 +310,14 @@ def _capital(text: str) -> str:
 
 
 def _percent(share: int | float | None) -> str:
-    return "" if share is None else f"{share:.0%}"
+    """Of a chance; what lies nearer to certainty than the few runs behind it can tell is not
+    said.
+    """
+    if share is None:
+        return ""
+    if share < _FEW:
+        return f"under {100 * _FEW:.0f} %"
+    return f"over {100 - 100 * _FEW:.0f} %" if share > 1 - _FEW else f"{100 * share:.0f} %"
 
 
 def _steps(steps: int | float | None) -> str:

@@ -24,6 +24,16 @@ def silent(done: int, total: int) -> None:
     """No report."""
 
 
+def announce(line: str) -> None:
+    """Something that is known only now, beside the bar; not where nothing is to be said."""
+    if not _is_off():
+        terminal.say(line)
+
+
+def _is_off() -> bool:
+    return os.environ.get(OFF, "").lower() in ("off", "0", "no")
+
+
 def part_of(progress: Progress, part: int, parts: int) -> Progress:
     """The progress of one of several parts that take about equally long."""
     return lambda done, total: progress(part * total + done, parts * total)
@@ -65,16 +75,17 @@ class Work:
     @property
     def words(self) -> str:
         """Such as `40 of 300, about 12 s left`, or `compiling, 8 s so far` before any report."""
-        so_far = f"{_span(self._clock() - self._started)} so far"
+        so_far = f"{span(self._clock() - self._started)} so far"
         if self._first is None:
             return f"compiling, {so_far}" if self._compiles else so_far
         left = self.seconds_left
         # what takes longer than it should has an unknown rest, not none
-        rest = f"about {_span(left)} left" if left else so_far
+        rest = f"about {span(left)} left" if left else so_far
         return f"{self.done:,} of {self.total:,}, {rest}"
 
 
-def _span(seconds: float) -> str:
+def span(seconds: int | float) -> str:
+    """Such as `40 s`, `12 min` or `3.4 h`."""
     whole = round(seconds)
     if whole < 2 * _MINUTE:
         return f"{whole} s"
@@ -90,7 +101,7 @@ def progress_bar(description: str, *, compiles: bool = True) -> Iterator[Progres
     already draws and takes no second bar, this one comes as lines.
     """
     work = Work(description, compiles=compiles)
-    if os.environ.get(OFF, "").lower() in ("off", "0", "no"):
+    if _is_off():
         yield work
     elif _in_notebook():
         with _told(lambda: _write_anew(work), _NOTEBOOK, _NOTEBOOK):

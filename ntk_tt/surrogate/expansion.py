@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -61,6 +63,7 @@ def expand(
     key: Key[Array, ""] | None = None,
     mesh: Mesh | None = None,
     kept: KeptPass | None = None,
+    pace: Callable[[float], None] | None = None,
     progress: Progress = silent,
 ) -> SmallNetwork:
     """The small network that stands for this one while it is trained on these data; it prices every
@@ -88,6 +91,8 @@ def expand(
         mesh: of `ntk_tt.runtime.sharding.sample_mesh`; the passes and what they find lie over its
             devices, and the curves are those of one device, to rounding.
         kept: where what the passes find is kept, or is to be; on one device.
+        pace: called once, before the passes, with the seconds that a sample takes a pass of
+            training's kind.
         progress: called after each block.
 
     Raises:
@@ -129,7 +134,11 @@ def expand(
             targets.dtype.itemsize,
             curvature=curvature,
         )
-        sample = _sample(backbone(), take(inputs, few), directions[few], num_entries, of_sample)
+        sample, seconds = _sample(
+            backbone(), take(inputs, few), directions[few], num_entries, of_sample
+        )
+        if pace is not None and seconds is not None:
+            pace(seconds)
         return Plan(backbone().head, sample, directions, dropped, num_entries, wanted)
 
     kept = None if mesh is not None else kept
@@ -303,25 +312,32 @@ def _sample(
     directions: Float[np.ndarray, "m k f"],
     num_entries: int,
     key: Key[Array, ""],
-) -> ParameterSample:
-    """Entries of the backbone's parameters, by how far they move the outputs along U."""
+) -> tuple[ParameterSample, float | None]:
+    """Entries of the backbone's parameters, by how far they move the outputs along U; the seconds
+    that a sample took in these passes of training's kind, None where there were none.
+    """
     leaves = backbone.leaves
     total = sum(leaf.size for leaf in leaves.values())
     if num_entries >= total:
         squares = {name: np.ones(leaf.size) for name, leaf in leaves.items()}
-        return draw(squares, max(1, total), key=key)
+        return draw(squares, max(1, total), key=key), None
     of_signs, of_draw = jax.random.split(key)
     squares: dict[str, Any] = dict.fromkeys(leaves, 0.0)
     size = min(backbone.BLOCK, len(directions))
     starts = np.linspace(0, len(directions) - size, _PILOT_BLOCKS).astype(int)
+    seconds = []
     for start, own in zip(starts, jax.random.split(of_signs, _PILOT_BLOCKS), strict=True):
         block = slice(int(start), int(start) + size)
         signs = jax.random.rademacher(own, directions[block].shape[:2], directions.dtype)
         cotangents = np.einsum("nk,nkf->nf", np.asarray(signs), directions[block])
-        pulled = named_leaves(backbone.pull(backbone.params, take(inputs, block), cotangents))
+        clock = time.perf_counter()
+        pulled = jax.device_get(backbone.pull(backbone.params, take(inputs, block), cotangents))
+        seconds.append(time.perf_counter() - clock)
+        pulled = named_leaves(pulled)
         for name in squares:
             squares[name] = squares[name] + np.square(np.asarray(pulled[name], np.float64)).ravel()
-    return draw(squares, num_entries, key=of_draw, importance="both")
+    # the first one is mostly compilation
+    return draw(squares, num_entries, key=of_draw, importance="both"), min(seconds) / size
 
 
 def _sampled(params: PyTree, sample: ParameterSample) -> tuple[Sampled, ...]:
