@@ -307,8 +307,8 @@ def as_setting(
 ) -> OptimizerConfig:
     """The setting that an optax chain with a batch size makes; a setting is one already.
 
-    A chain that is plain SGD at one rate becomes the setting that says so, for which trust and
-    intervals are known.
+    A chain that is plain SGD, at one rate or with a schedule, becomes the setting that says so, for
+    which trust and intervals are known.
 
     Raises:
         ValueError: it is neither, or a batch size is given with a setting, which has its own.

@@ -324,6 +324,28 @@ def test_so_do_its_verdict_and_what_is_behind_it(problem, ask, optimizer, label)
         ask(problem, optimizer)
 
 
+DOWN = optax.scale(-1.0)
+SCHEDULES = {
+    "cosine": optax.cosine_decay_schedule(0.1, 300),
+    "warm-up": optax.warmup_cosine_decay_schedule(0.0, 0.1, 20, 200),
+    "cut": optax.piecewise_constant_schedule(0.1, {50: 0.1}),
+}
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_schedule_within_sgd_is_that_of_the_setting(name, nesterov):
+    schedule = SCHEDULES[name]
+    chain = optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(schedule, 0.9, nesterov))
+    setting = as_setting(chain, 16)
+    assert setting.is_sgd
+    assert (setting.momentum, setting.nesterov, setting.weight_decay) == (0.9, nesterov, 5e-4)
+    wanted = np.asarray([schedule(step) for step in range(250)])
+    np.testing.assert_allclose(
+        setting.learning_rates(250), wanted, rtol=1e-5, atol=5e-8
+    )  # of 0.1 in float32
+
+
 @pytest.mark.parametrize("nesterov", [False, True])
 @pytest.mark.parametrize("decay", [0.0, 5e-4])
 @pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9])
@@ -341,8 +363,11 @@ def test_a_chain_that_is_sgd_is_the_setting_that_says_so(momentum, decay, nester
 @pytest.mark.parametrize(
     "chain",
     [
-        optax.sgd(optax.cosine_decay_schedule(0.1, 300), 0.9),
-        optax.sgd(optax.piecewise_constant_schedule(0.1, {10**6: 0.1})),
+        optax.chain(optax.scale_by_schedule(SCHEDULES["cosine"]), optax.trace(0.9), DOWN),
+        optax.chain(optax.sgd(SCHEDULES["cosine"]), optax.add_decayed_weights(-1e-3)),
+        optax.chain(optax.clip_by_global_norm(100.0), optax.sgd(SCHEDULES["cosine"], 0.9)),
+        optax.chain(optax.sgd(0.1), optax.scale_by_schedule(SCHEDULES["cosine"]), optax.trace(0.9)),
+        optax.inject_hyperparams(optax.sgd)(SCHEDULES["cosine"]),
         optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1)),
         optax.chain(optax.clip(100.0), optax.sgd(0.1)),
         optax.chain(optax.sgd(0.1, 0.9), optax.add_decayed_weights(-1e-3)),
@@ -361,7 +386,7 @@ def test_a_chain_that_is_sgd_is_the_setting_that_says_so(momentum, decay, nester
         optax.set_to_zero(),
     ],
 )
-def test_a_chain_that_is_not_sgd_at_one_rate_stays_what_it_is(chain):
+def test_a_chain_that_is_not_sgd_stays_what_it_is(chain):
     setting = as_setting(chain, 16)
     assert setting.transformation is chain
     assert not setting.is_sgd

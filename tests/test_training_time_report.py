@@ -182,11 +182,11 @@ def test_no_chance_is_certain(report):
     levels[2] |= {"probability": 0.994, "steps": 30}
     levels[3] |= {"probability": 0.4, "steps": 30}
     text = " ".join(report_text(document, width=100).split())
-    assert "not reached (chance under 5 %)" in text
-    assert text.count("over 95 %") == 2
-    assert " 40 % " in text
-    assert "99 %" not in text
-    assert "100 %" not in text
+    assert "not reached (chance under 5%)" in text
+    assert text.count("over 95%") == 2
+    assert " 40% " in text
+    assert "99%" not in text
+    assert "100%" not in text
 
 
 def test_a_refused_prediction_has_no_answer(prepared):

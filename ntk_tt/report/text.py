@@ -316,8 +316,8 @@ def _percent(share: int | float | None) -> str:
     if share is None:
         return ""
     if share < _FEW:
-        return f"under {100 * _FEW:.0f} %"
-    return f"over {100 - 100 * _FEW:.0f} %" if share > 1 - _FEW else f"{100 * share:.0f} %"
+        return f"under {_FEW:.0%}"
+    return f"over {1 - _FEW:.0%}" if share > 1 - _FEW else f"{share:.0%}"
 
 
 def _steps(steps: int | float | None) -> str:
