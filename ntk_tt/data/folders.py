@@ -66,7 +66,7 @@ def read_folder(path: str, split: str) -> Source:
         *_deeper(items, search.deeper),
         *_left_out(beside, split),
     ]
-    return Source(items, lambda file, size: read_square(file, size, str(file)), tuple(notes))
+    return Source(items, lambda file, size: read_square(Path(file), size, file), tuple(notes))
 
 
 def _is_a_class(root: Path, split: str) -> bool:
@@ -133,24 +133,28 @@ class _Search:
                 kept.append(Path(entry))
         self.folders = sorted(kept)
 
-    def images(self, folder: Path) -> list[Path]:
-        """The images of a class at any depth, in the order of their paths."""
-        images, links, closed, pending = [], [], set(self._closed), [folder]
+    def images(self, folder: Path) -> list[str]:
+        """The paths of the images of a class at any depth, in order; as texts, since there may be a
+        million.
+        """
+        images, links, closed, pending = [], [], set(self._closed), [str(folder)]
         suffixes = self.suffixes[folder.name] = Counter()
         while pending:
             here = pending.pop()
+            is_deeper = here != str(folder)
             for entry in _entries(here):
                 kind, suffix = self._kind(entry), _suffix(entry.name)
                 if kind == "folder" and self._is_new(entry, closed):
-                    pending.append(Path(entry))
+                    pending.append(entry.path)
                     if suffix in IMAGE_SUFFIXES:
                         self._count(_LIKE_IMAGES, entry)
                 elif kind == "file" and suffix in IMAGE_SUFFIXES:
-                    (links if entry.is_symlink() else images).append(Path(entry))
-                    self.deeper += here != folder
+                    (links if entry.is_symlink() else images).append(entry.path)
+                    self.deeper += is_deeper
                 elif kind == "file" and entry.name.lower() not in _SYSTEM_FILES:
                     suffixes[suffix] += 1
-        return sorted(images + self._new_links(links, images))
+        # folder by folder, as paths are compared
+        return sorted(images + self._new_links(links, images), key=_parts)
 
     def notes(self) -> list[str]:
         """A line for each kind of thing that was passed over."""
@@ -191,13 +195,13 @@ class _Search:
         closed.add(identity)
         return True
 
-    def _new_links(self, links: list[Path], images: list[Path]) -> list[Path]:
+    def _new_links(self, links: list[str], images: list[str]) -> list[str]:
         """Links to images that are not there already, by themselves or by another link."""
         seen = {_identity(image) for image in images} if links else set()
         kept = []
         for link in sorted(links):
             if (identity := _identity(link)) in seen:
-                self._count(_AGAIN_IMAGE, link)
+                self._count(_AGAIN_IMAGE, Path(link))
             else:
                 seen.add(identity)
                 kept.append(link)
@@ -208,7 +212,11 @@ class _Search:
         self._first.setdefault(kind, Path(entry))
 
 
-def _entries(folder: Path) -> list[os.DirEntry]:
+def _parts(path: str) -> list[str]:
+    return path.split(os.sep)
+
+
+def _entries(folder: Path | str) -> list[os.DirEntry]:
     with os.scandir(folder) as entries:
         return sorted(
             (entry for entry in entries if not entry.name.startswith(".")),
@@ -216,13 +224,13 @@ def _entries(folder: Path) -> list[os.DirEntry]:
         )
 
 
-def _identity(path: os.DirEntry | Path) -> tuple[int, int]:
+def _identity(path: os.DirEntry | Path | str) -> tuple[int, int]:
     found = os.stat(path)
     return found.st_dev, found.st_ino
 
 
 def _suffix(name: str) -> str:
-    return Path(name).suffix.lower()
+    return os.path.splitext(name)[1].rstrip(".").lower()
 
 
 def _listed(suffixes: Counter[str]) -> str:
@@ -239,7 +247,7 @@ def _some(names: Iterable[str]) -> str:
     return ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
 
 
-def _no_classes(found: dict[str, list[Path]], suffixes: dict[str, Counter[str]]) -> list[str]:
+def _no_classes(found: dict[str, list[str]], suffixes: dict[str, Counter[str]]) -> list[str]:
     empty = [
         f"{name!r} ({_listed(suffixes[name]) or 'empty'})"
         for name, images in found.items()
@@ -276,7 +284,7 @@ def _left_out(beside: list[str], split: str) -> list[str]:
     ]
 
 
-def _deeper(items: dict[str, list[Path]], deeper: int) -> list[str]:
+def _deeper(items: dict[str, list[str]], deeper: int) -> list[str]:
     """A word where images lie deeper than their class's folder: that may be one level too many."""
     total = sum(map(len, items.values()))
     if not deeper:
