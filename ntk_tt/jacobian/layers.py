@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ntk_tt.jacobian import flops as cost
@@ -153,14 +154,26 @@ class Product(NamedTuple):
         without batch axes, several times faster than with axes of one.
         """
         signals = jnp.einsum("nc,ncpo->npo", weights, self.signals)
-        matrix = jnp.einsum(
+        matrix = self._product(self.activations, signals)
+        return self._as_leaf(matrix[None, None], leaves)[0, 0]
+
+    def contracted_along(
+        self, weights: Float[Array, "n c"], rows: Float[Array | np.ndarray, "k m"]
+    ) -> Float[Array, "m o"]:
+        """m rows times the same as a matrix (K, O), which is not formed itself."""
+        signals = jnp.einsum("nc,ncpo->npo", weights, self.signals)
+        return self._product(jnp.matmul(self.activations, rows, precision=EXACT), signals)
+
+    def _product(
+        self, activations: Float[Array, "n p k"], signals: Float[Array, "n p o"]
+    ) -> Float[Array, "k o"]:
+        return jnp.einsum(
             "pk,po->ko",
-            self.activations.reshape(-1, self.activations.shape[-1]),
+            activations.reshape(-1, activations.shape[-1]),
             signals.reshape(-1, signals.shape[-1]),
             precision=EXACT,
-            preferred_element_type=wide(self.activations, self.signals),
+            preferred_element_type=wide(activations, signals),
         )
-        return self._as_leaf(matrix[None, None], leaves)[0, 0]
 
     def _as_leaf(self, matrix: Float[Array, "n c k o"], leaves: list[Array]) -> Array:
         kernel = jnp.moveaxis(
