@@ -186,7 +186,12 @@ def main(config: Config) -> None:
         steps = config.measured_steps * (1 if optimizers[label].batch_size is None else 8)
         processor = time.process_time()
         run = ntk_tt.finetune(
-            model.apply, params, images, labels, optimizers[label], steps, record_every=steps
+            ntk_tt.from_function(model.apply, params),
+            images,
+            labels,
+            optimizers[label],
+            steps,
+            record_every=steps,
         )
         share = run.seconds / (run.seconds + run.evaluation_seconds + run.compile_seconds)
         training[label].append(

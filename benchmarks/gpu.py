@@ -266,8 +266,7 @@ def prediction(network: str, method: str, precision: Precision, bench: Bench) ->
                 options=ntk_tt.FeatureOptions(precision=precision),
             )
         return ntk_tt.surrogate.linearize(
-            setup.model.apply,
-            setup.model.params,
+            setup.model,
             setup.images,
             setup.labels,
             outputs="contrasts",
@@ -308,7 +307,7 @@ def training(network: str, bench: Bench) -> dict[str, Any]:
     """Real gradient descent with the full batch, at the rate of the predictions."""
     setup, steps = bench.setup(network), bench.size.steps
     optimizer = bench.optimizer(network)
-    arguments = (setup.model.apply, setup.model.params, setup.images, setup.labels, optimizer)
+    arguments = (setup.model, setup.images, setup.labels, optimizer)
     run = ntk_tt.finetune(*arguments, steps)
     return {
         "seconds": run.seconds,

@@ -68,7 +68,7 @@ print(f"by hand: loss {losses[0]:.3f} -> {losses[-1]:.3f}")
 
 # %%
 problem = ntk_tt.surrogate.linearize(
-    model.apply, model.params, images, labels, options=ntk_tt.FeatureOptions(num_projections=2048)
+    model, images, labels, options=ntk_tt.FeatureOptions(num_projections=2048)
 )
 optimizer = ntk_tt.OptimizerConfig(learning_rate, momentum)
 prediction = ntk_tt.prediction.predict(problem, optimizer, num_steps)
@@ -82,10 +82,8 @@ print(
 # network.
 
 # %%
-verdict = ntk_tt.prediction.assess(
-    problem, model.apply, model.params, images, labels, optimizer, num_steps
-)
-real = ntk_tt.finetune(model.apply, model.params, images, labels, optimizer, num_steps)
+verdict = ntk_tt.prediction.assess(problem, model, images, labels, optimizer, num_steps)
+real = ntk_tt.finetune(model, images, labels, optimizer, num_steps)
 real_times = ntk_tt.times.crossing.training_times(real.steps, real.loss, real.error)
 print(f"trust {verdict.trust}: {verdict.reason}")
 for level in ("0.5", "0.4", "0.2"):

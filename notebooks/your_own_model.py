@@ -45,8 +45,7 @@ def initialize(key, sizes=(64, 128, 128, 5)):
 # %%
 source, target = labels >= 5, labels < 5
 pretraining = ntk_tt.finetune(
-    apply,
-    initialize(jax.random.key(0)),
+    ntk_tt.from_function(apply, initialize(jax.random.key(0))),
     inputs[source],
     labels[source] - 5,
     ntk_tt.OptimizerConfig(0.1, 0.9, batch_size=64),
@@ -60,14 +59,15 @@ print(f"pre-training: loss {pretraining.loss[0]:.2f} -> {pretraining.loss[-1]:.4
 # %%
 params = pretraining.params[:-1] + initialize(jax.random.key(1))[-1:]
 x, y = inputs[target], labels[target]
-problem = ntk_tt.surrogate.linearize(apply, params, x, y)
+model = ntk_tt.from_function(apply, params)
+problem = ntk_tt.surrogate.linearize(model, x, y)
 curves = {}
 for learning_rate in (0.003, 0.01, 0.03):
     optimizer = ntk_tt.OptimizerConfig(learning_rate, momentum=0.9, batch_size=32)
     prediction = curves[learning_rate] = ntk_tt.prediction.predict(
         problem, optimizer, num_steps=150
     )
-    verdict = ntk_tt.prediction.assess(problem, apply, params, x, y, optimizer, num_steps=150)
+    verdict = ntk_tt.prediction.assess(problem, model, x, y, optimizer, num_steps=150)
     print(
         f"learning rate {learning_rate}: loss < 0.1 at step "
         f"{prediction.times['loss_below']['0.1']}, trust {verdict.trust}: {verdict.reason}"
@@ -78,7 +78,7 @@ for learning_rate in (0.003, 0.01, 0.03):
 
 # %%
 optimizer = ntk_tt.OptimizerConfig(0.01, momentum=0.9, batch_size=32)
-real = ntk_tt.finetune(apply, params, x, y, optimizer, 150)
+real = ntk_tt.finetune(model, x, y, optimizer, 150)
 prediction = curves[0.01]
 times = ntk_tt.times.crossing.training_times(real.steps, real.loss, real.error)
 for threshold, steps in prediction.times["loss_below"].items():

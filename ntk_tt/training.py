@@ -5,11 +5,8 @@ the model container and its switches, the reading of labels, the memory there is
 bar. Its losses, batches and steps are optax's and its own.
 """
 
-import dataclasses
+import itertools
 import time
-from collections.abc import Callable, Iterator
-from functools import partial
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -19,9 +16,10 @@ import optax
 from jaxtyping import Array, PyTree
 
 from ntk_tt.data.order import batches_in_order
-from ntk_tt.models.model import Apply, BatchStatistics
+from ntk_tt.models.former_network import takes_former_network
+from ntk_tt.models.model import BatchStatistics, Model
 from ntk_tt.models.switches import check_trains
-from ntk_tt.optax_chain import Transformation, weights_read
+from ntk_tt.optax_chain import Transformation
 from ntk_tt.optimizer import OptimizerConfig, as_setting, check_num_steps
 from ntk_tt.runtime.input_trees import CutInputs, Inputs, num_samples, take
 from ntk_tt.runtime.progress import Progress, silent
@@ -31,8 +29,8 @@ from ntk_tt.targets import (
     check_outputs,
     check_smoothing,
     encode_targets,
-    wrong,
 )
+from ntk_tt.training_programs import Network, Point, Programs, Seen, compile_programs
 
 # samples; on a CPU a third faster per sample than 256 (python -m benchmarks.cost)
 _CPU_BLOCK, _DEVICE_BLOCK = (
@@ -79,9 +77,9 @@ class TrainingRun(eqx.Module):
     step_seconds: float = 0.0
 
 
+@takes_former_network
 def finetune(
-    apply: Apply,
-    params: PyTree,
+    model: Model,
     inputs: Inputs,
     labels: Labels,
     optimizer: OptimizerConfig | Transformation,
@@ -92,15 +90,15 @@ def finetune(
     label_smoothing: int | float = 0.0,
     seed: int = 0,
     record_every: int = 1,
-    statistics: BatchStatistics | None = None,
+    train_statistics: bool = False,
     block_size: int | None = None,
     progress: Progress = silent,
 ) -> TrainingRun:
     """Train for `num_steps` and record loss and error on the whole training set.
 
     Args:
-        apply: `(params, inputs) -> logits (N, C)`, batch norm frozen.
-        params: where training starts.
+        model: the network, from where its training starts; one of a function is
+            `ntk_tt.from_function(apply, params)`.
         inputs: (N, ...).
         labels: (N,) class indices, or (N, C) real targets.
         optimizer: the setting, or any optax chain, such as `optax.adamw(1e-4)`. The chain is given
@@ -113,9 +111,9 @@ def finetune(
         seed: of the order of the data.
         record_every: steps between records; the last step is always recorded. With the full batch a
             record costs nothing.
-        statistics: batch-norm statistics to train along with their functions
-            (`Model.batch_statistics`); None keeps them frozen. A full batch is then normalised as a
-            whole, so it must fit into memory.
+        train_statistics: let batch norm take the statistics of each batch, and train its running
+            ones (`Model.batch_statistics`, where there are any); else they stay as they are. A full
+            batch is then normalised as a whole, so it must fit into memory.
         block_size: samples in memory at a time, fewer where these do not fit; larger batches
             accumulate their gradient in blocks, to rounding. None takes what is fastest: 32 on a
             CPU, whose caches hold no more, 256 elsewhere.
@@ -139,118 +137,118 @@ def finetune(
     batch_size = optimizer.checked_batch_size(count)
     full_batch = optimizer.is_full_batch(count)
     samples = CutInputs(inputs)
-    output = jax.eval_shape(apply, params, take(samples.longest, slice(1)))
-    num_outputs = output.size
-    check_outputs(loss, num_outputs)
-    targets = encode_targets(
-        labels, num_outputs, jnp.promote_types(output.dtype, jnp.float32), loss=loss
-    )
-    check_smoothing(label_smoothing, loss)
-    if label_smoothing:
-        targets = optax.smooth_labels(targets, label_smoothing)
-    if statistics is not None:
-        check_trains(
-            statistics.apply_train, params, statistics.state, take(samples.longest, slice(2))
-        )
+    targets = _targets(model, samples, labels, loss, label_smoothing)
+    statistics = _statistics(model, samples) if train_statistics else None
+    network = Network(model.apply, statistics, loss)
     chain = optimizer.chain(num_steps)
-    network = _Network(apply, statistics, loss)
-    params, state = jax.tree.map(jnp.array, params), network.initial_state
-    opt_state = _initial_state(chain, params)
-    batches = batches_in_order(count, batch_size, full_batch, optimizer.sampling, seed)
-    whole = samples.ordered(np.arange(count))
-    # The blocks of a batch are a Python loop around one compiled step: XLA runs convolutions inside
-    # a compiled loop many times slower on a CPU.
-    clock = time.perf_counter()
-    # a batch that is normalised as a whole has no blocks
-    least = batch_size if statistics is not None else 1
-    gradient, block = samples.compiled(
-        partial(_lower, network.gradient, params, state, targets),
-        batch_size,
-        max(least, block_size),
-        least,
-    )
-    evaluate, evaluation_block = samples.compiled(
-        partial(_lower, network.evaluation, params, state, targets), count, block_size
-    )
-    zero = jax.tree.map(jnp.zeros_like, params)
-    update = (
-        jax.jit(lambda gradient, opt_state, params: chain.update(gradient, opt_state, params))
-        .lower(zero, opt_state, params)
-        .compile()
-    )
-    move = jax.jit(optax.apply_updates).lower(params, _updates(chain, opt_state, params)).compile()
-    compile_seconds = time.perf_counter() - clock
-
+    params = jax.tree.map(jnp.array, model.params)
+    point = Point(params, network.initial_state, _initial_state(chain, params))
+    programs = compile_programs(network, chain, samples, targets, point, batch_size, block_size)
     # a full batch tells its own loss
     is_free = full_batch and statistics is None and optimizer.weight_ema is None
-    records: dict[int, tuple[float, float]] = {}
-    constant: dict[int, bool] = {}
-    evaluation_seconds = highest = 0.0
-    step_seconds: list[float] = []
-    diverged_at = None
-    for index in range(num_steps + 1):
-        recorded = index % record_every == 0 or index == num_steps
-        if recorded and (not is_free or index == num_steps):
-            clock = time.perf_counter()
-            at = weights_read(opt_state, params)
-            parts = [
-                evaluate[length](at, state, samples.by_length[length], targets, *part)
-                for part in _padded_blocks(whole, evaluation_block)
-                for length in [samples.length(part[0])]
-            ]
-            records[index] = (
-                float(sum(part[0] for part in parts)),
-                float(sum(part[1] for part in parts)),
-            )
-            constant[index] = _is_constant([part[2] for part in parts])
-            evaluation_seconds += time.perf_counter() - clock
-            if not np.isfinite(records[index][0]):
-                diverged_at = index
-                break
-        if index == num_steps:
+    course = _Course(programs, num_steps, record_every, is_free)
+    batches = batches_in_order(count, batch_size, full_batch, optimizer.sampling, seed)
+    for index, rows in enumerate(itertools.islice(batches, num_steps)):
+        if not (is_free or course.looks(index, point)):
             break
-        clock = time.perf_counter()
-        total, value, error, ranges = zero, 0.0, 0.0, []
-        for part in _padded_blocks(samples.ordered(next(batches)), block):
-            length = samples.length(part[0])
-            total, state, more, mistakes, span = gradient[length](
-                params, state, samples.by_length[length], targets, *part, total
-            )
-            value, error = value + more, error + mistakes
-            ranges.append(span)
-        updates, opt_state = update(total, opt_state, params)
-        params = move(params, updates)
-        value, error = float(value), float(error)
-        step_seconds.append(time.perf_counter() - clock)
-        if not np.isfinite(value):
-            diverged_at = index
+        point = course.steps_on(index, point, rows)
+        if course.diverged_at is not None:
             break
-        highest = max(highest, value)
-        if recorded and index not in records:
-            records[index] = value, error
-            constant[index] = _is_constant(ranges)
         progress(index + 1, num_steps)
+    else:
+        course.looks(num_steps, point)
+    least = chance_loss(np.asarray(targets), loss)
+    return course.run(point, least, _velocity(optimizer, point.opt_state))
 
-    steps = np.unique(np.append(np.arange(0, num_steps, record_every), num_steps))
-    if diverged_at is not None:
-        records.pop(diverged_at, None)  # its loss says nothing, and its outputs count as some class
-    curve = np.asarray([records.get(int(index), (np.nan, np.nan)) for index in steps])
-    spiked = bool(highest > _SPIKE * max(curve[0, 0], chance_loss(np.asarray(targets), loss)))
-    collapsed_at = _collapsed_at(constant, spiked) if diverged_at is None and count > 1 else None
-    return TrainingRun(
-        steps,
-        curve[:, 0],
-        curve[:, 1],
-        params,
-        sum(step_seconds),
-        evaluation_seconds,
-        compile_seconds,
-        diverged_at,
-        _velocity(optimizer, opt_state),
-        collapsed_at,
-        opt_state,
-        float(np.median(step_seconds)) if step_seconds else 0.0,
-    )
+
+def _targets(
+    model: Model, samples: CutInputs, labels: Labels, loss: str, label_smoothing: int | float
+) -> Array:
+    """(N, C), in float32 at least."""
+    output = jax.eval_shape(model.apply, model.params, take(samples.longest, slice(1)))
+    check_outputs(loss, output.size)
+    dtype = jnp.promote_types(output.dtype, jnp.float32)
+    targets = encode_targets(labels, output.size, dtype, loss=loss)
+    check_smoothing(label_smoothing, loss)
+    return optax.smooth_labels(targets, label_smoothing) if label_smoothing else targets
+
+
+def _statistics(model: Model, samples: CutInputs) -> BatchStatistics | None:
+    """Those to train, after a look at whether training changes them."""
+    found = model.batch_statistics
+    if found is not None:
+        check_trains(found.apply_train, model.params, found.state, take(samples.longest, slice(2)))
+    return found
+
+
+class _Course:
+    """What is recorded of a run while it goes on.
+
+    Attributes:
+        diverged_at: the first step with a loss that is not finite.
+    """
+
+    def __init__(self, programs: Programs, num_steps: int, record_every: int, is_free: bool):
+        self._programs, self._is_free = programs, is_free
+        self._due = np.unique(np.append(np.arange(0, num_steps, record_every), num_steps))
+        self._records: dict[int, tuple[float, float]] = {}
+        self._constant: dict[int, bool] = {}
+        self._highest = self._evaluation_seconds = 0.0
+        self._step_seconds: list[float] = []
+        self.diverged_at: int | None = None
+
+    def looks(self, index: int, point: Point) -> bool:
+        """Evaluates where a record is due; whether the loss there, if so, is finite."""
+        if index not in self._due:
+            return True
+        clock = time.perf_counter()
+        self._record(index, self._programs.evaluate(point))
+        self._evaluation_seconds += time.perf_counter() - clock
+        if not np.isfinite(self._records[index][0]):
+            self.diverged_at = index
+        return self.diverged_at is None
+
+    def steps_on(self, index: int, point: Point, rows: np.ndarray) -> Point:
+        clock = time.perf_counter()
+        after, seen = self._programs.step(point, rows)
+        self._step_seconds.append(time.perf_counter() - clock)
+        if not np.isfinite(seen.loss):
+            self.diverged_at = index
+            return after
+        self._highest = max(self._highest, seen.loss)
+        if self._is_free and index in self._due:
+            self._record(index, seen)
+        return after
+
+    def _record(self, index: int, seen: Seen) -> None:
+        self._records[index] = seen.loss, seen.error
+        self._constant[index] = _is_constant(seen.ranges)
+
+    def run(self, point: Point, least: float, velocity: PyTree | None) -> TrainingRun:
+        """
+        Args:
+            least: the loss of constant outputs.
+        """
+        if self.diverged_at is not None:
+            # its loss says nothing, and its outputs count as some class
+            self._records.pop(self.diverged_at, None)
+        curve = np.asarray([self._records.get(int(index), (np.nan, np.nan)) for index in self._due])
+        spiked = bool(self._highest > _SPIKE * max(curve[0, 0], least))
+        is_asked = self.diverged_at is None and len(self._programs.targets) > 1
+        return TrainingRun(
+            self._due,
+            curve[:, 0],
+            curve[:, 1],
+            point.params,
+            sum(self._step_seconds),
+            self._evaluation_seconds,
+            self._programs.seconds,
+            self.diverged_at,
+            velocity,
+            _collapsed_at(self._constant, spiked) if is_asked else None,
+            point.opt_state,
+            float(np.median(self._step_seconds)) if self._step_seconds else 0.0,
+        )
 
 
 def _initial_state(chain: optax.GradientTransformationExtraArgs, params: PyTree) -> PyTree:
@@ -271,83 +269,10 @@ def _initial_state(chain: optax.GradientTransformationExtraArgs, params: PyTree)
     return opt_state
 
 
-def _updates(
-    chain: optax.GradientTransformationExtraArgs, opt_state: PyTree, params: PyTree
-) -> PyTree:
-    """Shapes of a chain's updates."""
-    return jax.eval_shape(lambda *given: chain.update(*given)[0], params, opt_state, params)
-
-
 def _velocity(optimizer: OptimizerConfig, opt_state: PyTree) -> PyTree | None:
     if optimizer.transformation is not None or optimizer.name != "sgd":
         return None
     return optax.tree_utils.tree_get(opt_state, "trace")
-
-
-@dataclasses.dataclass(frozen=True)
-class _Network:
-    """Both batch-norm modes behind one signature; sums over weighted samples."""
-
-    apply: Apply
-    statistics: BatchStatistics | None
-    loss: str
-
-    @property
-    def initial_state(self) -> PyTree:
-        return () if self.statistics is None else self.statistics.state
-
-    def gradient(self, params, state, inputs, targets, indices, weights, total):
-        """Adds a block's gradient to `total`; also the new state, and the block's share of loss and
-        error.
-        """
-        x, y = take(inputs, indices), targets[indices]
-
-        def objective(params):
-            logits, new_state = (
-                (self.apply(params, x), state)
-                if self.statistics is None
-                else self.statistics.apply_train(params, state, x)
-            )
-            # of one sample, or one output, some networks drop the axis
-            logits = logits.astype(y.dtype).reshape(y.shape)
-            return (weights * self.sample_losses(logits, y)).sum(), (
-                new_state,
-                (weights * wrong(logits, y)).sum(),
-                _range(logits),
-            )
-
-        (value, (state, error, span)), gradient = jax.value_and_grad(objective, has_aux=True)(
-            params
-        )
-        return jax.tree.map(jnp.add, total, gradient), state, value, error, span
-
-    def evaluation(self, params, state, inputs, targets, indices, weights):
-        """A block's share of the loss and error of the whole set, and the range of its outputs."""
-        x, y = take(inputs, indices), targets[indices]
-        logits = (
-            (
-                self.apply(params, x)
-                if self.statistics is None
-                else self.statistics.apply_eval(params, state, x)
-            )
-            .astype(y.dtype)
-            .reshape(y.shape)
-        )
-        return (
-            (weights * self.sample_losses(logits, y)).sum(),
-            (weights * wrong(logits, y)).sum(),
-            _range(logits),
-        )
-
-    def sample_losses(self, logits, targets) -> Array:
-        if self.loss == "mse":
-            return optax.l2_loss(logits, targets).sum(-1)
-        return optax.softmax_cross_entropy(logits, targets)
-
-
-def _range(logits: Array) -> Array:
-    """The least and the greatest of each output over the samples, (2, C)."""
-    return jnp.stack([logits.min(0), logits.max(0)])
 
 
 def _is_constant(ranges: list[Array]) -> bool:
@@ -366,22 +291,3 @@ def _collapsed_at(constant: dict[int, bool], spiked: bool) -> int | None:
             return dead
         dead = index
     return min((index for index in constant if index > 0), default=None) if spiked else None
-
-
-def _padded_blocks(indices: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(indices, weights 1/B) in blocks of `size`, the last filled up with samples of weight 0."""
-    weights = np.full(len(indices), 1 / len(indices))
-    for start in range(0, len(indices), size):
-        part, weight = indices[start : start + size], weights[start : start + size]
-        yield np.resize(part, size), np.pad(weight, (0, size - len(part)))
-
-
-def _lower(
-    function: Callable, params: PyTree, state: PyTree, targets: Array, inputs: Inputs, block: int
-) -> Any:
-    """Compiled for blocks of this size; `gradient` also takes the running total, of the shape of
-    the parameters.
-    """
-    part = next(_padded_blocks(np.arange(block), block))
-    total = (params,) if function.__name__ == "gradient" else ()
-    return jax.jit(function).lower(params, state, inputs, targets, *part, *total).compile()

@@ -15,13 +15,18 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from ntk_tt.models import from_nnx
+from ntk_tt.models import Model, from_nnx
+from ntk_tt.models.adapters import from_function
 
 
 class Case(NamedTuple):
     apply: Callable
     params: Any
     inputs: Callable[[int, int], jax.Array]  # (number, seed) -> inputs
+
+    @property
+    def model(self) -> Model:
+        return from_function(self.apply, self.params)
 
 
 def normal(seed: int, *shape: int, dtype: Any = jnp.float32) -> jax.Array:

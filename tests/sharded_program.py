@@ -74,8 +74,7 @@ def main() -> None:
     found = {"devices": jax.device_count(), "processes": jax.process_count()}
     for space in ("primal", "dual"):
         problem = ntk_tt.surrogate.linearize(
-            case.apply,
-            case.params,
+            case.model,
             inputs,
             labels,
             outputs="contrasts",

@@ -343,15 +343,14 @@ def test_an_example_runs_from_features_to_real_training(file, head, has_features
     task = ntk_tt.load_task("digits", num_classes=3, per_class=3, image_size=16)
     images = model.preprocess(task.images)
     problem = ntk_tt.surrogate.linearize(
-        model.apply,
-        model.params,
+        model,
         images,
         task.labels,
         options=ntk_tt.FeatureOptions(num_projections="exact"),
     )
     optimizer = ntk_tt.OptimizerConfig(0.001, momentum=0.5)
     prediction = ntk_tt.prediction.predict(problem, optimizer, 10)
-    real = ntk_tt.finetune(model.apply, model.params, images, task.labels, optimizer, 10)
+    real = ntk_tt.finetune(model, images, task.labels, optimizer, 10)
     fall = real.loss[0] - real.loss[-1]
     assert fall > 1e-4
     np.testing.assert_allclose(prediction.loss, real.loss, rtol=0, atol=0.05 * fall)
@@ -364,10 +363,8 @@ def test_an_example_trains_with_its_batch_statistics():
     task = ntk_tt.load_task("digits", num_classes=2, per_class=3, image_size=8)
     images, optimizer = model.preprocess(task.images), ntk_tt.OptimizerConfig(0.05)
     frozen, training = (
-        ntk_tt.finetune(
-            model.apply, model.params, images, task.labels, optimizer, 3, statistics=statistics
-        )
-        for statistics in (None, model.batch_statistics)
+        ntk_tt.finetune(model, images, task.labels, optimizer, 3, train_statistics=train)
+        for train in (False, True)
     )
     # both begin with the statistics as given
     assert training.loss[0] == pytest.approx(frozen.loss[0], rel=1e-5)

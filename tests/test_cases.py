@@ -106,8 +106,7 @@ def test_replay_of_one_step_is_a_step_of_the_weights(name):
     network_at_start = oracles.dense(apply, params, inputs)
     targets = np.random.default_rng(2).normal(size=network_at_start.logits.shape)
     problem = ntk_tt.surrogate.linearize(
-        apply,
-        params,
+        ntk_tt.from_function(apply, params),
         inputs,
         targets,
         loss="mse",

@@ -33,8 +33,7 @@ def make(space="dual", loss="ce", num_samples=NUM_SAMPLES, seed=0, dtype=jnp.flo
         x,
         labels,
         ntk_tt.surrogate.linearize(
-            case.apply,
-            case.params,
+            case.model,
             x,
             labels,
             loss=loss,

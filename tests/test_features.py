@@ -121,8 +121,7 @@ def test_a_kernel_that_cannot_fit_says_so(monkeypatch):
         r"but 3\.91 KiB may be used; use space='primal'",
     ):
         linearize(
-            case.apply,
-            case.params,
+            case.model,
             inputs,
             np.arange(11) % 3,
             options=FeatureOptions(num_projections=64),
@@ -130,8 +129,7 @@ def test_a_kernel_that_cannot_fit_says_so(monkeypatch):
         )
     assert (
         linearize(
-            case.apply,
-            case.params,
+            case.model,
             inputs,
             np.arange(11) % 3,
             options=FeatureOptions(num_projections=64),
@@ -172,7 +170,7 @@ def test_features_on_disk_are_those_in_memory_and_predict_the_same(tmp_path):
     optimizer = OptimizerConfig(0.05, 0.9, batch_size=4)
     curves = [
         predict(
-            linearize(case.apply, case.params, inputs, labels, outputs="contrasts", **more),
+            linearize(case.model, inputs, labels, outputs="contrasts", **more),
             optimizer,
             8,
             num_seeds=1,
@@ -190,12 +188,12 @@ def test_features_on_disk_are_those_in_memory_and_predict_the_same(tmp_path):
         match=r"features: the store holds \(samples, outputs\) = \(11, 2\), but the task has \(11, "
         r"3\)",
     ):
-        linearize(case.apply, case.params, inputs, labels, features=store)
+        linearize(case.model, inputs, labels, features=store)
     store.folder.joinpath(
         next(path.name for path in sorted(store.folder.iterdir()) if path.suffix == ".safetensors")
     ).unlink()
     with pytest.raises(ValueError, match="1 blocks are missing or damaged"):
-        linearize(case.apply, case.params, inputs, labels, outputs="contrasts", features=store)
+        linearize(case.model, inputs, labels, outputs="contrasts", features=store)
 
 
 def test_bfloat16_rounds_products_and_nothing_else():

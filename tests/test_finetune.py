@@ -17,7 +17,7 @@ import ntk_tt
 from ntk_tt.models import from_nnx
 from ntk_tt.optimizer import OptimizerConfig
 from ntk_tt.prediction.residual import Residual
-from ntk_tt.training import _padded_blocks
+from ntk_tt.training_programs import padded_blocks
 from tests.networks import _ConvNet, mlp, normal
 
 
@@ -29,20 +29,19 @@ def problem_of(width, num_samples=24, num_outputs=3, seed=0):
 
 
 def test_finetune_imports_nothing_of_the_prediction():
-    source = (Path(ntk_tt.__file__).parent / "training.py").read_text()
-    imported = {
-        node.module
-        for node in ast.walk(ast.parse(source))
-        if isinstance(node, ast.ImportFrom) and node.module
-    }
+    folder = Path(ntk_tt.__file__).parent
+    nodes = [
+        node
+        for name in ("training.py", "training_programs.py")
+        for node in ast.walk(ast.parse((folder / name).read_text()))
+    ]
+    imported = {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
     imported |= {
-        alias.name
-        for node in ast.walk(ast.parse(source))
-        if isinstance(node, ast.Import)
-        for alias in node.names
+        alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names
     }
     assert {name for name in imported if name.startswith("ntk_tt")} == {
         "ntk_tt.runtime.input_trees",
+        "ntk_tt.models.former_network",
         "ntk_tt.models.model",
         "ntk_tt.models.switches",
         "ntk_tt.data.order",
@@ -50,6 +49,7 @@ def test_finetune_imports_nothing_of_the_prediction():
         "ntk_tt.optimizer",
         "ntk_tt.runtime.progress",
         "ntk_tt.targets",
+        "ntk_tt.training_programs",
     }
 
 
@@ -59,9 +59,7 @@ def test_finetune_imports_nothing_of_the_prediction():
 def test_gradient_descent_equals_a_plain_loop_in_any_block_size(loss, block_size):
     case, x, labels = problem_of(12)
     optimizer = OptimizerConfig(0.2, 0.9, nesterov=True, weight_decay=0.01)
-    run = ntk_tt.finetune(
-        case.apply, case.params, x, labels, optimizer, 6, loss=loss, block_size=block_size
-    )
+    run = ntk_tt.finetune(case.model, x, labels, optimizer, 6, loss=loss, block_size=block_size)
 
     def objective(params):
         logits, y = case.apply(params, x), jax.nn.one_hot(labels, 3)
@@ -98,27 +96,27 @@ def test_by_default_a_cpu_trains_in_small_blocks_with_the_same_numbers(monkeypat
     case, x, labels = problem_of(12, num_samples=70)
     optimizer, blocks = OptimizerConfig(0.2, 0.9), []
     monkeypatch.setattr(
-        sys.modules["ntk_tt.training"],
-        "_padded_blocks",
-        lambda indices, size: blocks.append(size) or _padded_blocks(indices, size),
+        sys.modules["ntk_tt.training_programs"],
+        "padded_blocks",
+        lambda indices, size: blocks.append(size) or padded_blocks(indices, size),
     )
-    run = ntk_tt.finetune(case.apply, case.params, x, labels, optimizer, 4)
+    run = ntk_tt.finetune(case.model, x, labels, optimizer, 4)
     # 70 in three blocks, none above 32
     assert jax.default_backend() != "cpu" or set(blocks) == {24}
-    whole = ntk_tt.finetune(case.apply, case.params, x, labels, optimizer, 4, block_size=70)
+    whole = ntk_tt.finetune(case.model, x, labels, optimizer, 4, block_size=70)
     np.testing.assert_allclose(run.loss, whole.loss, rtol=1e-5)
     with pytest.raises(ValueError, match="block_size"):
-        ntk_tt.finetune(case.apply, case.params, x, labels, optimizer, 4, block_size=0)
+        ntk_tt.finetune(case.model, x, labels, optimizer, 4, block_size=0)
 
 
 def test_mini_batches_records_and_schedule():
     case, x, labels = problem_of(12)
     optimizer = OptimizerConfig(optax.cosine_decay_schedule(0.2, 20), batch_size=5)
-    run = ntk_tt.finetune(case.apply, case.params, x, labels, optimizer, 20, record_every=6)
+    run = ntk_tt.finetune(case.model, x, labels, optimizer, 20, record_every=6)
     np.testing.assert_array_equal(run.steps, [0, 6, 12, 18, 20])
-    again = ntk_tt.finetune(case.apply, case.params, x, labels, optimizer, 20, record_every=1)
+    again = ntk_tt.finetune(case.model, x, labels, optimizer, 20, record_every=1)
     np.testing.assert_allclose(again.loss[run.steps], run.loss, rtol=1e-5)
-    other = ntk_tt.finetune(case.apply, case.params, x, labels, optimizer, 20, seed=1)
+    other = ntk_tt.finetune(case.model, x, labels, optimizer, 20, seed=1)
     assert np.abs(other.loss - again.loss).max() > 1e-4
     logits = case.apply(run.params, x)
     assert run.loss[-1] == pytest.approx(
@@ -132,10 +130,8 @@ def test_batch_norm_frozen_and_training():
     x = normal(1, 12, 6, 6, 2)
     labels = np.arange(12) % 3
     optimizer = OptimizerConfig(0.1, batch_size=6)
-    frozen = ntk_tt.finetune(model.apply, model.params, x, labels, optimizer, 10)
-    training = ntk_tt.finetune(
-        model.apply, model.params, x, labels, optimizer, 10, statistics=model.batch_statistics
-    )
+    frozen = ntk_tt.finetune(model, x, labels, optimizer, 10)
+    training = ntk_tt.finetune(model, x, labels, optimizer, 10, train_statistics=True)
     # the same network to begin with
     assert frozen.loss[0] == pytest.approx(training.loss[0], rel=1e-5)
     assert abs(frozen.loss[-1] - training.loss[-1]) > 1e-3
@@ -143,9 +139,7 @@ def test_batch_norm_frozen_and_training():
 
 def test_divergence_ends_the_run_and_is_named():
     case, x, labels = problem_of(12)
-    run = ntk_tt.finetune(
-        case.apply, case.params, x, labels, OptimizerConfig(1e4, 0.9), 60, loss="mse"
-    )
+    run = ntk_tt.finetune(case.model, x, labels, OptimizerConfig(1e4, 0.9), 60, loss="mse")
     assert run.diverged_at is not None
     assert run.diverged_at < 60
     assert np.isnan(run.loss[-1])
@@ -168,8 +162,7 @@ def test_a_network_that_died_at_chance_level_is_an_outcome(batch_size, scale):
     apply, params = relu_network(scale)
     x, labels = jnp.abs(normal(1, 24, 6)), np.arange(24) % 3
     run = ntk_tt.finetune(
-        apply,
-        params,
+        ntk_tt.from_function(apply, params),
         x,
         labels,
         OptimizerConfig(100.0 if scale else 1000.0, 0.5, batch_size=batch_size),
@@ -189,7 +182,13 @@ def test_a_network_that_died_at_chance_level_is_an_outcome(batch_size, scale):
 def test_a_slow_run_from_chance_level_is_alive(scale, rate, batch_size):
     apply, params = relu_network(scale)
     x, labels = normal(1, 24, 6), np.arange(24) % 3
-    run = ntk_tt.finetune(apply, params, x, labels, OptimizerConfig(rate, batch_size=batch_size), 5)
+    run = ntk_tt.finetune(
+        ntk_tt.from_function(apply, params),
+        x,
+        labels,
+        OptimizerConfig(rate, batch_size=batch_size),
+        5,
+    )
     assert run.loss[0] == pytest.approx(np.log(3), rel=1e-5)
     assert run.collapsed_at is None
     assert run.diverged_at is None
@@ -199,15 +198,11 @@ def test_a_run_is_not_called_dead_for_what_it_learns():
     case, x, _ = problem_of(12)
     # one class: constant outputs are right
     assert (
-        ntk_tt.finetune(
-            case.apply, case.params, x, np.zeros(24, int), OptimizerConfig(1.0), 50
-        ).collapsed_at
+        ntk_tt.finetune(case.model, x, np.zeros(24, int), OptimizerConfig(1.0), 50).collapsed_at
         is None
     )
     assert (
-        ntk_tt.finetune(
-            case.apply, case.params, x[:1], np.zeros(1, int), OptimizerConfig(1.0), 5
-        ).collapsed_at
+        ntk_tt.finetune(case.model, x[:1], np.zeros(1, int), OptimizerConfig(1.0), 5).collapsed_at
         is None
     )
 
@@ -219,8 +214,7 @@ def test_divergence_in_the_last_step_is_seen():
     case, x, labels = problem_of(12)
     for batch_size in (None, 6):
         run = ntk_tt.finetune(
-            case.apply,
-            case.params,
+            case.model,
             x,
             labels,
             OptimizerConfig(1e38, batch_size=batch_size),
@@ -245,7 +239,7 @@ def test_bad_arguments(change, message):
     case, x, labels = problem_of(8)
     arguments = {"optimizer": OptimizerConfig(0.1), "num_steps": 3} | change
     with pytest.raises(ValueError, match=message):
-        ntk_tt.finetune(case.apply, case.params, x, labels, **arguments)
+        ntk_tt.finetune(case.model, x, labels, **arguments)
 
 
 def gap(width, learning_rate, num_steps, seed=0, **setting):
@@ -255,10 +249,10 @@ def gap(width, learning_rate, num_steps, seed=0, **setting):
     case, x, labels = problem_of(width, seed=seed)
     optimizer = OptimizerConfig(learning_rate, **setting)
     problem = ntk_tt.surrogate.linearize(
-        case.apply, case.params, x, labels, options=ntk_tt.FeatureOptions(num_projections="exact")
+        case.model, x, labels, options=ntk_tt.FeatureOptions(num_projections="exact")
     )
     predicted = ntk_tt.prediction.predict(problem, optimizer, num_steps)
-    real = ntk_tt.finetune(case.apply, case.params, x, labels, optimizer, num_steps)
+    real = ntk_tt.finetune(case.model, x, labels, optimizer, num_steps)
     assert real.loss[0] - real.loss[-1] > 0.01
     return np.abs(predicted.loss - real.loss).max() / (real.loss[0] - real.loss[-1])
 
@@ -285,8 +279,7 @@ def test_past_the_stability_bound_real_training_diverges_and_the_verdict_says_so
     """
     case, x, labels = problem_of(256)
     problem = ntk_tt.surrogate.linearize(
-        case.apply,
-        case.params,
+        case.model,
         x,
         labels,
         loss="mse",
@@ -294,8 +287,8 @@ def test_past_the_stability_bound_real_training_diverges_and_the_verdict_says_so
     )
     _, safe = ntk_tt.prediction.stability(problem, OptimizerConfig(1e-3), 100)
     optimizer = OptimizerConfig(side * safe)
-    verdict = ntk_tt.prediction.assess(problem, case.apply, case.params, x, labels, optimizer, 100)
-    real = ntk_tt.finetune(case.apply, case.params, x, labels, optimizer, 100, loss="mse")
+    verdict = ntk_tt.prediction.assess(problem, case.model, x, labels, optimizer, 100)
+    real = ntk_tt.finetune(case.model, x, labels, optimizer, 100, loss="mse")
     assert verdict.stability_margin == pytest.approx(1 / side, rel=1e-3)
     assert verdict.largest_safe_learning_rate == pytest.approx(safe, rel=1e-3)
     assert (verdict.trust == "none") == (side > 1)
@@ -311,16 +304,17 @@ def test_past_the_stability_bound_real_training_diverges_and_the_verdict_says_so
 def test_residual_grows_with_the_step_and_vanishes_for_a_linear_model():
     case, x, labels = problem_of(24)
     small, large = (
-        ntk_tt.prediction.linearization_residual(
-            case.apply, case.params, x, labels, OptimizerConfig(rate)
-        ).value
+        ntk_tt.prediction.linearization_residual(case.model, x, labels, OptimizerConfig(rate)).value
         for rate in (0.01, 0.5)
     )
     assert 0 < small < 0.2 * large
     linear = {"weight": jnp.zeros((6, 3))}
     assert (
         ntk_tt.prediction.linearization_residual(
-            lambda params, x: x @ params["weight"], linear, x, labels, OptimizerConfig(0.5)
+            ntk_tt.from_function(lambda params, x: x @ params["weight"], linear),
+            x,
+            labels,
+            OptimizerConfig(0.5),
         ).value
         < 1e-5
     )
@@ -347,6 +341,6 @@ def test_no_step_counts_a_compilation(monkeypatch):
         return plain(params, updates)
 
     monkeypatch.setattr(optax, "apply_updates", watched)
-    run = ntk_tt.finetune(case.apply, case.params, x, labels, OptimizerConfig(0.1, 0.9), 4)
+    run = ntk_tt.finetune(case.model, x, labels, OptimizerConfig(0.1, 0.9), 4)
     assert seen == [True]
     assert 0 < run.step_seconds <= run.seconds

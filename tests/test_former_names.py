@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import ntk_tt
 from ntk_tt.runtime import former_names
@@ -47,6 +48,43 @@ def test_a_former_name_is_what_it_is_called_now():
     assert len(ntk_tt.__all__) <= 24
     with pytest.raises(AttributeError, match="nothing"):
         _ = ntk_tt.nothing
+
+
+def test_networks_that_were_two_arguments_are_taken_as_models():
+    params, x = {"w": jnp.ones((4, 3))}, np.random.default_rng(0).normal(size=(6, 4))
+    labels, setting = np.arange(6) % 3, ntk_tt.OptimizerConfig(0.1)
+
+    def apply(params, x):
+        return x @ params["w"]
+
+    model = ntk_tt.from_function(apply, params)
+    problem = ntk_tt.surrogate.linearize(model, x, labels)
+    pairs = [
+        (ntk_tt.finetune, (), (x, labels, setting, 2)),
+        (ntk_tt.surrogate.linearize, (), (x, labels)),
+        (ntk_tt.prediction.assess, (problem,), (x, labels, setting, 2)),
+        (ntk_tt.prediction.linearization_residual, (), (x, labels, setting)),
+    ]
+    for function, before, after in pairs:
+        expected = function(*before, model, *after)
+        with pytest.warns(DeprecationWarning, match=rf"{function.__name__}\(model, …\)"):
+            former = function(*before, apply, params, *after)
+        for name in ("loss", "initial_logits", "reason", "value"):
+            if hasattr(expected, name):
+                np.testing.assert_array_equal(getattr(former, name), getattr(expected, name))
+    inputs, classes, optimizer, steps = pairs[0][2]
+    with pytest.warns(DeprecationWarning, match="finetune"):
+        run = ntk_tt.finetune(
+            apply=apply,
+            params=params,
+            inputs=inputs,
+            labels=classes,
+            optimizer=optimizer,
+            num_steps=steps,
+        )
+    assert np.array_equal(run.loss, ntk_tt.finetune(model, *pairs[0][2]).loss)
+    with pytest.raises(ValueError, match="model: must be a Model, got something of type Linear"):
+        ntk_tt.finetune(nnx.Linear(4, 3, rngs=nnx.Rngs(0)), x, labels, setting, 2)
 
 
 def test_options_that_were_keywords_are_taken_as_options():

@@ -416,8 +416,7 @@ def test_train_and_test_samples_follow_the_kernel_between_them():
         ntk, start = cross[:12], (network.logits[:6] - targets[:6]).ravel()
         rate = 1 / np.linalg.eigvalsh(ntk)[-1] * 6
         problem = ntk_tt.surrogate.linearize(
-            tanh_network,
-            params,
+            ntk_tt.from_function(tanh_network, params),
             x,
             targets,
             loss="mse",
@@ -447,8 +446,7 @@ def test_train_and_test_samples_follow_the_kernel_between_them():
             )[1] + tanh_network(params, inputs)
 
         run = ntk_tt.finetune(
-            linear,
-            params,
+            ntk_tt.from_function(linear, params),
             x[:6],
             targets[:6],
             OptimizerConfig(rate),
@@ -501,8 +499,7 @@ def test_duplicates_share_what_their_labels_leave(method, space):
     targets = rng.normal(size=(6, 2)).astype(np.float32)
     targets[5] = targets[4]
     problem = ntk_tt.surrogate.linearize(
-        tanh_network,
-        params,
+        ntk_tt.from_function(tanh_network, params),
         x,
         targets,
         loss="mse",

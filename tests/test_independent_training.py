@@ -179,8 +179,7 @@ def problem_of(
     if not kind.endswith("streamed"):
         mesh = ntk_tt.runtime.sharding.sample_mesh() if "sharded" in kind else None
         return ntk_tt.surrogate.linearize(
-            apply,
-            params,
+            ntk_tt.from_function(apply, params),
             inputs,
             labels,
             loss=loss,
@@ -197,8 +196,7 @@ def problem_of(
         options=ntk_tt.FeatureOptions(num_projections="exact", block_size=2),
     )
     problem = ntk_tt.surrogate.linearize(
-        apply,
-        params,
+        ntk_tt.from_function(apply, params),
         inputs,
         labels,
         loss=loss,
@@ -475,8 +473,7 @@ def check_finetune(
         **{key: value for key, value in SETTINGS[name].items() if key != "rate"},
     )
     found = ntk_tt.finetune(
-        apply,
-        params,
+        ntk_tt.from_function(apply, params),
         inputs,
         labels,
         optimizer,

@@ -119,7 +119,7 @@ def test_a_tree_is_expanded_predicted_and_trained_as_the_array(optimizer):
         report = predict_training_time(
             model, inputs, labels, optimizer, 12, batch_size=7, num_seeds=1, options=EXACT
         )
-        run = finetune(apply, params, inputs, labels, optimizer, 12, batch_size=7)
+        run = finetune(from_function(apply, params), inputs, labels, optimizer, 12, batch_size=7)
         return report.outcome.predicted.prediction.loss, run.loss, run.params
 
     assert_same(*both(predicted), rtol=2e-4)
@@ -132,7 +132,9 @@ def test_one_shot_and_residual_take_trees():
     def found(apply, inputs):
         model = from_function(apply, params, name="tree")
         shot = predict_after(model, inputs, labels, setting, 8, first_steps=2, options=EXACT)
-        residual = linearization_residual(apply, params, inputs, labels, setting, num_samples=9)
+        residual = linearization_residual(
+            from_function(apply, params), inputs, labels, setting, num_samples=9
+        )
         return shot.trajectories[0].loss, residual.value
 
     assert_same(*both(found), rtol=1e-4)
@@ -207,7 +209,15 @@ def test_a_cut_text_trains_and_is_expanded_as_a_whole_one():
     assert_same(small.initial_logits, whole.initial_logits)
     assert_same(small.jacobian, whole.jacobian)
     runs = [
-        finetune(apply_text, params, each, labels, optax.adam(1e-2), 6, batch_size=5, block_size=2)
+        finetune(
+            from_function(apply_text, params),
+            each,
+            labels,
+            optax.adam(1e-2),
+            6,
+            batch_size=5,
+            block_size=2,
+        )
         for each in (inputs, plain)
     ]
     assert_same(runs[0].loss, runs[1].loss, rtol=1e-4)

@@ -26,8 +26,7 @@ def make(loss, space="dual", num_samples=9, num_outputs=3):
     x = case.inputs(num_samples, 0)
     labels = np.arange(num_samples) % num_outputs
     problem = ntk_tt.surrogate.linearize(
-        case.apply,
-        case.params,
+        case.model,
         x,
         labels,
         loss=loss,

@@ -393,7 +393,7 @@ def test_a_head_that_trains_is_found_in_a_restricted_network(trainable, prefix):
     assert problem.head == Head(f"{prefix}top.kernel", f"{prefix}top.bias")
     if not prefix:
         optimizer = ntk_tt.OptimizerConfig(0.05, name="adam")
-        real = ntk_tt.finetune(restricted.apply, restricted.params, IMAGES, LABELS, optimizer, 10)
+        real = ntk_tt.finetune(restricted, IMAGES, LABELS, optimizer, 10)
         np.testing.assert_allclose(
             ntk_tt.prediction.predict(problem, optimizer, 10).loss, real.loss, rtol=1e-4
         )

@@ -248,18 +248,12 @@ def free(monkeypatch, count: int):
 @pytest.mark.slow
 def test_the_space_gives_way_without_another_result(task, monkeypatch):
     case, inputs, labels = task
-    roomy = linearize(
-        case.apply, case.params, inputs, labels, options=FeatureOptions(num_projections=700)
-    )
+    roomy = linearize(case.model, inputs, labels, options=FeatureOptions(num_projections=700))
     free(monkeypatch, 400_000)  # the features are 336 kB, Θ 58 kB more than the rest
-    tight = linearize(
-        case.apply, case.params, inputs, labels, options=FeatureOptions(num_projections=700)
-    )
+    tight = linearize(case.model, inputs, labels, options=FeatureOptions(num_projections=700))
     assert (roomy.kernel.space, tight.kernel.space, roomy.note) == ("dual", "dual", "")
     free(monkeypatch, 390_000)
-    tight = linearize(
-        case.apply, case.params, inputs, labels, options=FeatureOptions(num_projections=700)
-    )
+    tight = linearize(case.model, inputs, labels, options=FeatureOptions(num_projections=700))
     assert tight.kernel.space == "primal"
     assert "Θ of 120 rows would take 56.2 KiB beside its features and is not formed" in tight.note
     for optimizer in (OptimizerConfig(0.05, 0.9), OptimizerConfig(0.05, 0.9, batch_size=8)):
@@ -275,9 +269,9 @@ def test_the_projections_give_way_and_the_note_says_what_that_means(monkeypatch)
         case.apply, case.params, inputs, options=FeatureOptions(num_projections="exact")
     ).reshape(600, -1)
     ntk = np.asarray(exact @ exact.T)
-    assert linearize(case.apply, case.params, inputs, labels).note == ""
+    assert linearize(case.model, inputs, labels).note == ""
     free(monkeypatch, 8_000_000)
-    tight = linearize(case.apply, case.params, inputs, labels)
+    tight = linearize(case.model, inputs, labels)
     assert tight.kernel.space == "primal"
     assert tight.kernel.zero().size == 7_000_000 // 600 // 4 == 2916
     assert "memory: D' = 2916 instead of 9600: " in tight.note
@@ -515,14 +509,14 @@ def test_training_takes_smaller_blocks_where_memory_is_short(monkeypatch):
         "compiled_blocks",
         lambda *arguments: found.append(compile_blocks(*arguments)) or found[-1],
     )
-    roomy = finetune(case.apply, case.params, inputs, labels, OptimizerConfig(0.05), 3)
+    roomy = finetune(case.model, inputs, labels, OptimizerConfig(0.05), 3)
     free(monkeypatch, memory.compiled_bytes(found[0][0]) * 2 // 3)
-    tight = finetune(case.apply, case.params, inputs, labels, OptimizerConfig(0.05), 3)
+    tight = finetune(case.model, inputs, labels, OptimizerConfig(0.05), 3)
     assert found[0][1] == 16 > found[2][1]
     np.testing.assert_allclose(tight.loss, roomy.loss, rtol=1e-5)
     free(monkeypatch, 100)
     with pytest.raises(ValueError, match="memory: the activations of one sample need"):
-        finetune(case.apply, case.params, inputs, labels, OptimizerConfig(0.05), 3)
+        finetune(case.model, inputs, labels, OptimizerConfig(0.05), 3)
 
 
 _PEAKS = """

@@ -437,12 +437,12 @@ class LinenTold(linen.Module):
 def test_statistics_that_training_would_leave_as_they_are_are_no_training(module, moves, images):
     model, labels = linen_model(module, images), np.arange(len(images)) % 2
     setting = OptimizerConfig(0.01)
-    train = functools.partial(finetune, model.apply, model.params, images, labels, setting, 2)
+    train = functools.partial(finetune, model, images, labels, setting, 2)
     if moves:
-        assert np.isfinite(train(statistics=model.batch_statistics).loss).all()
+        assert np.isfinite(train(train_statistics=True).loss).all()
         return
     with pytest.raises(ValueError, match=r"leaves '[\w.]*BatchNorm_0.mean' and all other .*frozen"):
-        train(statistics=model.batch_statistics)
+        train(train_statistics=True)
     assert np.isfinite(train().loss).all()
 
 

@@ -33,7 +33,7 @@ def test_goes_on_as_real_training_does_where_the_backbone_is_linear(
         "ntk_tt.prediction.one_shot.expand", functools.partial(expand, num_directions="all")
     )
     model = network(activation=lambda x: x)
-    real = ntk_tt.finetune(model.apply, model.params, *data, optimizer, 30)
+    real = ntk_tt.finetune(model, *data, optimizer, 30)
     found = predict_after(model, *data, optimizer, 30, first_steps=8, curvature=False)
     (curve,) = found.trajectories
     np.testing.assert_array_equal(curve.steps, real.steps)

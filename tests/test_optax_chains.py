@@ -29,6 +29,9 @@ def apply(params, x):
     return hidden @ params["head"]["kernel"] + params["head"]["bias"]
 
 
+MODEL = ntk_tt.from_function(apply, PARAMS)
+
+
 @jax.jit
 def loss_and_gradient(params, x, labels):
     def mean_loss(params):
@@ -119,7 +122,12 @@ def test_an_optimizer_by_name_is_that_of_optax(name):
     setting, chain = NAMED[name]
     optimizer = OptimizerConfig(**setting, name=name, batch_size=BATCH_SIZE)
     run = ntk_tt.finetune(
-        apply, PARAMS, INPUTS, LABELS, optimizer, NUM_STEPS, record_every=NUM_STEPS
+        MODEL,
+        INPUTS,
+        LABELS,
+        optimizer,
+        NUM_STEPS,
+        record_every=NUM_STEPS,
     )
     expected = optax_loop(chain)
     assert_equal(run.params, expected)
@@ -146,7 +154,13 @@ def test_a_chain_goes_by_the_names_of_the_parameters():
         lambda params: jax.tree_util.tree_map_with_path(label, params),
     )
     run = ntk_tt.finetune(
-        apply, PARAMS, INPUTS, LABELS, chain, NUM_STEPS, batch_size=BATCH_SIZE, record_every=9
+        MODEL,
+        INPUTS,
+        LABELS,
+        chain,
+        NUM_STEPS,
+        batch_size=BATCH_SIZE,
+        record_every=9,
     )
 
     def step(params, gradient, state):
@@ -171,7 +185,13 @@ def test_gradients_are_gathered_over_steps_and_only_some_parameters_move():
         every_k_schedule=2,
     )
     run = ntk_tt.finetune(
-        apply, PARAMS, INPUTS, LABELS, chain, NUM_STEPS, batch_size=BATCH_SIZE, record_every=1
+        MODEL,
+        INPUTS,
+        LABELS,
+        chain,
+        NUM_STEPS,
+        batch_size=BATCH_SIZE,
+        record_every=1,
     )
 
     def step(params, gradient, state):
@@ -196,7 +216,7 @@ def test_gradients_are_gathered_over_steps_and_only_some_parameters_move():
 def test_the_learning_rate_multiplies_a_chain_and_its_state_is_kept():
     rate = optax.linear_schedule(0.02, 0.0, NUM_STEPS)
     setting = OptimizerConfig.of(optax.adam(0.5), learning_rate=rate, batch_size=BATCH_SIZE)
-    run = ntk_tt.finetune(apply, PARAMS, INPUTS, LABELS, setting, NUM_STEPS, record_every=9)
+    run = ntk_tt.finetune(MODEL, INPUTS, LABELS, setting, NUM_STEPS, record_every=9)
     assert_equal(run.params, optax_loop(optax.adam(lambda count: 0.5 * rate(count))))
     assert int(optax.tree_utils.tree_get_all_with_path(run.opt_state, "count")[0][1]) == NUM_STEPS
     assert OptimizerConfig.of(optax.adam(0.5)).learning_rate == 1.0
@@ -268,13 +288,18 @@ def test_a_traced_scale_is_a_multiple_of_the_learning_rate(setting):
 )
 def test_a_chain_that_does_not_fit_is_refused_before_training(chain, message):
     with pytest.raises(ValueError, match=message):
-        ntk_tt.finetune(apply, PARAMS, INPUTS, LABELS, chain, 3)
+        ntk_tt.finetune(MODEL, INPUTS, LABELS, chain, 3)
 
 
 def test_a_setting_has_its_own_batch_size():
     with pytest.raises(ValueError, match="batch_size: the setting has its own, 4, got 3"):
         ntk_tt.finetune(
-            apply, PARAMS, INPUTS, LABELS, OptimizerConfig(batch_size=4), 3, batch_size=3
+            MODEL,
+            INPUTS,
+            LABELS,
+            OptimizerConfig(batch_size=4),
+            3,
+            batch_size=3,
         )
 
 
@@ -283,7 +308,7 @@ ADAMW = OptimizerConfig(0.001, name="adamw")
 
 @pytest.fixture(scope="module")
 def problem():
-    return ntk_tt.surrogate.linearize(apply, PARAMS, INPUTS, LABELS, loss="mse")
+    return ntk_tt.surrogate.linearize(MODEL, INPUTS, LABELS, loss="mse")
 
 
 @pytest.mark.parametrize(
@@ -305,7 +330,7 @@ def test_a_frozen_kernel_knows_sgd_only(problem, method):
         lambda problem, optimizer: margin_on_the_way(problem, optimizer, 3),
         lambda problem, optimizer: safe_learning_rate(problem, optimizer, 3, margin=2.0),
         lambda problem, optimizer: ntk_tt.prediction.assess(
-            problem, apply, PARAMS, INPUTS, LABELS, optimizer, 3
+            problem, MODEL, INPUTS, LABELS, optimizer, 3
         ),
     ],
 )

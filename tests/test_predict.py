@@ -17,16 +17,16 @@ def task():
     case = mlp(3, width=64)
     x = case.inputs(30, 0)
     labels = np.asarray(jax.numpy.argmax(x[:, :3], axis=1))
-    return case, x, labels, ntk_tt.surrogate.linearize(case.apply, case.params, x, labels)
+    return case, x, labels, ntk_tt.surrogate.linearize(case.model, x, labels)
 
 
 def test_space_is_the_smaller_one(task):
     case, x, labels, _ = task
     few = ntk_tt.surrogate.linearize(
-        case.apply, case.params, x, labels, options=ntk_tt.FeatureOptions(num_projections=89)
+        case.model, x, labels, options=ntk_tt.FeatureOptions(num_projections=89)
     )
     many = ntk_tt.surrogate.linearize(
-        case.apply, case.params, x, labels, options=ntk_tt.FeatureOptions(num_projections=91)
+        case.model, x, labels, options=ntk_tt.FeatureOptions(num_projections=91)
     )
     assert isinstance(few.kernel, PrimalKernel)
     assert isinstance(many.kernel, DualKernel)
@@ -85,7 +85,7 @@ def test_one_pass_prices_every_setting(task):
         ntk_tt.OptimizerConfig(lambda step: 0.1 / (1 + step / 20), 0.5, nesterov=True),
     ):
         prediction = ntk_tt.prediction.predict(problem, optimizer, 60)
-        real = ntk_tt.finetune(case.apply, case.params, x, labels, optimizer, 60)
+        real = ntk_tt.finetune(case.model, x, labels, optimizer, 60)
         assert np.abs(prediction.loss - real.loss).max() < 0.05 * (real.loss[0] - real.loss[-1])
 
 
@@ -106,7 +106,7 @@ def test_one_pass_prices_every_setting(task):
 def test_bad_problems(unchecked, task, change, message):
     case, x, labels, _ = task
     with pytest.raises(ValueError, match=message):
-        ntk_tt.surrogate.linearize(case.apply, case.params, x, **({"labels": labels} | change))
+        ntk_tt.surrogate.linearize(case.model, x, **({"labels": labels} | change))
 
 
 def test_network_that_gives_nan_is_named(task):
@@ -115,7 +115,9 @@ def test_network_that_gives_nan_is_named(task):
         ValueError, match="logits: the network gives NaN or infinity on 30 of 30 samples"
     ):
         ntk_tt.surrogate.linearize(
-            lambda params, x: case.apply(params, x) / 0.0, case.params, x, labels
+            ntk_tt.from_function(lambda params, x: case.apply(params, x) / 0.0, case.params),
+            x,
+            labels,
         )
 
 
@@ -124,9 +126,7 @@ def bundled():
     task = ntk_tt.load_task("digits", per_class=30)
     model = ntk_tt.load_model(num_classes=5, key=jax.random.key(0))
     images = model.preprocess(task.images)
-    problem = ntk_tt.surrogate.linearize(
-        model.apply, model.params, images, task.labels, outputs="contrasts"
-    )
+    problem = ntk_tt.surrogate.linearize(model, images, task.labels, outputs="contrasts")
     return task, model, images, problem
 
 
@@ -146,7 +146,7 @@ def test_small_steps_of_the_bundled_network_agree_within_three_steps(bundled, se
     task, model, images, problem = bundled
     optimizer = ntk_tt.OptimizerConfig(**setting)
     prediction = ntk_tt.prediction.predict(problem, optimizer, 150)
-    real = ntk_tt.finetune(model.apply, model.params, images, task.labels, optimizer, 150)
+    real = ntk_tt.finetune(model, images, task.labels, optimizer, 150)
     times = training_times(real.steps, real.loss, real.error)
     for family in families:
         for name, time in times[family].items():
@@ -163,8 +163,7 @@ def test_contrasts_give_the_same_curves_as_logits():
     labels = np.arange(16) % 4
     whole, contrasts = (
         ntk_tt.surrogate.linearize(
-            case.apply,
-            case.params,
+            case.model,
             x,
             labels,
             outputs=outputs,
@@ -186,6 +185,4 @@ def test_contrasts_give_the_same_curves_as_logits():
         ntk_tt.prediction.stability(whole, optimizer, 20)[1], rel=1e-3
     )
     with pytest.raises(ValueError, match="outputs: give 'logits', or 'contrasts' with loss='ce'"):
-        ntk_tt.surrogate.linearize(
-            case.apply, case.params, x, labels, outputs="contrasts", loss="mse"
-        )
+        ntk_tt.surrogate.linearize(case.model, x, labels, outputs="contrasts", loss="mse")

@@ -81,7 +81,7 @@ def test_what_only_a_larger_batch_shows_is_seen_where_there_is_one(apply):
         ValueError,
         match="apply: the output of a sample depends on the others in its batch: in a batch of",
     ):
-        ntk_tt.surrogate.linearize(apply, PARAMS, X, np.arange(7) % 3)
+        ntk_tt.surrogate.linearize(ntk_tt.from_function(apply, PARAMS), X, np.arange(7) % 3)
 
 
 @pytest.mark.parametrize("number", [1, 2])
@@ -127,7 +127,10 @@ ENTRIES = {
         lambda p, x: features(p, x) @ p["head"], PARAMS, X, path=path
     ),
     "linearize": lambda features, path, folder: ntk_tt.surrogate.linearize(
-        lambda p, x: features(p, x) @ p["head"], PARAMS, X, np.arange(7) % 3, outputs="contrasts"
+        ntk_tt.from_function(lambda p, x: features(p, x) @ p["head"], PARAMS),
+        X,
+        np.arange(7) % 3,
+        outputs="contrasts",
     ),
     "expand": lambda features, path, folder: _expand(features),
 }
@@ -306,7 +309,9 @@ def test_what_is_not_finite_is_an_error():
         lambda: ntk_tt.features.jacobian_features(
             root, PARAMS, x, options=ntk_tt.FeatureOptions(num_projections=64)
         ),
-        lambda: ntk_tt.surrogate.linearize(root, PARAMS, x, np.arange(len(x)) % 3),
+        lambda: ntk_tt.surrogate.linearize(
+            ntk_tt.from_function(root, PARAMS), x, np.arange(len(x)) % 3
+        ),
     ):
         with pytest.raises(ValueError, match=r"params: the gradients? .*NaN or infinity"):
             call()
@@ -353,10 +358,8 @@ def test_squeezed_logits_are_what_they_are(num_outputs, number, tmp_path):
     )
     setting, results = ntk_tt.OptimizerConfig(0.1), []
     for case in (whole, squeezed):
-        problem = ntk_tt.surrogate.linearize(case.apply, case.params, x, labels, loss=loss)
-        run = ntk_tt.finetune(
-            case.apply, case.params, x, labels, setting, 3, loss=loss, block_size=1
-        )
+        problem = ntk_tt.surrogate.linearize(case.model, x, labels, loss=loss)
+        run = ntk_tt.finetune(case.model, x, labels, setting, 3, loss=loss, block_size=1)
         store = ntk_tt.features.write_features(
             case.apply,
             case.params,
@@ -372,7 +375,7 @@ def test_squeezed_logits_are_what_they_are(num_outputs, number, tmp_path):
                 run.loss,
                 np.concatenate([np.asarray(block) for block in store]),
                 ntk_tt.prediction.assess(
-                    problem, case.apply, case.params, x, labels, setting, 3
+                    problem, case.model, x, labels, setting, 3
                 ).stability_margin,
             )
         )

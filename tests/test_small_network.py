@@ -209,7 +209,7 @@ def test_replay_is_training_of_the_linearised_network_in_weight_space(name, with
 )
 def test_prediction_is_real_training_where_the_backbone_is_linear(data, optimizer):
     model = network(activation=_linear)
-    real = ntk_tt.finetune(model.apply, model.params, *data, optimizer, 30)
+    real = ntk_tt.finetune(model, *data, optimizer, 30)
     head, frozen = (
         ntk_tt.prediction.predict(full(model, data, head=head, curvature=False), optimizer, 30).loss
         for head in (True, False)
@@ -566,7 +566,7 @@ def test_the_path_to_the_second_point_takes_smaller_steps_where_it_blows_up(data
 def test_curvature_brings_the_prediction_closer_to_real_training(data, optimizer):
     # wide enough that two points tell of the way between
     model = network(num_features=64)
-    real = ntk_tt.finetune(model.apply, model.params, *data, optimizer, 40)
+    real = ntk_tt.finetune(model, *data, optimizer, 40)
     way = own_way(optimizer, 40)
     frozen, head, curved = (
         np.abs(np.log(ntk_tt.prediction.predict(problem, optimizer, 40).loss / real.loss)).mean()
@@ -613,7 +613,7 @@ def test_mse_and_head_without_bias(data):
     problem = full(bare, (data[0], targets), loss="mse", curvature=False)
     assert problem.head == Head("head.kernel")
     assert set(problem.params["head"]) == {"kernel"}
-    real = ntk_tt.finetune(bare.apply, bare.params, data[0], targets, optimizer, 20, loss="mse")
+    real = ntk_tt.finetune(bare, data[0], targets, optimizer, 20, loss="mse")
     np.testing.assert_allclose(
         ntk_tt.prediction.predict(problem, optimizer, 20).loss, real.loss, rtol=1e-4
     )
@@ -624,7 +624,7 @@ def test_where_only_the_head_trains_it_is_real_training(data):
     problem = full(model, data)
     assert problem.bend is None
     assert problem.jacobian.shape[-1] == 0
-    real = ntk_tt.finetune(model.apply, model.params, *data, optimizer, 20)
+    real = ntk_tt.finetune(model, *data, optimizer, 20)
     np.testing.assert_allclose(
         ntk_tt.prediction.predict(problem, optimizer, 20).loss, real.loss, rtol=1e-4
     )
@@ -643,7 +643,7 @@ def test_a_backbone_that_does_not_move_is_predicted_by_its_head(data, optimizer)
     model = network(activation=_dead)
     problem = full(model, data, way=own_way(optimizer, 20))
     assert float(problem.growth) == 0
-    real = ntk_tt.finetune(model.apply, model.params, *data, optimizer, 20)
+    real = ntk_tt.finetune(model, *data, optimizer, 20)
     np.testing.assert_allclose(
         ntk_tt.prediction.predict(problem, optimizer, 20).loss, real.loss, rtol=1e-4
     )
@@ -732,7 +732,7 @@ def test_trained_parts_and_adapters_are_expanded_too(data):
     lora = ntk_tt.restrict(model, "lora:2+head")
     problem = full(lora, data, curvature=False)
     optimizer = ntk_tt.OptimizerConfig(0.2)
-    real = ntk_tt.finetune(lora.apply, lora.params, *data, optimizer, 3)
+    real = ntk_tt.finetune(lora, *data, optimizer, 3)
     np.testing.assert_allclose(
         ntk_tt.prediction.predict(problem, optimizer, 3).loss, real.loss, rtol=2e-2
     )
@@ -756,9 +756,7 @@ def test_a_prediction_keeps_the_path_that_its_verdict_goes_by(data):
     )
     assert path is not None
     verdicts = [
-        ntk_tt.prediction.assess(
-            problem, model.apply, model.params, *data, optimizer, 40, path=each
-        )
+        ntk_tt.prediction.assess(problem, model, *data, optimizer, 40, path=each)
         for each in (path, None, path[:2], elsewhere)
     ]
     margins, residuals = (
@@ -774,7 +772,7 @@ def test_a_prediction_keeps_the_path_that_its_verdict_goes_by(data):
 def test_stability_is_that_of_a_frozen_kernel_at_the_start_and_follows_it_later(data):
     model, optimizer = network(), ntk_tt.OptimizerConfig(0.5)
     frozen = ntk_tt.surrogate.linearize(
-        model.apply, model.params, *data, options=ntk_tt.FeatureOptions(num_projections="exact")
+        model, *data, options=ntk_tt.FeatureOptions(num_projections="exact")
     )
     problem = full(model, data, curvature=False)
     expected, _ = ntk_tt.prediction.stability(

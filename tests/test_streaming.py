@@ -364,8 +364,7 @@ def test_prediction_and_verdict_of_a_network(tmp_path):
     case = mlp(NUM_OUTPUTS, width=24)
     x, labels = case.inputs(12, 0), np.arange(12) % NUM_OUTPUTS
     held = ntk_tt.surrogate.linearize(
-        case.apply,
-        case.params,
+        case.model,
         x,
         labels,
         options=ntk_tt.FeatureOptions(num_projections="exact"),
@@ -386,7 +385,7 @@ def test_prediction_and_verdict_of_a_network(tmp_path):
     np.testing.assert_allclose(two.loss, one.loss, rtol=1e-4)
     assert two.times == one.times
     two, one = (
-        ntk_tt.prediction.assess(problem, case.apply, case.params, x, labels, optimizer, 30)
+        ntk_tt.prediction.assess(problem, case.model, x, labels, optimizer, 30)
         for problem in (streamed, held)
     )
     assert two.trust == one.trust

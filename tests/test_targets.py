@@ -31,8 +31,7 @@ def test_bad_labels(labels, loss, message):
     case = mlp(3, width=4)
     with pytest.raises(ValueError, match=f"labels: .*{message}"):
         ntk_tt.finetune(
-            case.apply,
-            case.params,
+            case.model,
             case.inputs(3, 0),
             labels,
             ntk_tt.OptimizerConfig(0.1),
@@ -51,8 +50,7 @@ def test_finetune_refuses_losses_that_mean_nothing(outputs, loss, message):
     case = mlp(outputs, width=4)
     with pytest.raises(ValueError, match=message):
         ntk_tt.finetune(
-            case.apply,
-            case.params,
+            case.model,
             case.inputs(3, 0),
             np.zeros(3, int),
             ntk_tt.OptimizerConfig(0.1),
@@ -88,14 +86,20 @@ def test_prediction_and_truth_count_the_same_errors_with_one_output():
     x, zero = case.inputs(4, 0), [{**layer, "weight": 0 * layer["weight"]} for layer in case.params]
     targets = np.array([[0.0], [1.0], [-1.0], [0.0]], np.float32)
     problem = ntk_tt.surrogate.linearize(
-        case.apply,
-        zero,
+        ntk_tt.from_function(case.apply, zero),
         x,
         targets,
         loss="mse",
         options=ntk_tt.FeatureOptions(num_projections="exact"),
     )
-    run = ntk_tt.finetune(case.apply, zero, x, targets, ntk_tt.OptimizerConfig(1e-9), 1, loss="mse")
+    run = ntk_tt.finetune(
+        ntk_tt.from_function(case.apply, zero),
+        x,
+        targets,
+        ntk_tt.OptimizerConfig(1e-9),
+        1,
+        loss="mse",
+    )
     assert run.error[0] == float(problem.metrics(problem.initial_logits)[1]) == 0.5
 
 
@@ -150,8 +154,7 @@ def test_bad_label_smoothing(share, loss, message):
         smoothed(data[1], 3, share, loss=loss)
     with pytest.raises(ValueError, match=f"label_smoothing: {message}"):
         ntk_tt.finetune(
-            case.apply,
-            case.params,
+            case.model,
             *data,
             ntk_tt.OptimizerConfig(0.1),
             1,

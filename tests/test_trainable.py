@@ -439,14 +439,13 @@ def test_prediction_agrees_with_real_training_of_the_part(
     optimizer = ntk_tt.OptimizerConfig(learning_rate, momentum=0.9)
     restricted = restrict(model, specification, key=jax.random.key(2))
     problem = ntk_tt.surrogate.linearize(
-        restricted.apply,
-        restricted.params,
+        restricted,
         images,
         labels,
         options=ntk_tt.FeatureOptions(num_projections="exact"),
     )
     prediction = ntk_tt.prediction.predict(problem, optimizer, 20)
-    real = ntk_tt.finetune(restricted.apply, restricted.params, images, labels, optimizer, 20)
+    real = ntk_tt.finetune(restricted, images, labels, optimizer, 20)
     fall = real.loss[0] - real.loss[-1]
     assert fall > 1e-3
     np.testing.assert_allclose(prediction.loss, real.loss, rtol=0, atol=tolerance * fall)

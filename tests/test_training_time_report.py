@@ -76,9 +76,7 @@ def test_label_smoothing_is_that_of_real_training(method):
             label_smoothing=share,
             options=ntk_tt.FeatureOptions(num_projections="exact"),
         )
-        run = ntk_tt.finetune(
-            model.apply, model.params, inputs, labels, setting, 20, label_smoothing=share
-        )
+        run = ntk_tt.finetune(model, inputs, labels, setting, 20, label_smoothing=share)
         for name in ("loss", "error"):
             predicted, real = curves[share].curve[name], getattr(run, name)
             np.testing.assert_allclose(predicted, real, rtol=2e-4, atol=2e-5)
@@ -154,9 +152,7 @@ def test_the_first_words_are_the_answer(report):
 def test_no_word_is_cut(report, width, with_truth):
     if with_truth:
         model, inputs, labels = linear_task()
-        truth = ntk_tt.finetune(
-            model.apply, model.params, inputs, labels, SETTING, STEPS, record_every=1
-        )
+        truth = ntk_tt.finetune(model, inputs, labels, SETTING, STEPS, record_every=1)
         report = report.with_truth(truth)
     text = report_text(report.document, width=width)
     lines = text.splitlines()

@@ -39,8 +39,7 @@ def curves(dtype, logits_dtype, **options) -> dict[str, np.ndarray]:
     found = {}
     for space in ("primal", "dual"):
         problem = ntk_tt.surrogate.linearize(
-            apply,
-            params,
+            ntk_tt.from_function(apply, params),
             x,
             LABELS,
             options=ntk_tt.FeatureOptions(num_projections="exact"),
@@ -58,7 +57,11 @@ def curves(dtype, logits_dtype, **options) -> dict[str, np.ndarray]:
                 problem, setting, 10, method=method, num_seeds=1
             ).loss
     found["real"] = ntk_tt.finetune(
-        apply, params, x, LABELS, ntk_tt.OptimizerConfig(0.1, momentum=0.5), 10
+        ntk_tt.from_function(apply, params),
+        x,
+        LABELS,
+        ntk_tt.OptimizerConfig(0.1, momentum=0.5),
+        10,
     ).loss
     return found
 
@@ -131,13 +134,16 @@ def test_double_precision_logits_of_single_precision_parameters():
     """Where the inputs are of double precision, NumPy's default, and JAX has it switched on."""
     with jax.enable_x64(True):
         apply, params, x = network(jnp.float32, jnp.float64)
-        problem = ntk_tt.surrogate.linearize(apply, params, np.asarray(x, np.float64), LABELS)
+        problem = ntk_tt.surrogate.linearize(
+            ntk_tt.from_function(apply, params), np.asarray(x, np.float64), LABELS
+        )
         assert problem.initial_logits.dtype == jnp.float32
         loss = ntk_tt.prediction.predict(problem, ntk_tt.OptimizerConfig(0.1), 10).loss
+    single = network(jnp.float32, None)
     np.testing.assert_allclose(
         loss,
         ntk_tt.prediction.predict(
-            ntk_tt.surrogate.linearize(*network(jnp.float32, None), LABELS),
+            ntk_tt.surrogate.linearize(ntk_tt.from_function(*single[:2]), single[2], LABELS),
             ntk_tt.OptimizerConfig(0.1),
             10,
         ).loss,

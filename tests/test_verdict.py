@@ -88,9 +88,7 @@ def test_a_verdict_just_below_the_rate_that_it_called_safe_does_not_take_that_ba
     verdicts, rate = [], 0.05
     for _ in range(2):
         verdicts.append(
-            ntk_tt.prediction.assess(
-                problem, model.apply, model.params, *data, OptimizerConfig(rate, 0.9), STEPS
-            )
+            ntk_tt.prediction.assess(problem, model, *data, OptimizerConfig(rate, 0.9), STEPS)
         )
         rate = 0.97 * verdicts[-1].largest_safe_learning_rate
     first, second = verdicts
@@ -215,16 +213,13 @@ def test_a_coarse_sketch_lowers_trust(loss, projections, trust):
     case, x, _, _ = make(loss)
     labels = np.arange(len(x)) % 3
     problem = ntk_tt.surrogate.linearize(
-        case.apply,
-        case.params,
+        case.model,
         x,
         labels,
         loss=loss,
         options=ntk_tt.FeatureOptions(num_projections=projections),
     )
-    verdict = ntk_tt.prediction.assess(
-        problem, case.apply, case.params, x, labels, OptimizerConfig(1e-3), 10
-    )
+    verdict = ntk_tt.prediction.assess(problem, case.model, x, labels, OptimizerConfig(1e-3), 10)
     assert ("D' =" in verdict.reason) == (trust is not None)
     if trust is not None:
         assert verdict.trust == trust
@@ -239,7 +234,7 @@ def test_a_predicted_curve_that_breaks_is_refused():
     labels = np.arange(len(x)) % 3
     for curve in (np.array([1.0, np.nan]), np.array([1.0, np.inf]), np.array([1.0, 50.0])):
         verdict = ntk_tt.prediction.assess(
-            problem, case.apply, case.params, x, labels, OptimizerConfig(1e-3), 10, curve=curve
+            problem, case.model, x, labels, OptimizerConfig(1e-3), 10, curve=curve
         )
         assert verdict.trust == "none"
         assert verdict.largest_safe_learning_rate < 1e-3 * verdict.stability_margin

@@ -58,7 +58,7 @@ def test_prediction_and_training_read_the_average(data, optimizer, chain):  # no
     model = network(activation=_linear)
     everything = [np.arange(SAMPLES)] * STEPS
     expected = by_hand(model, data, chain, everything)
-    real = ntk_tt.finetune(model.apply, model.params, *data, optimizer, STEPS)
+    real = ntk_tt.finetune(model, *data, optimizer, STEPS)
     np.testing.assert_allclose(real.loss, expected, rtol=1e-5)
     assert not np.allclose(real.loss[1:], by_hand_without(model, data, optimizer)[1:], rtol=1e-2)
     problem = full(model, data, curvature=False)
@@ -68,7 +68,7 @@ def test_prediction_and_training_read_the_average(data, optimizer, chain):  # no
 def by_hand_without(model, data, optimizer) -> np.ndarray:  # noqa: F811
     """What the weights themselves are read as."""
     plain = dataclasses.replace(optimizer, weight_ema=None)
-    return ntk_tt.finetune(model.apply, model.params, *data, plain, STEPS).loss
+    return ntk_tt.finetune(model, *data, plain, STEPS).loss
 
 
 def test_batches_and_many_settings_are_averaged_too(data):  # noqa: F811

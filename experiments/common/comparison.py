@@ -127,8 +127,7 @@ def prepare(config: TaskConfig) -> Prepared:
     num_projections = min(16 * len(task.images) * config.classes, MAX_PROJECTIONS)
     with priced() as cost:
         primal = ntk_tt.surrogate.linearize(
-            task.model.apply,
-            task.model.params,
+            task.model,
             task.images,
             task.labels,
             space="primal",

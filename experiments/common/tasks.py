@@ -168,8 +168,7 @@ def timed(
     """Seconds and processor seconds of some real steps, compilation apart."""
     with Stopwatch() as watch:
         ntk_tt.finetune(
-            task.model.apply,
-            task.model.params,
+            task.model,
             task.images,
             task.labels,
             optimizer,
@@ -209,8 +208,7 @@ def real_run(
         model, images, labels = load(config)
         processor, wall = time.process_time(), time.perf_counter()
         run = ntk_tt.finetune(
-            model.apply,
-            model.params,
+            model,
             images,
             labels,
             ntk_tt.OptimizerConfig(**optimizer),
@@ -218,7 +216,7 @@ def real_run(
             loss=loss,
             seed=seed,
             record_every=record_every,
-            statistics=model.batch_statistics if train_batch_norm else None,
+            train_statistics=train_batch_norm,
         )
         processor, wall = time.process_time() - processor, time.perf_counter() - wall
         write_json(

@@ -106,8 +106,7 @@ class Measured(NamedTuple):
 
     ntk: np.ndarray
     residuals: np.ndarray
-    apply: Any
-    params: Any
+    model: ntk_tt.Model
     images: jax.Array
     targets: np.ndarray
 
@@ -147,7 +146,8 @@ def measure(task: TaskConfig, num_samples: int) -> Measured:
             for start in range(0, len(order), 100)
         ]
     )
-    return Measured(ntk, outputs - targets, apply, loaded.model.params, images, targets)
+    model = ntk_tt.from_function(apply, loaded.model.params)
+    return Measured(ntk, outputs - targets, model, images, targets)
 
 
 def time_of(times: np.ndarray, loss: np.ndarray, level: float) -> float | None:
@@ -362,8 +362,7 @@ def real_curve(config: Config, pair: Pair) -> dict[str, Any]:
     full, truth = measure(on(config.task, pair), pair.full), full_spectrum(config.task, pair)
     rate = two_digits(config.rate * 2 / truth.eigenvalues[0])
     run = ntk_tt.finetune(
-        full.apply,
-        full.params,
+        full.model,
         full.images,
         full.targets,
         ntk_tt.OptimizerConfig(rate),

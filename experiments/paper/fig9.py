@@ -68,7 +68,7 @@ def compare(config: Config, task: TaskConfig) -> list[dict[str, Any]]:
     model, images, labels = load(task)
     apply, initial = model.apply, model.params
     targets = jax.nn.one_hot(labels, task.classes)
-    problem = ntk_tt.surrogate.linearize(apply, initial, images, labels)
+    problem = ntk_tt.surrogate.linearize(ntk_tt.from_function(apply, initial), images, labels)
     largest = largest_stable_rate(problem)
 
     def loss(logits):

@@ -165,8 +165,7 @@ class Prepared:
         with Stopwatch() as watch:
             self.frozen = jax.block_until_ready(
                 ntk_tt.surrogate.linearize(
-                    self.model.apply,
-                    self.model.params,
+                    self.model,
                     self.images,
                     self.labels,
                     outputs="contrasts",
@@ -209,9 +208,7 @@ class Prepared:
             "loss": _mean(run.loss for run in shot.trajectories),
             "error": _mean(run.error for run in shot.trajectories),
         }
-        residual = linearization_residual(
-            self.model.apply, self.model.params, self.images, self.labels, optimizer
-        )
+        residual = linearization_residual(self.model, self.images, self.labels, optimizer)
         margins = {
             name: ntk_tt.prediction.stability(problem, optimizer, steps)[0]
             for name, problem in {**self.problems, "one-shot": shot.problem}.items()

@@ -120,8 +120,7 @@ def ladder(setting: Setting, exact: DualKernel) -> dict[str, Any]:
         plateau_window(optimizer, problem.num_samples),
     )
     run = ntk_tt.finetune(
-        loaded.model.apply,
-        loaded.model.params,
+        loaded.model,
         loaded.images,
         loaded.labels,
         optimizer,

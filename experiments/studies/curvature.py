@@ -77,8 +77,7 @@ def compute(config: Config) -> dict[str, Any]:
         loaded, key = load(task), jax.random.key(task.seed + 1000)
         arguments = (loaded.model, loaded.images, loaded.labels)
         frozen = ntk_tt.surrogate.linearize(
-            loaded.model.apply,
-            loaded.model.params,
+            loaded.model,
             *arguments[1:],
             outputs="contrasts",
             key=key,

@@ -106,8 +106,7 @@ def compute(config: Config) -> dict[str, Any]:
 
 def at_weights(loaded: LoadedTask, params, key):
     return ntk_tt.surrogate.linearize(
-        loaded.model.apply,
-        params,
+        ntk_tt.from_function(loaded.model.apply, params),
         loaded.images,
         loaded.labels,
         outputs="contrasts",

@@ -74,7 +74,7 @@ def runs_of(data: str, seed: int, config: Config) -> list[dict[str, Any]]:
         source, num_classes=config.classes, per_class=config.per_class, seed=seed
     )
     model = ntk_tt.load_model(num_classes=config.classes, key=jax.random.key(seed))
-    network = (model.apply, model.params, model.preprocess(task.images), task.labels)
+    network = (model, model.preprocess(task.images), task.labels)
     problem = ntk_tt.surrogate.linearize(*network, key=jax.random.key(seed))
     rows = []
     for learning_rate, momentum, batch_size in SETTINGS:
@@ -99,7 +99,7 @@ def runs_of(data: str, seed: int, config: Config) -> list[dict[str, Any]]:
 
 def compare(
     problem: ntk_tt.surrogate.LinearizedProblem,
-    network: tuple[Any, Any, Any, Any],
+    network: tuple[ntk_tt.Model, Any, Any],
     optimizer: ntk_tt.OptimizerConfig,
     seed: int,
     steps: int,

@@ -194,12 +194,10 @@ def _train(
     for failure in _failures(options.json, report.write_json):
         saved = False
         terminal.say(f"{failure}; training goes on, and it is tried again after that")
-    model = loaded.model
     try:
         with progress_bar("real training") as progress:
             return finetune(
-                model.apply,
-                model.params,
+                loaded.model,
                 loaded.images,
                 loaded.task.labels,
                 setting.optimizer,
@@ -208,7 +206,7 @@ def _train(
                 label_smoothing=options.label_smoothing,
                 seed=options.seed + 2,
                 record_every=setting.recording.record_every,
-                statistics=model.batch_statistics if options.batch_norm == "train" else None,
+                train_statistics=options.batch_norm == "train",
                 progress=progress,
             )
     except BaseException as error:

@@ -3,10 +3,11 @@
 import math
 
 import numpy as np
-from jaxtyping import Array, Float, Int, Key, PyTree
+from jaxtyping import Array, Float, Int, Key
 
 from ntk_tt.dynamics.optimizer_replay import PATH_SPANS
-from ntk_tt.jacobian.network import Apply
+from ntk_tt.models.former_network import takes_former_network
+from ntk_tt.models.model import Model
 from ntk_tt.optimizer import OptimizerConfig
 from ntk_tt.prediction.margin import PredictedPath, margin_on_the_way, predicted_path, stability
 from ntk_tt.prediction.residual import linearization_residual
@@ -28,10 +29,10 @@ _PARTS = 3 + _WAYS  # of a verdict
 _RISEN = 3.0  # times the initial loss, or that of chance, which no stable run's prediction passes
 
 
+@takes_former_network
 def assess(
     problem: Problem,
-    apply: Apply,
-    params: PyTree,
+    model: Model,
     inputs: Inputs,
     labels: Int[Array | np.ndarray, " n"] | Float[Array | np.ndarray, "n c"],
     optimizer: OptimizerConfig,
@@ -47,7 +48,7 @@ def assess(
 
     Args:
         problem: from `linearize`, of the same network and data.
-        apply, params, inputs, labels: that network and data.
+        model, inputs, labels: that network and data.
         optimizer: the setting.
         num_steps: T.
         path: `Trajectory.states` of this setting's prediction with a real head; without one, or
@@ -74,7 +75,7 @@ def assess(
     last = path[-1][0] if problem.follows_kernel else path[-1]
     final = problem.tangent(last).initial_logits
     residual = linearization_residual(
-        apply, params, inputs, labels, optimizer, final_logits=final, loss=problem.loss, seed=seed
+        model, inputs, labels, optimizer, final_logits=final, loss=problem.loss, seed=seed
     )
     progress(3, _PARTS)
     doubts = _doubts(problem, optimizer, curve)

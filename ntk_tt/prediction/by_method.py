@@ -145,8 +145,7 @@ def first_real_steps(
     """
     with progress_bar("first real steps") as progress:
         run = finetune(
-            what.model.apply,
-            what.model.params,
+            what.model,
             what.inputs,
             what.targets,
             optimizer,

@@ -104,8 +104,7 @@ def predict_after(
             f"got {first_steps}"
         )
     run = finetune(
-        model.apply,
-        model.params,
+        model,
         inputs,
         labels,
         optimizer,

@@ -221,8 +221,7 @@ def _linearized(
     stored = build_features(what, outputs, progress) if keep else find_features(what, outputs)
     say(stored)
     problem = linearize(
-        what.model.apply,
-        what.model.params,
+        what.model,
         what.inputs,
         what.targets,
         loss=what.loss,
@@ -265,8 +264,7 @@ def predict_from(
     with Stopwatch() as watches["verdict"], progress_bar("verdict") as progress:
         verdict = assess(
             predicted.problem,
-            what.model.apply,
-            what.model.params,
+            what.model,
             what.inputs,
             np.asarray(what.targets),
             optimizer,

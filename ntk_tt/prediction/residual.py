@@ -6,10 +6,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, Int
 
-from ntk_tt.jacobian.network import Apply, logits_and_tangent
+from ntk_tt.jacobian.network import logits_and_tangent
 from ntk_tt.losses import LossName
+from ntk_tt.models.former_network import takes_former_network
+from ntk_tt.models.model import Model
 from ntk_tt.optimizer import OptimizerConfig
 from ntk_tt.runtime import input_trees
 from ntk_tt.runtime.input_trees import Inputs
@@ -36,9 +38,9 @@ class Residual(NamedTuple):
     compile_seconds: float = 0.0
 
 
+@takes_former_network
 def linearization_residual(
-    apply: Apply,
-    params: PyTree,
+    model: Model,
     inputs: Inputs,
     labels: Int[Array | np.ndarray, " n"] | Float[Array | np.ndarray, "n c"],
     optimizer: OptimizerConfig,
@@ -70,14 +72,12 @@ def linearization_residual(
         else optimizer.batch_size
     )
     setting = dataclasses.replace(optimizer, batch_size=batch_size)
-    run = finetune(
-        apply, params, x, y, setting, num_steps, loss=loss, seed=seed, record_every=num_steps
-    )
+    run = finetune(model, x, y, setting, num_steps, loss=loss, seed=seed, record_every=num_steps)
     seconds = run.step_seconds / (batch_size or count)
     initial, tangent = logits_and_tangent(
-        apply, params, x, jax.tree.map(jnp.subtract, run.params, params)
+        model.apply, model.params, x, jax.tree.map(jnp.subtract, run.params, model.params)
     )
-    moved = np.asarray(jax.jit(apply)(run.params, x) - initial, np.float64)
+    moved = np.asarray(jax.jit(model.apply)(run.params, x) - initial, np.float64)
     with np.errstate(over="ignore"):  # that is no distance
         distance = np.linalg.norm(moved)
     if not np.isfinite(distance):

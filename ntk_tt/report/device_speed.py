@@ -56,8 +56,7 @@ class DeviceSpeed:
             ValueError: as `finetune`.
         """
         run = finetune(
-            what.model.apply,
-            what.model.params,
+            what.model,
             what.inputs,
             what.labels,
             optimizer,
