@@ -544,7 +544,7 @@ images = model.preprocess(pixels)
 labels = np.arange(samples) % outputs
 def kernel(space):
     options = FeatureOptions(num_projections=20000)
-    return linearize(model.apply, model.params, images, labels, options=options, space=space)
+    return linearize(model, images, labels, options=options, space=space)
 def head():
     return expand(model, images, labels, options=FeatureOptions(num_projections=10000))
 primal, real = kernel("primal"), head()
