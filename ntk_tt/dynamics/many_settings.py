@@ -69,12 +69,19 @@ def replay_many(
     key = jax.random.key(0) if key is None else key
     groups: dict[Hashable, list[int]] = {}
     for index, optimizer in enumerate(optimizers):
-        groups.setdefault(_kind(problem, optimizer), []).append(index)
+        groups.setdefault(kind_of(problem, optimizer), []).append(index)
     found: dict[int, Trajectory] = {}
     for members in groups.values():
         settings = [optimizers[index] for index in members]
         indices = batch_indices(problem.num_samples, settings[0], num_steps, key)
-        size = _block(problem, len(settings), num_steps, record_every, save_logits, memory)
+        size = settings_at_once(
+            problem,
+            len(settings),
+            num_steps,
+            record_every,
+            save_logits=save_logits,
+            memory=memory,
+        )
         curves = _of_group(problem, settings, num_steps, indices, record_every, save_logits, size)
         for block in curves:
             found |= dict(zip(members[: len(block)], block, strict=True))
@@ -83,7 +90,7 @@ def replay_many(
     return tuple(found[index] for index in range(len(optimizers)))
 
 
-def _kind(problem: Problem, optimizer: OptimizerConfig) -> Hashable:
+def kind_of(problem: Problem, optimizer: OptimizerConfig) -> Hashable:
     """What settings must have in common to run together."""
     size = optimizer.checked_batch_size(problem.num_samples)
     batches = None if optimizer.is_full_batch(problem.num_samples) else (size, optimizer.sampling)
@@ -94,20 +101,25 @@ def _kind(problem: Problem, optimizer: OptimizerConfig) -> Hashable:
     return batches, None if problem.streamed else optimizer.nesterov
 
 
-def _block(
+def settings_at_once(
     problem: Problem,
     num_settings: int,
     num_steps: int,
     record_every: int,
-    save_logits: bool,
-    memory: int | None,
+    *,
+    states: int = 0,
+    save_logits: bool = False,
+    memory: int | None = None,
 ) -> int:
-    """Settings that run together."""
+    """Settings that run together, where so many states of each are kept beside what a step
+    needs.
+    """
     usable = available_bytes() if memory is None else memory
     state = sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(problem.zero)))
     saved = problem.targets.size * (-(-num_steps // record_every) + 1) if save_logits else 0
     moments = 2  # at most, in what optax keeps
-    numbers = (1 + moments) * _COPIES * state + problem.numbers_a_pass + num_steps + saved
+    numbers = (1 + moments) * (_COPIES + states) * state + problem.numbers_a_pass
+    numbers += num_steps + saved
     fitting = max(1, usable // (numbers * jnp.dtype(problem.dtype).itemsize))
     return even_size(num_settings, fitting if problem.streamed else min(fitting, _MOST))
 

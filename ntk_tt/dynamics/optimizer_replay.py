@@ -98,7 +98,7 @@ def replay(
     keeps_states = problem.follows_kernel or num_spans is not None
     carry = steps.begin(problem, optimizer_state, steps_before)
     parts, carries = [], [carry]
-    for span, chunk in _spans(
+    for span, chunk in spans_of(
         num_steps, record_every, num_spans or (PATH_SPANS if keeps_states else 1)
     ):
         taken = None if indices is None else indices[span].reshape(-1, chunk, indices.shape[1])
@@ -162,7 +162,7 @@ def states_along(
     return found.states or ()
 
 
-def _spans(num_steps: int, record_every: int, num_spans: int) -> list[tuple[slice, int]]:
+def spans_of(num_steps: int, record_every: int, num_spans: int) -> list[tuple[slice, int]]:
     """Steps that run in one compiled scan, and how many of them lie between records.
 
     All records but the last lie a whole number of `record_every` steps apart; what remains is a

@@ -78,7 +78,7 @@ def assess(
         model, inputs, labels, optimizer, final_logits=final, loss=problem.loss, seed=seed
     )
     progress(3, _PARTS)
-    doubts = _doubts(problem, optimizer, curve)
+    doubts = doubts_of(problem, optimizer, curve)
     is_broken = not math.isfinite(residual.value) or any(most == "none" for most, _ in doubts)
     safe = safe_learning_rate(
         problem,
@@ -92,7 +92,7 @@ def assess(
     return judge(margin, safe, residual, follows_kernel=problem.follows_kernel, doubts=doubts)
 
 
-def _doubts(
+def doubts_of(
     problem: Problem, optimizer: OptimizerConfig, curve: Float[np.ndarray, " s"] | None
 ) -> tuple[tuple[Trust, str], ...]:
     """What else speaks against a prediction: the most trust that it leaves, and why."""

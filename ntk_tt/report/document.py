@@ -54,16 +54,17 @@ def write_json(path: Path, report: dict[str, Any]) -> None:
     """Replace the file as a whole, so an interruption leaves the old one; non-finite numbers become
     null.
     """
-    text = json.dumps(_finite(report), indent=1, allow_nan=False) + "\n"
+    text = json.dumps(finite(report), indent=1, allow_nan=False) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, text.encode())
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """Plain values for JSON; numbers that are not finite become None."""
     if isinstance(value, dict):
-        return {str(name): _finite(item) for name, item in value.items()}
+        return {str(name): finite(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     if isinstance(value, np.generic):
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value

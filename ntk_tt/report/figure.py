@@ -21,9 +21,16 @@ def plot_report(report: dict[str, Any], runs: list[dict[str, Any]], path: Path) 
     import matplotlib
 
     matplotlib.use("Agg", force=False)
+    write_figure(draw_report(report, runs), path)
+
+
+def write_figure(figure: Any, path: Path) -> None:
+    """Write a figure (PNG, PDF or SVG by its suffix) and close it; its folder is made, and the
+    file replaced as a whole.
+    """
     import matplotlib.pyplot as plt
 
-    figure, drawn = draw_report(report, runs), io.BytesIO()
+    drawn = io.BytesIO()
     try:
         figure.savefig(drawn, dpi=150, format=path.suffix[1:].lower())
     finally:

@@ -13,7 +13,7 @@ _FAMILIES = {
     "loss_below": "loss below {}",
     "error_below": "error below {}",
 }
-_COLOURS = {"high": "green", "medium": "yellow", "low": "red", "none": "bold red"}
+COLOURS = {"high": "green", "medium": "yellow", "low": "red", "none": "bold red"}
 # columns that a table leaves out, the fewest with which it fits
 _SPARED = ((), ("chance",), ("chance", "time"), ("chance", "time", "90 % interval"))
 _FEW = 0.05  # one in twenty: no group of runs that chances come from has more than a few dozen
@@ -96,7 +96,7 @@ def print_report(
         console.print(line, highlight=False)
     console.print(f"after {last:,} steps: {_ends(prediction, truth)}", highlight=False)
     console.print(_cost(cost), highlight=False)
-    colour, trust = _COLOURS[verdict["trust"]], verdict["trust"]
+    colour, trust = COLOURS[verdict["trust"]], verdict["trust"]
     reason = "see above" if trust == "none" else escape(verdict["reason"])
     console.print(f"trust: [{colour}]{trust}[/{colour}] – {reason}", highlight=False)
 

@@ -16,9 +16,12 @@ from ntk_tt.optimizer import OptimizerConfig, as_setting, check_num_steps
 from ntk_tt.prediction.by_method import Recording
 from ntk_tt.prediction.finetuning import Finetuning
 from ntk_tt.prediction.prepared import AnyMethod, Outcome, Pass, pass_over, predict_from
+from ntk_tt.prediction.setting_space import Space
 from ntk_tt.report.document import write_json
 from ntk_tt.report.figure import draw_report, plot_report
+from ntk_tt.report.page import prediction_page, write_page
 from ntk_tt.report.parts import check_seconds_per_step, document_of, level_part
+from ntk_tt.report.sweep_report import SweepReport, sweep_of
 from ntk_tt.report.text import report_text, sentence
 from ntk_tt.runtime.input_trees import Inputs, in_order_of_length, on_host
 from ntk_tt.targets import check_smoothing
@@ -130,6 +133,10 @@ class TrainingTimeReport:
         """The whole report as strict JSON (docs/json.md)."""
         write_json(Path(path), self.document)
 
+    def write_html(self, path: str | Path) -> None:
+        """One page with all of it, that needs nothing else."""
+        write_page(Path(path), prediction_page(self))
+
     def __repr__(self) -> str:
         return f"<{type(self).__name__}: {sentence(self.document)}>"
 
@@ -227,6 +234,24 @@ class Prepared:
             price_per_hour=price_per_hour,
             seconds_per_step=seconds_per_step,
         )
+
+    def sweep(self, settings: Space, num_steps: int | None = None, **options: Any) -> SweepReport:
+        """Many settings at once, the best first.
+
+        Args:
+            settings: values by name (`ntk_tt.prediction.setting_space.NAMES`), each a number, a
+                list, a range such as `"1e-4:1e-1:log:12"` or a distribution of Optuna's; or a
+                function of an Optuna-like trial; or a list of settings.
+            num_steps: T, where the settings do not say.
+            options: `draws` (so many at random, with `seed`), `target` (a `Level`; a quarter of the
+                loss at the start), `deadline` [s], `price_per_hour`, `seconds_per_step` (by batch
+                size, of the machine that will train), `num_seeds` (1: orders of the data),
+                `record_every`, `smoothing` and `memory`.
+
+        Raises:
+            ValueError: a wrong range, no settings, or whatever `predict` raises.
+        """
+        return sweep_of(self.found, settings, num_steps, **options)
 
 
 def prepare(

@@ -56,7 +56,7 @@ def largest_curvature(
             jnp.linalg.norm(direction), jnp.finfo(direction.dtype).tiny
         )
     return _largest(
-        lambda vector: _curvature_product(problem, logits, vector),
+        lambda vector: curvature_product(problem, logits, vector),
         problem.initial_logits,
         start,
         tolerance,
@@ -90,7 +90,7 @@ def batch_curvature_variance(
     """
     if curvature <= 0:
         return 0.0
-    scatter = _scatter if problem.kernel.streamed else jax.jit(_scatter)
+    scatter = curvature_scatter if problem.kernel.streamed else jax.jit(curvature_scatter)
     return float(scatter(problem, logits, direction, curvature))
 
 
@@ -223,12 +223,21 @@ def _kernel_product(problem, vector):
 
 
 @jax.jit
-def _curvature_product(problem, logits, vector):
+def curvature_product(
+    problem: LinearizedProblem, logits: Float[Array, "n c"], vector: Float[Array, "n c"]
+) -> Float[Array, "n c"]:
+    """Aᵀ Θ A v / N, whose largest eigenvalue is that of the Gauss–Newton Hessian."""
     inner = problem.kernel.product(losses.curvature_sqrt_product(problem.loss, logits, vector))
     return losses.curvature_sqrt_transpose(problem.loss, logits, inner) / problem.num_samples
 
 
-def _scatter(problem, logits, direction, curvature):
+def curvature_scatter(
+    problem: LinearizedProblem,
+    logits: Float[Array, "n c"],
+    direction: Float[Array, "n c"],
+    curvature: Any,
+) -> Float[Array, ""]:
+    """`batch_curvature_variance` inside `jit` and `vmap`, for a positive curvature."""
     weighted = losses.curvature_sqrt_product(problem.loss, logits, direction)
     # J w, w of unit length
     along = problem.kernel.product(weighted) / jnp.sqrt(problem.num_samples * curvature)
