@@ -72,6 +72,22 @@ def sweep_page(report: Any) -> str:
     return _page(sweep_sentence(document), parts, document["environment"])
 
 
+def notebook_cell(text: str, figure: Any) -> str:
+    """A report in a notebook: its text, and the figure as PNG."""
+    import base64
+
+    import matplotlib.pyplot as plt
+
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=110)
+    plt.close(figure)
+    picture = base64.b64encode(drawn.getvalue()).decode()
+    return (
+        f"<pre>{html.escape(text)}</pre>"
+        f'<img alt="predicted curves" src="data:image/png;base64,{picture}">'
+    )
+
+
 def write_page(path: Path, page: str) -> None:
     """Replace a file as a whole; its folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)

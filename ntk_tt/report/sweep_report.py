@@ -14,7 +14,7 @@ from ntk_tt.prediction.prepared import Outcome, Pass
 from ntk_tt.prediction.setting_space import NAMES, Space, SweptSetting, settings_of
 from ntk_tt.prediction.sweep import Swept, sweep
 from ntk_tt.report.document import environment, finite, write_json
-from ntk_tt.report.page import sweep_page, write_page
+from ntk_tt.report.page import notebook_cell, sweep_page, write_page
 from ntk_tt.report.parts import steps_until
 from ntk_tt.report.sweep_text import sweep_sentence, sweep_text
 from ntk_tt.runtime.files import write_whole
@@ -149,6 +149,10 @@ class SweepReport:
 
     def __str__(self) -> str:
         return sweep_text(self.document).strip()
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the sentence, the table and the picture."""
+        return notebook_cell(str(self), self.plot())
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -19,7 +19,7 @@ from ntk_tt.prediction.prepared import AnyMethod, Outcome, Pass, pass_over, pred
 from ntk_tt.prediction.setting_space import Space
 from ntk_tt.report.document import write_json
 from ntk_tt.report.figure import draw_report, plot_report
-from ntk_tt.report.page import prediction_page, write_page
+from ntk_tt.report.page import notebook_cell, prediction_page, write_page
 from ntk_tt.report.parts import check_seconds_per_step, document_of, level_part
 from ntk_tt.report.sweep_report import SweepReport, sweep_of
 from ntk_tt.report.text import report_text, sentence
@@ -145,21 +145,7 @@ class TrainingTimeReport:
 
     def _repr_html_(self) -> str:
         """For notebooks: the sentence, the table and the picture."""
-        import base64
-        import html
-        import io
-
-        import matplotlib.pyplot as plt
-
-        drawn = io.BytesIO()
-        figure = draw_report(self.document, self._runs)
-        figure.savefig(drawn, format="png", dpi=110)
-        plt.close(figure)
-        picture = base64.b64encode(drawn.getvalue()).decode()
-        return (
-            f"<pre>{html.escape(str(self))}</pre>"
-            f'<img alt="predicted curves" src="data:image/png;base64,{picture}">'
-        )
+        return notebook_cell(str(self), self.plot())
 
     @property
     def _runs(self) -> list[dict[str, Any]]:
