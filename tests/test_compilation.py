@@ -28,7 +28,17 @@ print(result, hits, jax.config.jax_compilation_cache_dir)
 def run(folder, largest_file=-1, **environment: str) -> list[str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", PROGRAM, str(folder), str(largest_file)],
+        [
+            sys.executable,
+            "-W",
+            "error",
+            "-W",
+            "ignore::DeprecationWarning",
+            "-c",
+            PROGRAM,
+            str(folder),
+            str(largest_file),
+        ],
         capture_output=True,
         text=True,
         env=kept | environment,

@@ -25,6 +25,10 @@ def named(function, name: str, *arguments):
 X = jnp.arange(6.0).reshape(2, 3)
 
 
+def _slice(rows):
+    return {"start_indices": (0, 0), "limit_indices": (rows, 3), "strides": None}
+
+
 @pytest.mark.parametrize(
     ("function", "moves", "keeps_matrix"),
     [
@@ -34,6 +38,7 @@ X = jnp.arange(6.0).reshape(2, 3)
         (lambda x: jax.lax.rev(x, (0, 1)), True, False),
         (lambda x: jnp.broadcast_to(x, (4, 2, 3)), False, False),
         (lambda x: x.astype(jnp.bfloat16), True, True),
+        (lambda x: jax.lax.slice_p.bind(x, **_slice(2)), True, True),
     ],
 )
 def test_equations_that_rearrange(function, moves, keeps_matrix):
@@ -44,7 +49,14 @@ def test_equations_that_rearrange(function, moves, keeps_matrix):
 
 
 @pytest.mark.parametrize(
-    "function", [lambda x: x + 1, lambda x: jnp.sin(x), lambda x: x @ x.T, lambda x: x.sum()]
+    "function",
+    [
+        lambda x: x + 1,
+        lambda x: jnp.sin(x),
+        lambda x: x @ x.T,
+        lambda x: x.sum(),
+        lambda x: jax.lax.slice_p.bind(x, **_slice(1)),
+    ],
 )
 def test_equations_that_compute(function):
     assert not any(

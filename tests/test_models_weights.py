@@ -7,6 +7,7 @@ import lzma
 import os
 import sys
 import zipfile
+from importlib import metadata
 from pathlib import Path
 
 import jax
@@ -228,13 +229,16 @@ def tensor_of(dtype: str, num_bytes: int, path: Path, name: str = "fc.weight") -
 )
 def test_other_numbers_than_floats_are_named(dtype, num_bytes, tmp_path):
     path = tensor_of(dtype, num_bytes, tmp_path / "small.safetensors")
+    is_unknown = dtype in ("F8_E8M0", "F4", "C64") and metadata.version("safetensors") < "0.7"
     for load in (
         lambda: load_model("resnet18", weights=path, num_classes=2, image_size=32),
         lambda: read_weights(path),
     ):
         with pytest.raises(
             ValueError,
-            match=rf"weights: 'fc\.weight' in '.*small\.safetensors' is {dtype}, which is not "
+            match=r"weights: '.*small\.safetensors' is not a readable safetensors file"
+            if is_unknown
+            else rf"weights: 'fc\.weight' in '.*small\.safetensors' is {dtype}, which is not "
             r"read; convert it to float16 or float32",
         ):
             load()

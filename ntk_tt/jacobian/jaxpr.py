@@ -114,11 +114,19 @@ def rearranges(equation: Any) -> bool:
     """
     return (
         len(equation.invars) == len(equation.outvars) == 1
-        and equation.primitive.name in _MOVING | _REPEATING_OR_ROUNDING
+        and (equation.primitive.name in _MOVING | _REPEATING_OR_ROUNDING or _is_whole(equation))
         and all(
             jnp.issubdtype(atom.aval.dtype, jnp.floating)
             for atom in (*equation.invars, *equation.outvars)
         )
+    )
+
+
+def _is_whole(equation: Any) -> bool:
+    """Whether it cuts nothing off: before JAX 0.10 `x[0]` of one row cuts out all rows first."""
+    return (
+        equation.primitive.name == "slice"
+        and equation.invars[0].aval.shape == equation.outvars[0].aval.shape
     )
 
 
@@ -135,7 +143,7 @@ def keeps_matrix(equation: Any) -> bool:
     """
     before, after = equation.invars[0].aval, equation.outvars[0].aval
     last = before.ndim > 0 and after.ndim > 0 and before.shape[-1] == after.shape[-1]
-    return equation.primitive.name == "convert_element_type" or (
+    return (equation.primitive.name == "convert_element_type" or _is_whole(equation)) or (
         last and equation.primitive.name in _RESHAPING and equation.params.get("dimensions") is None
     )
 
