@@ -50,10 +50,7 @@ def small_network(inputs, labels, mesh) -> dict:
         ntk_tt.OptimizerConfig(0.01, name="adamw", batch_size=4),
     )
     found = {
-        f"small {name}": ntk_tt.prediction.predict(
-            problem, optimizer, 12, num_seeds=2
-        ).loss.tolist()
-        for name, optimizer in (("full", sgd), ("batches", adamw))
+        "small batches": ntk_tt.prediction.predict(problem, adamw, 12, num_seeds=2).loss.tolist()
     }
     together = replay_many(problem, [sgd, adamw, ntk_tt.OptimizerConfig(0.02, 0.5)], 12)
     found |= {f"many {index}": curve.loss.tolist() for index, curve in enumerate(together)}
@@ -72,7 +69,10 @@ def main() -> None:
     inputs, labels = np.asarray(case.inputs(13, 0)), np.arange(13) % 3
     mesh = sample_mesh() if jax.device_count() > 1 else None
     found = {"devices": jax.device_count(), "processes": jax.process_count()}
-    for space in ("primal", "dual"):
+    for space, name, optimizer in (
+        ("primal", "full", ntk_tt.OptimizerConfig(0.05, 0.9, weight_decay=0.01)),
+        ("dual", "batches", ntk_tt.OptimizerConfig(0.05, 0.5, weight_decay=0.01, batch_size=4)),
+    ):
         problem = ntk_tt.surrogate.linearize(
             case.model,
             inputs,
@@ -82,13 +82,9 @@ def main() -> None:
             space=space,
             mesh=mesh,
         )
-        for name, optimizer in (
-            ("full", ntk_tt.OptimizerConfig(0.05, 0.9, weight_decay=0.01)),
-            ("batches", ntk_tt.OptimizerConfig(0.05, batch_size=4)),
-        ):
-            found[f"{space} {name}"] = ntk_tt.prediction.predict(
-                problem, optimizer, 12, num_seeds=2
-            ).loss.tolist()
+        found[f"{space} {name}"] = ntk_tt.prediction.predict(
+            problem, optimizer, 12, num_seeds=2
+        ).loss.tolist()
         found[f"{space} curvature"] = largest_curvature(problem, problem.initial_logits)[0]
     found |= small_network(inputs, labels, mesh)
     print("RESULT " + json.dumps(found), flush=True)

@@ -78,12 +78,7 @@ def test_readme_takes_five_minutes():
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "path",
-    [
-        # it predicts and trains the bundled network, as the README's snippet does
-        pytest.param(path, marks=pytest.mark.nightly) if path.name == "quickstart.md" else path
-        for path in DOCUMENTS[1:]
-        if _fences(path, "python")
-    ],
+    [path for path in DOCUMENTS[1:] if _fences(path, "python")],
     ids=_name,
 )
 def test_examples_of_a_page_run(path, capsys, tmp_path, monkeypatch):

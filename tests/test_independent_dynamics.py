@@ -15,7 +15,9 @@ import ntk_tt
 from ntk_tt.dynamics import ode as ode_module
 from ntk_tt.dynamics import replay, solve_closed_form, solve_ode, solve_sde
 from ntk_tt.dynamics.batches import noise_variance
+from ntk_tt.dynamics.optimizer_replay import run_records
 from ntk_tt.dynamics.sde import _integrate
+from ntk_tt.dynamics.steps import steps_of
 from ntk_tt.kernels.operators import DualKernel, PrimalKernel
 from ntk_tt.optimizer import OptimizerConfig
 from ntk_tt.surrogate.linear import LinearizedProblem
@@ -327,28 +329,32 @@ def test_moments_of_the_sde(noise, substeps, sampling):
 @pytest.mark.parametrize("replacement", [False, True])
 def test_moments_of_sgd_are_those_of_the_sde(replacement):
     """Steps of the size of the optimiser's own: the recursion is that of independent batches,
-    whatever their distribution.
+    whatever their distribution. All paths run at once, by the very function that `replay` runs.
     """
-    known, rng = noisy(), np.random.default_rng(0)
-    draw = (
-        (lambda: rng.integers(0, NOISY[0], BATCH))
+    known, rng, paths = noisy(), np.random.default_rng(0), 4_000
+    batches = (
+        rng.integers(0, NOISY[0], (paths, STEPS, BATCH))
         if replacement
-        else (lambda: rng.permutation(NOISY[0])[:BATCH])
+        else rng.random((paths, STEPS, NOISY[0])).argsort(-1)[..., :BATCH]
     )
     optimizer = OptimizerConfig(RATE, batch_size=BATCH)
-    logits = np.stack(
-        [
-            replay(
-                known.problem,
-                optimizer,
-                STEPS,
-                batches=np.stack([draw() for _ in range(STEPS)]),
-                record_every=STEPS,
-                save_logits=True,
-            ).logits
-            for _ in range(1_500)
-        ]
-    )
+    steps = steps_of(known.problem, optimizer, STEPS)
+
+    def trained(indices):
+        begun = steps.begin(known.problem)
+        _, after = run_records(known.problem, steps, 1, STEPS, False, indices[None], begun)
+        return jnp.stack([known.problem.logits(steps.read(each)) for each in (begun, after)])
+
+    logits = np.asarray(jax.jit(jax.vmap(trained))(batches))
+    alone = replay(
+        known.problem,
+        optimizer,
+        STEPS,
+        batches=batches[7],
+        record_every=STEPS,
+        save_logits=True,
+    ).logits
+    np.testing.assert_allclose(logits[7], alone, rtol=1e-4, atol=1e-5)
     variance = 1 / BATCH * (1 if replacement else (NOISY[0] - BATCH) / (NOISY[0] - 1))
     check_moments(logits, known, moments(known, RATE, STEPS, 1, variance)[-1])
 

@@ -585,9 +585,12 @@ def test_mutated_logs_raise_nothing_but_errors_with_the_name_of_the_file(tmp_pat
     assert time.process_time() - started < 60
 
 
-@pytest.mark.nightly
-def test_a_log_of_200_megabytes_is_read_in_bounded_memory(tmp_path):
-    path, blocks = tmp_path / "log.csv", 40
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "blocks", [4, pytest.param(40, marks=pytest.mark.nightly)], ids=["20 MB", "200 MB"]
+)
+def test_a_large_log_is_read_in_bounded_memory(tmp_path, blocks):
+    path = tmp_path / "log.csv"
     with path.open("w") as file:
         file.write("epoch,step,train_loss,lr\n")
         for block in range(blocks):
@@ -597,7 +600,7 @@ def test_a_log_of_200_megabytes_is_read_in_bounded_memory(tmp_path):
                     for step in range(block * 150_000, (block + 1) * 150_000)
                 )
             )
-    assert path.stat().st_size > 200e6
+    assert path.stat().st_size > 5e6 * blocks
     child = f"""
 import resource, time
 from pathlib import Path
@@ -621,7 +624,7 @@ print(count, status.step, grown, time.process_time() - started)
     count, step, megabytes, processor_seconds = map(float, out.stdout.split())
     assert (count, step) == (blocks * 150_000, blocks * 150_000 - 1)
     assert megabytes < 100
-    assert processor_seconds < 120
+    assert processor_seconds < 3 * blocks
 
 
 def test_reading_takes_memory_that_does_not_grow_with_the_log(tmp_path):

@@ -597,9 +597,9 @@ def test_what_is_planned_is_what_is_taken():
         assert taken[name] < slack, (name, taken)
 
 
-@pytest.mark.nightly
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not hold to this limit")
-@pytest.mark.parametrize("method", ["replay", "curvature"])
+@pytest.mark.parametrize("method", [pytest.param("replay", marks=pytest.mark.nightly), "curvature"])
 def test_a_thousand_images_of_twenty_classes_fit_into_eight_gibibytes_of_addresses(
     tmp_path, method
 ):
@@ -636,7 +636,8 @@ def test_a_thousand_images_of_twenty_classes_fit_into_eight_gibibytes_of_address
     assert run.returncode == 0, run.stderr
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["task"]["num_samples"] == 1000
-    assert any(
+    gave_way = any(
         "memory: D' = " in note and "relative error" in note for note in report["task"]["notes"]
     )
+    assert gave_way == (method == "replay")  # what a small network holds is small
     assert report["prediction"]["loss"][-1] < report["prediction"]["loss"][0]

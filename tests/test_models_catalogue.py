@@ -29,16 +29,21 @@ SLOW = (
     "resnet56",
     "resnet34",
     "resnet50",
-    "resnet101",
-    "resnet101v1",
     "densenet121",
-    "densenet169",
 )
+# the same blocks in other numbers
+NIGHTLY = ("resnet101", "resnet101v1", "densenet169")
 
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in MODELS],
+    [
+        pytest.param(
+            name,
+            marks=[pytest.mark.slow] * (name in SLOW) + [pytest.mark.nightly] * (name in NIGHTLY),
+        )
+        for name in MODELS
+    ],
 )
 def test_sizes_are_those_of_the_network(name):
     (row,) = [row for row in list_models() if row.name == name]

@@ -1,4 +1,4 @@
-"""The same numbers on one, two and eight devices and on two processes."""
+"""The same numbers on one and eight devices, and on two processes of two devices each."""
 
 import json
 import os
@@ -48,22 +48,19 @@ def agree(one: dict, other: dict) -> None:
             np.testing.assert_allclose(other[name], one[name], rtol=2e-5, err_msg=name)
     # something was learned, and not the same in every setting
     assert abs(one["primal full"][0] - one["primal full"][-1]) > 0.01
-    assert one["primal full"] != one["primal batches"]
-    assert abs(one["small full"][0] - one["small full"][-1]) > 0.01
+    assert one["primal full"] != one["dual batches"]
+    assert abs(one["many 0"][0] - one["many 0"][-1]) > 0.01
     assert one["many 0"] != one["many 2"]
     assert one["small growth"][0] > 0.001
 
 
-@pytest.mark.slow_but("8")
-@pytest.mark.parametrize("devices", [2, 8])
-def test_devices(alone, devices):
-    """13 samples over 2 and 8 devices: padded, one device even without a sample of its own."""
-    spread = result(start(devices))
-    assert (alone["devices"], spread["devices"], spread["processes"]) == (1, devices, 1)
+def test_eight_devices(alone):
+    """13 samples over 8 devices: padded, one device even without a sample of its own."""
+    spread = result(start(8))
+    assert (alone["devices"], spread["devices"], spread["processes"]) == (1, 8, 1)
     agree(alone, spread)
 
 
-@pytest.mark.slow
 def test_two_processes(alone):
     """Two processes with two devices each, joined by gloo: both get what one process alone gets."""
     with socket.socket() as free:

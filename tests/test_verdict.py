@@ -337,8 +337,8 @@ def test_an_absurd_rate_is_one_line_or_no_sane_loss(rate):
     assert not np.isfinite(curve).all() or curve.max() > 1e10
 
 
-@pytest.mark.nightly
-@pytest.mark.parametrize("method", ["replay", "one-shot"])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["replay", pytest.param("one-shot", marks=pytest.mark.nightly)])
 def test_predictions_in_double_precision(method, tmp_path):
     """JAX_ENABLE_X64 in the environment, as users set it; the same numbers to single precision."""
     losses = []
