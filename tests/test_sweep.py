@@ -384,3 +384,53 @@ def test_the_page_of_a_prediction(tmp_path):
     assert "svg" in check_page(text)
     assert "after about" in text
     assert "largest safe learning rate" in text
+
+
+def test_a_plan_stays_within_its_budget(tmp_path):
+    plan = swept().plan("20EUR")
+    about = plan.document["plan"]
+    assert about["budget_seconds"] == pytest.approx(20 / 3.6 * 3600)
+    assert plan.runs[0]["chance"] > 0.5
+    assert about["chance"] >= max(run["chance"] for run in plan.runs)
+    assert about["expected_seconds"] <= about["most_seconds"] <= about["budget_seconds"]
+    assert {run["trust"] for run in plan.runs} <= {"high", "medium", "low"}
+    ratios = [run["chance"] / run["expected_seconds"] for run in plan.runs]
+    assert ratios == sorted(ratios, reverse=True)
+    plan.write_html(tmp_path / "plan.html")
+    check_page((tmp_path / "plan.html").read_text())
+    assert "20EUR" in str(plan)
+    small = swept().plan(0.9 * plan.runs[0]["seconds"])
+    assert sum(run["seconds"] for run in small.runs) <= 0.9 * plan.runs[0]["seconds"]
+    assert small.document["plan"]["chance"] < about["chance"]
+
+
+def test_impossible_budgets_are_one_line():
+    for budget, says in (("1e-9", "is too little for any run"), ("-3h", "budget: give a time")):
+        with pytest.raises(ValueError, match=says):
+            swept().plan(budget)
+    space = {"learning_rate": [1e-6, 40.0]}
+    hopeless = prepared().sweep(space, 4, target=ntk_tt.Level("loss", 0.01, True))
+    with pytest.raises(ValueError, match="no chance with any of these"):
+        hopeless.plan("2h")
+
+
+def test_what_has_more_chance_a_second_is_first():
+    from ntk_tt.times.budget import Candidate, plan_runs
+    from ntk_tt.times.calibration import Interval
+
+    spread = Interval(0.5, 2.0, np.log([0.5, 1.0, 2.0]), np.array([0.1, 0.6, 1.0]))
+    runs = plan_runs(
+        [
+            Candidate(100.0, 1000, 1.0, spread),
+            Candidate(40.0, 1000, 1.0, spread),
+            Candidate(None, 1000, 1.0, spread),
+            Candidate(400.0, 300, 1.0, spread),
+        ],
+        1e6,
+    )
+    assert runs[0].candidate == 1
+    assert all(run.candidate != 2 for run in runs)
+    # by hand: stops of 20, 40 and 80 have chances 0.1, 0.6 and 1
+    assert runs[0].stop in (40, 80)
+    assert runs[0].chance == pytest.approx({40: 0.6, 80: 1.0}[runs[0].stop])
+    assert all(run.expected_seconds <= run.seconds for run in runs)

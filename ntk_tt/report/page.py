@@ -28,7 +28,7 @@ div.wide { overflow-x: auto; }
   svg { background: #fff; }
 }
 """
-_WORDS = ("optimizer", "model", "trainable", "schedule", "trust")
+_WORDS = ("setting", "leave it", "optimizer", "model", "trainable", "schedule", "trust")
 
 
 def prediction_page(report: Any) -> str:
@@ -70,6 +70,21 @@ def sweep_page(report: Any) -> str:
         _section("What it costs", _pairs(cost) + "".join(_pairs(each) for each in about["passes"])),
     ]
     return _page(sweep_sentence(document), parts, document["environment"])
+
+
+def plan_page(document: dict[str, Any], title: str, rows: Sequence[dict[str, str]]) -> str:
+    """The page of a `PlanReport`: its sentence, its table, and what each run is."""
+    settings = [
+        {"": str(run["order"]), **{name: str(value) for name, value in run["setting"].items()}}
+        for run in document["runs"]
+    ]
+    names = list(dict.fromkeys(name for each in settings for name in each))
+    parts = [
+        _section("Runs, in their order", _table(rows)),
+        _section("Settings", _table([{n: each.get(n, "") for n in names} for each in settings])),
+        _section("The budget", _pairs(document["plan"])),
+    ]
+    return _page(title, parts, document["environment"])
 
 
 def notebook_cell(text: str, figure: Any) -> str:

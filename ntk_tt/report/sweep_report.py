@@ -16,6 +16,7 @@ from ntk_tt.prediction.sweep import Swept, sweep
 from ntk_tt.report.document import environment, finite, write_json
 from ntk_tt.report.page import notebook_cell, sweep_page, write_page
 from ntk_tt.report.parts import steps_until
+from ntk_tt.report.plan_report import PlanReport
 from ntk_tt.report.sweep_text import sweep_sentence, sweep_text
 from ntk_tt.runtime.files import write_whole
 from ntk_tt.runtime.progress import progress_bar
@@ -108,6 +109,15 @@ class SweepReport:
     def is_whole(self) -> bool:
         """Whether all settings that were asked for are in it: not where it was interrupted."""
         return self.document["sweep"]["num_asked"] == len(self.rows)
+
+    def plan(self, budget: str | int | float) -> PlanReport:
+        """Which of these to run with a budget (seconds, `2h`, or `20EUR` where the sweep has a
+        price), which first, and when to stop each.
+
+        Raises:
+            ValueError: a budget that is none, or in which no run can reach the target.
+        """
+        return PlanReport.of(self, budget)
 
     def to_csv(self) -> str:
         """The rows as CSV, lists as they print; what is not known is empty."""
