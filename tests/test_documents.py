@@ -210,10 +210,11 @@ def test_every_page_but_those_of_the_experiments_is_in_the_navigation():
 
 def test_flags_in_the_json_document_exist():
     from ntk_tt.cli.options import Predict, Watch
+    from ntk_tt.cli.sweep_command import Budget
 
     flags = {
         "--" + name.replace("_", "-")
-        for command in (Predict, Watch)
+        for command in (Predict, Watch, Budget)
         for name in command.__dataclass_fields__
     }
     assert set(re.findall(r"--[a-z][a-z-]+", (ROOT / "docs" / "json.md").read_text())) <= flags

@@ -12,7 +12,7 @@ LARGE = [name for name, kind in COMMANDS.items() if asked_for([name, "--help"], 
 
 
 def test_only_what_has_many_flags_is_in_groups():
-    assert LARGE == ["predict", "verify", "features", "speed"]
+    assert LARGE == ["predict", "verify", "sweep", "plan", "features", "speed"]
     assert asked_for(["predict"], COMMANDS) is None
     assert asked_for(["--help"], COMMANDS) is None
     assert asked_for(["nothing", "-h"], COMMANDS) is None

@@ -139,7 +139,7 @@ def _check_files(options: Predict) -> None:
         and os.path.realpath(options.json) == os.path.realpath(options.plot)
     ):
         raise ValueError(f"plot: {str(options.plot)!r} is where --json goes too; give another name")
-    for name, path in (("json", options.json), ("plot", options.plot)):
+    for name, path in (("json", options.json), ("html", options.html), ("plot", options.plot)):
         if path is not None:
             _check_path(name, path)
 

@@ -1,13 +1,11 @@
 """What each command does: flags in, library calls, what they give out on the terminal."""
 
-import os
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from ntk_tt.cli.checks import check_prediction, check_speed, check_watch
 from ntk_tt.cli.flags import optimizer_flags, targets_of, task_flags
 from ntk_tt.cli.options import Features, Predict, Speed, Verify, Watch
+from ntk_tt.cli.save import CannotSave, failures_of
 from ntk_tt.cli.setting import Setting, in_steps, optimizer_of
 from ntk_tt.features.contrasts import Outputs
 from ntk_tt.features.store import FeatureStore
@@ -28,10 +26,6 @@ from ntk_tt.times.loss_log import LossLog
 from ntk_tt.times.prior import predictor_of
 from ntk_tt.times.watcher import Status, Watcher, follow
 from ntk_tt.training import TrainingRun, finetune
-
-
-class CannotSave(Exception):
-    """The work is done and printed, but a file that was asked for could not be written."""
 
 
 def features(options: Features) -> FeatureStore:
@@ -86,7 +80,7 @@ def speed(options: Speed) -> DeviceSpeed:
         f"{found.seconds_per_step:.3g} s for a step of {found.batch_size:,} samples (and "
         f"{found.compile_seconds:.1f} s of compilation), {found.model} on {found.device}"
     )
-    for failure in _failures(options.file, found.write, "speed"):
+    for failure in failures_of(options.file, found.write, "speed"):
         raise CannotSave(f"{failure}; choose another path")
     return found
 
@@ -191,7 +185,7 @@ def _train(
 ) -> TrainingRun:
     """The real run; the prediction is saved before it, and printed if it does not end."""
     saved = bool(options.json)
-    for failure in _failures(options.json, report.write_json):
+    for failure in failures_of(options.json, report.write_json):
         saved = False
         terminal.say(f"{failure}; training goes on, and it is tried again after that")
     try:
@@ -221,28 +215,11 @@ def _print_and_save(options: Predict, report: TrainingTimeReport) -> None:
         print_report(report.document, all_times=options.all_times)
     finally:
         failures = [
-            *_failures(options.json, report.write_json, "report"),
-            *_failures(options.plot, report.plot, "figure"),
+            *failures_of(options.json, report.write_json, "report"),
+            *failures_of(options.html, report.write_html, "page"),
+            *failures_of(options.plot, report.plot, "figure"),
         ]
     if failures:
         raise CannotSave(
             "; ".join(failures) + "; the result is printed above, make room or choose another path"
         )
-
-
-def _failures(path: Path | None, write: Callable[[Path], None], what: str = "") -> list[str]:
-    """Writes a file where one is asked for, and says so; why it could not be, instead of an
-    exception: the others are still to be written.
-    """
-    if path is None:
-        return []
-    try:
-        write(path)
-    except Exception as error:  # of a file system, or of a library that draws
-        if os.environ.get("NTK_TT_TRACEBACK") and not isinstance(error, OSError):
-            raise
-        reason = error.strerror if isinstance(error, OSError) else None
-        return [f"cannot write {str(path)!r} ({reason or f'{type(error).__name__}: {error}'})"]
-    if what:
-        print(f"{what}: {path}")
-    return []

@@ -16,6 +16,8 @@ import ntk_tt
 from ntk_tt.cli import commands, help
 from ntk_tt.cli.config import with_config
 from ntk_tt.cli.options import Data, Features, Models, Predict, Speed, Training, Verify, Watch
+from ntk_tt.cli.save import CannotSave
+from ntk_tt.cli.sweep_command import Budget, Sweep, plan, sweep
 from ntk_tt.data import describe_data, list_data
 from ntk_tt.features.store import default_folder
 from ntk_tt.models import list_models
@@ -27,6 +29,8 @@ from ntk_tt.runtime.memory import check_limits
 COMMANDS = {
     "predict": Predict,
     "verify": Verify,
+    "sweep": Sweep,
+    "plan": Budget,
     "features": Features,
     "speed": Speed,
     "watch": Watch,
@@ -78,7 +82,7 @@ def _status(arguments: list[str] | None) -> int:
             args=with_config(arguments, COMMANDS),
         )
         _execute(options)
-    except commands.CannotSave as error:
+    except CannotSave as error:
         terminal.say(str(error))
         return 1
     except ValueError as error:
@@ -110,7 +114,7 @@ def _status(arguments: list[str] | None) -> int:
 
 
 def _execute(options: Any) -> None:
-    if isinstance(options, Features | Training):
+    if isinstance(options, Features | Training | Sweep):
         check_limits()
         with contextlib.suppress(ValueError):  # no home folder: nothing is kept
             keep_compiled(default_folder() / "compiled")
@@ -131,6 +135,10 @@ def _execute(options: Any) -> None:
             )
         case Predict():
             commands.run(options)
+        case Budget():
+            plan(options)
+        case Sweep():
+            sweep(options)
 
 
 def _fault(error: Exception, options: Any) -> int:

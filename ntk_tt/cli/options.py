@@ -180,6 +180,8 @@ class Predict(Training):
     """The same by a file that `ntk-tt speed` wrote there."""
     json: Path | None = None
     """Write the whole report here."""
+    html: Path | None = None
+    """Write one self-contained page here."""
     plot: Path | None = None
     """Draw the curves here (.png, .pdf or .svg)."""
 

@@ -1,5 +1,6 @@
 """Many settings replayed together, with the states that they pass on their way."""
 
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -17,7 +18,8 @@ from ntk_tt.dynamics.trajectory import Trajectory, record_steps
 from ntk_tt.optimizer import OptimizerConfig, check_num_steps
 from ntk_tt.surrogate.problem import Problem
 
-_LONGEST = 256  # steps of one call, after which Python may be interrupted
+# Steps of one call, after which Python may be interrupted: at first, and as many seconds as others
+_FIRST, _SECONDS = 16, 0.7
 
 
 class Block(NamedTuple):
@@ -120,17 +122,28 @@ def _replayed(
     states, kept = {}, set(keep)
     if 0 in kept:
         states[0] = carry
-    taken = 0
-    for stop in _stops(num_steps, kept):
-        carry, records, is_finite = _advance(
-            problem, steps, carry, records, indices, taken, stop, record_every
+    ends, taken, longest = sorted({*(step for step in kept if step > 0), num_steps}), 0, _FIRST
+    is_left = False
+    while ends and not is_left:
+        stop, begun = min(ends[0], taken + longest), time.monotonic()
+        carry, records, is_finite = _steps_between(
+            problem,
+            steps,
+            carry,
+            records,
+            indices,
+            np.int32(taken),
+            np.int32(stop),
+            record_every,
         )
-        taken = stop
-        if not bool(np.asarray(is_finite).any()):
-            break
-        if stop in kept:
-            states[stop] = carry
-    else:
+        is_left = not bool(np.asarray(is_finite).any())
+        is_slow = time.monotonic() - begun > _SECONDS
+        longest, taken = max(1, longest // 2) if is_slow else 2 * longest, stop
+        if stop == ends[0]:
+            ends = ends[1:]
+            if stop in kept and not is_left:
+                states[stop] = carry
+    if not is_left:
         records = _last_record(problem, steps, carry, records)
     losses, errors = (np.asarray(each, np.float64) for each in records)
     return Block(
@@ -142,29 +155,11 @@ def _replayed(
     )
 
 
-def _stops(num_steps: int, kept: set[int]) -> list[int]:
-    """Where calls of the program end: at the states that are kept, and not too far apart."""
-    stops, taken = [], 0
-    for end in sorted({*(step for step in kept if 0 < step < num_steps), num_steps}):
-        while end - taken > _LONGEST:
-            taken += _LONGEST
-            stops.append(taken)
-        stops.append(end)
-        taken = end
-    return stops
-
-
 @eqx.filter_jit
 def _begin(problem: Problem, steps: Steps, num_records: int) -> Any:
     carry = jax.vmap(lambda steps: steps.begin(problem))(steps)
     empty = jnp.full((len(steps.rates), num_records), jnp.nan, problem.dtype)
     return carry, (empty, empty)
-
-
-def _advance(problem, steps, carry, records, indices, start, stop, record_every):
-    return _steps_between(
-        problem, steps, carry, records, indices, np.int32(start), np.int32(stop), record_every
-    )
 
 
 @eqx.filter_jit

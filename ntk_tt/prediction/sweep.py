@@ -19,6 +19,7 @@ from ntk_tt.prediction.prepared import Outcome, Pass, predict_from
 from ntk_tt.prediction.safe_rate import NARROW, SafeRate
 from ntk_tt.prediction.setting_space import SweptSetting
 from ntk_tt.prediction.verdict import judge
+from ntk_tt.runtime.interruption import go_on_to_the_end
 from ntk_tt.runtime.progress import Progress, silent
 from ntk_tt.runtime.stopwatch import Stopwatch
 from ntk_tt.times.calibration import slowdown, slowed
@@ -128,6 +129,7 @@ def sweep(
         except KeyboardInterrupt:
             if not found:
                 raise
+            go_on_to_the_end()
     watches = {"replay": together, "real steps": real}
     kept = sorted(found)
     rates = (
@@ -213,8 +215,7 @@ def _paces(
         if size in known or size in found:
             continue
         run = finetune(
-            what.model.apply,
-            what.model.params,
+            what.model,
             what.inputs,
             what.targets,
             setting.optimizer,

@@ -54,12 +54,19 @@ def answer() -> None:
     )
 
 
+def go_on_to_the_end() -> None:
+    """After an interruption: what there is may be printed and written, however long that takes; a
+    second signal ends the program at once.
+    """
+    _said.set()
+    if _answering.is_set() and threading.current_thread() is threading.main_thread():
+        for number in _SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
+
+
 def describe(interruption: KeyboardInterrupt) -> tuple[str, int]:
     """What to say of it, and the exit status: 128 + the number of the signal, as shells have it."""
-    _said.set()
-    if _answering.is_set():
-        for number in _SIGNALS:  # from now on they end the program at once
-            signal.signal(number, signal.SIG_DFL)
+    go_on_to_the_end()
     if isinstance(interruption, Ended):
         return f"ended by {signal.Signals(interruption.number).name}", 128 + interruption.number
     return "interrupted", 128 + signal.SIGINT

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,31 +16,43 @@ from ntk_tt.times.online import Predictor
 _MAX_REPORT = 256 << 20  # bytes
 
 
-def predictor_of(report: Path) -> tuple[Predictor, float | None]:
-    """The predictor of a report that `ntk-tt predict --json` wrote, and the seconds a step takes,
-    None where the report does not know.
+def predictor_of(report: str | Path | Mapping[str, Any]) -> tuple[Predictor, float | None]:
+    """The predictor of a report, or of the file that `ntk-tt predict --json` wrote, and the seconds
+    a step takes, None where the report does not know.
 
     Raises:
         ValueError: a file that is no such report, with its name.
         OSError: it cannot be read.
     """
 
-    def no(why: str) -> ValueError:
-        return ValueError(
-            f"prediction: {str(report)!r} is no report of `ntk-tt predict --json` ({why})"
-        )
+    name = "the document" if isinstance(report, Mapping) else repr(str(report))
 
+    def no(why: str) -> ValueError:
+        return ValueError(f"prediction: {name} is no report of `ntk-tt predict --json` ({why})")
+
+    document = report if isinstance(report, Mapping) else _read(Path(report), no)
+    return _of_document(document, name, no)
+
+
+def _read(report: Path, no: Callable[[str], ValueError]) -> Any:
+    """What a file holds."""
     if not report.is_file():
         report.stat()
         raise no("it is no plain file")
     if report.stat().st_size > _MAX_REPORT:
         raise no(f"it has more than {_MAX_REPORT >> 20} MiB")
     try:
-        document = json.loads(report.read_bytes().decode("utf-8-sig"))
+        return json.loads(report.read_bytes().decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise no(
             "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
         ) from None
+
+
+def _of_document(
+    document: Any, name: str, no: Callable[[str], ValueError]
+) -> tuple[Predictor, float | None]:
+    """The predictor of a whole report."""
 
     def part(of: Any, *names: str) -> Any:
         for name in names:
@@ -89,5 +102,5 @@ def predictor_of(report: Path) -> tuple[Predictor, float | None]:
             chances=verdict.get("trust") != "none",
         )
     except ValueError as error:
-        raise ValueError(f"{error}: {str(report)!r}") from None
+        raise ValueError(f"{error}: {name}") from None
     return predictor, pace or None

@@ -83,7 +83,7 @@ class Status(NamedTuple):
                     f"{'not reached' if self.high is None else self._count(self.high)})"
                 )
             if self.seconds is not None:
-                left += f", {_duration(self.seconds)}"
+                left += f", {time_words(self.seconds)}"
         chance = (
             ""
             if self.probability is None
@@ -210,6 +210,11 @@ class Watcher:
             False,
             seen.whole,
         )
+
+    @property
+    def seconds_a_step(self) -> float | None:
+        """By what was given, or the log's own clock; None where neither is known."""
+        return self.seconds_per_step or self._clocked()
 
     def _target(self) -> float:
         if self.target is not None:
@@ -342,7 +347,8 @@ def _step(step: float | int) -> str:
     return f"{step:.0f}" if step == int(step) else f"{step:.6g}"
 
 
-def _duration(seconds: float) -> str:
+def time_words(seconds: float | int) -> str:
+    """Seconds in hours, minutes and seconds."""
     if seconds > _CENTURY:
         return "more than a century"
     minutes, seconds = divmod(round(seconds), 60)
