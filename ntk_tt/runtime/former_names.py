@@ -9,7 +9,6 @@ import importlib
 import importlib.machinery
 import sys
 import warnings
-from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
 from types import ModuleType
 from typing import Any
@@ -113,7 +112,7 @@ class FormerModules(MetaPathFinder, Loader):
     """Finds former modules: empty ones, whose attributes are those of the modules of today."""
 
     def find_spec(
-        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+        self, fullname: str, path: Any = None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
         room, _, name = fullname.partition(".")
         if room != "ntk_tt" or name not in MODULES:
