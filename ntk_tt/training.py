@@ -5,6 +5,7 @@ the model container and its switches, the reading of labels, the memory there is
 bar. Its losses, batches and steps are optax's and its own.
 """
 
+import dataclasses
 import itertools
 import time
 
@@ -15,6 +16,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, PyTree
 
+from ntk_tt.data.augmentation import Augmentation
 from ntk_tt.data.order import batches_in_order
 from ntk_tt.models.former_network import takes_former_network
 from ntk_tt.models.model import BatchStatistics, Model
@@ -30,13 +32,22 @@ from ntk_tt.targets import (
     check_smoothing,
     encode_targets,
 )
-from ntk_tt.training_programs import Network, Point, Programs, Seen, compile_programs
+from ntk_tt.training_programs import (
+    Evaluation,
+    Network,
+    Point,
+    Programs,
+    Seen,
+    compile_evaluation,
+    compile_programs,
+)
 
 # samples; on a CPU a third faster per sample than 256 (python -m benchmarks.cost)
 _CPU_BLOCK, _DEVICE_BLOCK = (
     32,
     256,
 )
+_LOOK = 1 << 31  # from which on draws of augmentation are those of looks, below those of steps
 _CONSTANT = 1e-5  # spread of the outputs over the samples, of their size, that is rounding
 _SPIKE = 1.5  # times the loss that a run began with, or that of constant outputs
 
@@ -61,6 +72,7 @@ class TrainingRun(eqx.Module):
             the last bias is left. None for a run that is alive, however slow.
         opt_state: the whole state of `OptimizerConfig.chain` after the last step.
         step_seconds: of a step, the median.
+        validation_loss, validation_error: (S,) of samples that are not trained on; None without.
     """
 
     steps: np.ndarray
@@ -75,6 +87,8 @@ class TrainingRun(eqx.Module):
     collapsed_at: int | None = None
     opt_state: PyTree | None = None
     step_seconds: float = 0.0
+    validation_loss: np.ndarray | None = None
+    validation_error: np.ndarray | None = None
 
 
 @takes_former_network
@@ -91,6 +105,8 @@ def finetune(
     seed: int = 0,
     record_every: int = 1,
     train_statistics: bool = False,
+    augment: Augmentation | None = None,
+    validation: tuple[Inputs, Labels] | None = None,
     block_size: int | None = None,
     progress: Progress = silent,
 ) -> TrainingRun:
@@ -114,6 +130,10 @@ def finetune(
         train_statistics: let batch norm take the statistics of each batch, and train its running
             ones (`Model.batch_statistics`, where there are any); else they stay as they are. A full
             batch is then normalised as a whole, so it must fit into memory.
+        augment: change images before each look at them, the recorded ones too: the loss is that of
+            augmented images, as a log of training shows it.
+        validation: inputs and labels that are not trained on; their loss and error are recorded
+            too, with their labels as they are.
         block_size: samples in memory at a time, fewer where these do not fit; larger batches
             accumulate their gradient in blocks, to rounding. None takes what is fastest: 32 on a
             CPU, whose caches hold no more, 256 elsewhere.
@@ -134,22 +154,30 @@ def finetune(
     count = num_samples(inputs)
     if len(labels) != count:
         raise ValueError(f"labels: there are {len(labels)} for {count} inputs; give one each")
+    if augment is not None:
+        augment.check(inputs)
     batch_size = optimizer.checked_batch_size(count)
     full_batch = optimizer.is_full_batch(count)
     samples = CutInputs(inputs)
     targets = _targets(model, samples, labels, loss, label_smoothing)
     statistics = _statistics(model, samples) if train_statistics else None
-    network = Network(model.apply, statistics, loss)
+    network = Network(model.apply, statistics, loss, augment, seed)
     chain = optimizer.chain(num_steps)
     params = jax.tree.map(jnp.array, model.params)
     point = Point(params, network.initial_state, _initial_state(chain, params))
     programs = compile_programs(network, chain, samples, targets, point, batch_size, block_size)
     # a full batch tells its own loss
     is_free = full_batch and statistics is None and optimizer.weight_ema is None
-    course = _Course(programs, num_steps, record_every, is_free)
+    beside = None
+    if validation is not None:
+        others = CutInputs(validation[0])
+        unseen = _targets(model, others, validation[1], loss, 0.0)
+        plain = dataclasses.replace(network, augmentation=None)
+        beside = compile_evaluation(plain, others, unseen, point, block_size)
+    course = _Course(programs, num_steps, record_every, is_free, beside)
     batches = batches_in_order(count, batch_size, full_batch, optimizer.sampling, seed)
     for index, rows in enumerate(itertools.islice(batches, num_steps)):
-        if not (is_free or course.looks(index, point)):
+        if not course.looks(index, point):
             break
         point = course.steps_on(index, point, rows)
         if course.diverged_at is not None:
@@ -188,8 +216,16 @@ class _Course:
         diverged_at: the first step with a loss that is not finite.
     """
 
-    def __init__(self, programs: Programs, num_steps: int, record_every: int, is_free: bool):
-        self._programs, self._is_free = programs, is_free
+    def __init__(
+        self,
+        programs: Programs,
+        num_steps: int,
+        record_every: int,
+        is_free: bool,
+        beside: Evaluation | None = None,
+    ):
+        self._programs, self._is_free, self._beside = programs, is_free, beside
+        self._last, self._unseen = num_steps, {}
         self._due = np.unique(np.append(np.arange(0, num_steps, record_every), num_steps))
         self._records: dict[int, tuple[float, float]] = {}
         self._constant: dict[int, bool] = {}
@@ -202,7 +238,12 @@ class _Course:
         if index not in self._due:
             return True
         clock = time.perf_counter()
-        self._record(index, self._programs.evaluate(point))
+        if self._beside is not None:
+            self._unseen[index] = self._beside(point)[:2]
+        if self._is_free and index < self._last:
+            self._evaluation_seconds += time.perf_counter() - clock
+            return True
+        self._record(index, self._programs.evaluate(point, _LOOK + index))
         self._evaluation_seconds += time.perf_counter() - clock
         if not np.isfinite(self._records[index][0]):
             self.diverged_at = index
@@ -210,7 +251,7 @@ class _Course:
 
     def steps_on(self, index: int, point: Point, rows: np.ndarray) -> Point:
         clock = time.perf_counter()
-        after, seen = self._programs.step(point, rows)
+        after, seen = self._programs.step(point, rows, index)
         self._step_seconds.append(time.perf_counter() - clock)
         if not np.isfinite(seen.loss):
             self.diverged_at = index
@@ -232,7 +273,9 @@ class _Course:
         if self.diverged_at is not None:
             # its loss says nothing, and its outputs count as some class
             self._records.pop(self.diverged_at, None)
-        curve = np.asarray([self._records.get(int(index), (np.nan, np.nan)) for index in self._due])
+            self._unseen.pop(self.diverged_at, None)
+        curve = self._curve(self._records)
+        unseen = () if self._beside is None else self._curve(self._unseen).T
         spiked = bool(self._highest > _SPIKE * max(curve[0, 0], least))
         is_asked = self.diverged_at is None and len(self._programs.targets) > 1
         return TrainingRun(
@@ -248,7 +291,11 @@ class _Course:
             _collapsed_at(self._constant, spiked) if is_asked else None,
             point.opt_state,
             float(np.median(self._step_seconds)) if self._step_seconds else 0.0,
+            *unseen,
         )
+
+    def _curve(self, records: dict[int, tuple[float, float]]) -> np.ndarray:
+        return np.asarray([records.get(int(index), (np.nan, np.nan)) for index in self._due])
 
 
 def _initial_state(chain: optax.GradientTransformationExtraArgs, params: PyTree) -> PyTree:

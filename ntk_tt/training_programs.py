@@ -12,6 +12,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, PyTree
 
+from ntk_tt.data.augmentation import Augmentation
 from ntk_tt.models.model import Apply, BatchStatistics
 from ntk_tt.optax_chain import weights_read
 from ntk_tt.runtime.input_trees import CutInputs, Inputs, take
@@ -20,21 +21,28 @@ from ntk_tt.targets import wrong
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """Both batch-norm modes behind one signature; sums over weighted samples."""
+    """Both batch-norm modes behind one signature; sums over weighted samples.
+
+    Attributes:
+        augmentation: what is done to images before each look; `draw` says which time that is.
+        seed: of these draws.
+    """
 
     apply: Apply
     statistics: BatchStatistics | None
     loss: str
+    augmentation: Augmentation | None = None
+    seed: int = 0
 
     @property
     def initial_state(self) -> PyTree:
         return () if self.statistics is None else self.statistics.state
 
-    def gradient(self, params, state, inputs, targets, indices, weights, total):
+    def gradient(self, params, state, inputs, targets, indices, weights, draw, total):
         """Adds a block's gradient to `total`; also the new state, and the block's share of loss and
         error.
         """
-        x, y = take(inputs, indices), targets[indices]
+        x, y = self._looked_at(inputs, indices, draw), targets[indices]
 
         def objective(params):
             logits, new_state = (
@@ -55,9 +63,9 @@ class Network:
         )
         return jax.tree.map(jnp.add, total, gradient), state, value, error, span
 
-    def evaluation(self, params, state, inputs, targets, indices, weights):
+    def evaluation(self, params, state, inputs, targets, indices, weights, draw):
         """A block's share of the loss and error of the whole set, and the range of its outputs."""
-        x, y = take(inputs, indices), targets[indices]
+        x, y = self._looked_at(inputs, indices, draw), targets[indices]
         logits = (
             (
                 self.apply(params, x)
@@ -72,6 +80,12 @@ class Network:
             (weights * wrong(logits, y)).sum(),
             _range(logits),
         )
+
+    def _looked_at(self, inputs, indices, draw):
+        found = take(inputs, indices)
+        if self.augmentation is None:
+            return found
+        return self.augmentation.of(found, indices, draw, self.seed)
 
     def sample_losses(self, logits, targets) -> Array:
         if self.loss == "mse":
@@ -95,6 +109,34 @@ class Seen(NamedTuple):
     ranges: list[Array]
 
 
+class Evaluation(NamedTuple):
+    """The compiled look at all samples of a set."""
+
+    samples: CutInputs
+    targets: Array
+    program: dict[int, Any]
+    block: int
+
+    def __call__(self, point: Point, draw: int = 0) -> Seen:
+        """At the weights that are read."""
+        at = weights_read(point.opt_state, point.params)
+        whole = self.samples.ordered(np.arange(len(self.targets)))
+        parts = []
+        for part in padded_blocks(whole, self.block):
+            length = self.samples.length(part[0])
+            inputs = self.samples.by_length[length]
+            parts.append(
+                self.program[length](
+                    at, point.statistics, inputs, self.targets, *part, np.uint32(draw)
+                )
+            )
+        return Seen(
+            float(sum(part[0] for part in parts)),
+            float(sum(part[1] for part in parts)),
+            [part[2] for part in parts],
+        )
+
+
 class Programs(NamedTuple):
     """The compiled parts of training. The blocks of a batch are a Python loop around one compiled
     step: XLA runs convolutions inside a compiled loop many times slower on a CPU.
@@ -105,28 +147,12 @@ class Programs(NamedTuple):
     zero: PyTree
     gradient: dict[int, Any]
     block: int
-    evaluation: dict[int, Any]
-    evaluation_block: int
+    evaluate: Evaluation
     update: Any
     move: Any
     seconds: float
 
-    def evaluate(self, point: Point) -> Seen:
-        """The whole set at the weights that are read."""
-        at = weights_read(point.opt_state, point.params)
-        whole = self.samples.ordered(np.arange(len(self.targets)))
-        parts = []
-        for part in padded_blocks(whole, self.evaluation_block):
-            length = self.samples.length(part[0])
-            inputs = self.samples.by_length[length]
-            parts.append(self.evaluation[length](at, point.statistics, inputs, self.targets, *part))
-        return Seen(
-            float(sum(part[0] for part in parts)),
-            float(sum(part[1] for part in parts)),
-            [part[2] for part in parts],
-        )
-
-    def step(self, point: Point, rows: np.ndarray) -> tuple[Point, Seen]:
+    def step(self, point: Point, rows: np.ndarray, draw: int = 0) -> tuple[Point, Seen]:
         """One step on these samples; what is seen of them is before it."""
         params, statistics, opt_state = point
         total, value, error, ranges = self.zero, 0.0, 0.0, []
@@ -134,7 +160,7 @@ class Programs(NamedTuple):
             length = self.samples.length(part[0])
             inputs = self.samples.by_length[length]
             total, statistics, more, mistakes, span = self.gradient[length](
-                params, statistics, inputs, self.targets, *part, total
+                params, statistics, inputs, self.targets, *part, np.uint32(draw), total
             )
             value, error = value + more, error + mistakes
             ranges.append(span)
@@ -162,9 +188,7 @@ def compile_programs(
         max(least, block_size),
         least,
     )
-    evaluation, evaluation_block = samples.compiled(
-        partial(_lower, network.evaluation, params, state, targets), len(targets), block_size
-    )
+    evaluate = compile_evaluation(network, samples, targets, point, block_size)
     zero = jax.tree.map(jnp.zeros_like, params)
     update = (
         jax.jit(lambda gradient, opt_state, params: chain.update(gradient, opt_state, params))
@@ -178,12 +202,22 @@ def compile_programs(
         zero,
         gradient,
         block,
-        evaluation,
-        evaluation_block,
+        evaluate,
         update,
         move,
         time.perf_counter() - clock,
     )
+
+
+def compile_evaluation(
+    network: Network, samples: CutInputs, targets: Array, point: Point, block_size: int
+) -> Evaluation:
+    program, block = samples.compiled(
+        partial(_lower, network.evaluation, point.params, point.statistics, targets),
+        len(targets),
+        block_size,
+    )
+    return Evaluation(samples, targets, program, block)
 
 
 def _range(logits: Array) -> Array:
@@ -214,4 +248,5 @@ def _lower(
     """
     part = next(padded_blocks(np.arange(block), block))
     total = (params,) if function.__name__ == "gradient" else ()
-    return jax.jit(function).lower(params, state, inputs, targets, *part, *total).compile()
+    given = (params, state, inputs, targets, *part, np.uint32(0), *total)
+    return jax.jit(function).lower(*given).compile()

@@ -44,6 +44,7 @@ def test_finetune_imports_nothing_of_the_prediction():
         "ntk_tt.models.former_network",
         "ntk_tt.models.model",
         "ntk_tt.models.switches",
+        "ntk_tt.data.augmentation",  # what is done to an image, which both have to do
         "ntk_tt.data.order",
         "ntk_tt.optax_chain",
         "ntk_tt.optimizer",

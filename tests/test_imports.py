@@ -39,7 +39,7 @@ ALLOWED = {
     "data": {"runtime"},
     "times": {"runtime"},
     "models": {"runtime", "jacobian"},
-    "training_programs": {"runtime", "models", "optax_chain", "targets"},
+    "training_programs": {"runtime", "models", "data", "optax_chain", "targets"},
     "training": {
         "runtime",
         "models",

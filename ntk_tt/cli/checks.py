@@ -74,7 +74,16 @@ def check_prediction(options: Predict) -> None:
         if value is not None:
             check_range(name, value, 1, most)
     for text in options.target:
-        read_target(text)
+        if read_target(text).is_validation and options.validation is None:
+            raise ValueError(
+                f"target: {text!r} is of samples that are not trained on; give some by "
+                "--validation 0.2, or the name of a split"
+            )
+    if options.validation is not None and options.method not in ("auto", "head", "curvature"):
+        raise ValueError(
+            f"validation: {options.method!r} does not follow samples that are not trained on; take "
+            "--method auto, curvature or head"
+        )
     _check_amount(options)
     _check_real_steps(options)
     if options.price_per_hour is not None and not (

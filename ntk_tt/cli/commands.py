@@ -12,8 +12,9 @@ from ntk_tt.features.store import FeatureStore
 from ntk_tt.optimizer import OptimizerConfig, check_sgd
 from ntk_tt.prediction.by_method import TRAINED
 from ntk_tt.prediction.finetuning import Finetuning
+from ntk_tt.prediction.kept_passes import build_features
 from ntk_tt.prediction.prepared import pass_over, predict_from
-from ntk_tt.prediction.setup import Loaded, build_features, load
+from ntk_tt.prediction.setup import load
 from ntk_tt.report import document as reports
 from ntk_tt.report.device_speed import DeviceSpeed
 from ntk_tt.report.text import print_report
@@ -158,7 +159,7 @@ def run(options: Predict) -> dict[str, Any]:
     }
     report = TrainingTimeReport.of(outcome, **parts)
     if isinstance(options, Verify):
-        report = report.with_truth(_train(options, loaded, setting, report), **parts)
+        report = report.with_truth(_train(options, what, setting, report), **parts)
     _print_and_save(options, report)
     return report.document
 
@@ -181,7 +182,7 @@ def _pace(
 
 
 def _train(
-    options: Verify, loaded: Loaded, setting: Setting, report: TrainingTimeReport
+    options: Verify, what: Finetuning, setting: Setting, report: TrainingTimeReport
 ) -> TrainingRun:
     """The real run; the prediction is saved before it, and printed if it does not end."""
     saved = bool(options.json)
@@ -191,9 +192,9 @@ def _train(
     try:
         with progress_bar("real training") as progress:
             return finetune(
-                loaded.model,
-                loaded.images,
-                loaded.task.labels,
+                what.model,
+                what.inputs,
+                what.labels,
                 setting.optimizer,
                 options.steps,
                 loss=options.loss,
@@ -201,6 +202,8 @@ def _train(
                 seed=options.seed + 2,
                 record_every=setting.recording.record_every,
                 train_statistics=options.batch_norm == "train",
+                augment=what.augment,
+                validation=what.validation,
                 progress=progress,
             )
     except BaseException as error:

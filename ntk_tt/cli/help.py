@@ -16,7 +16,7 @@ from rich.table import Table
 GROUPS = {
     "most used": "data classes per_class model weights optimizer learning_rate batch_size steps "
     "epochs target method",
-    "data": "split on_corrupt image_size seed",
+    "data": "split validation augment on_corrupt image_size seed",
     "texts": "text_column label_column max_length pooling",
     "the network": "head trainable loss label_smoothing batch_norm",
     "the optimiser": "momentum nesterov weight_decay betas eps clip_norm weight_ema sampling "

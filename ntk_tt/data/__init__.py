@@ -21,6 +21,7 @@ from ntk_tt.data.task import (
     Task,
     UnreadableImage,
     UpTo,
+    of_classes,
     sample,
 )
 from ntk_tt.data.texts import read_csv, read_jsonl
@@ -63,6 +64,7 @@ def load_task(
     progress: Progress = silent,
     text_column: str | None = None,
     label_column: str | None = None,
+    classes: Sequence[str] | None = None,
 ) -> Task:
     """Sample a task as the paper does: K random classes, N random images of each.
 
@@ -87,6 +89,7 @@ def load_task(
         progress: called as `progress(done, total)` after the images of each class.
         text_column, label_column: of `csv:` and `jsonl:`; None takes what has a usual name, such as
             `text` and `label`.
+        classes: these by their names, in this order, instead of K random ones.
 
     Raises:
         ValueError: unknown source, fewer than two classes, fewer classes or images than asked, an
@@ -95,8 +98,11 @@ def load_task(
     Cost: only the sampled images are decoded; labels come from folder names or from the records
     without their images.
     """
+    found = _read(source, split, text_column, label_column)
+    if classes is not None:
+        found, num_classes = of_classes(found, classes, f"{source!r}, split {split!r},"), None
     return sample(
-        _read(source, split, text_column, label_column),
+        found,
         source,
         num_classes=num_classes,
         per_class=per_class,

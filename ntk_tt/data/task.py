@@ -137,6 +137,22 @@ class Source(NamedTuple):
         return "".join(f"; {line}" for line in self.passed_over)
 
 
+def of_classes(found: Source, names: Sequence[str], source: str) -> Source:
+    """The classes of these names alone, in this order.
+
+    Raises:
+        ValueError: one is missing.
+    """
+    items = {_printable(name): images for name, images in found.items.items()}
+    missing = [name for name in names if name not in items]
+    if missing:
+        raise ValueError(
+            f"classes: {source} has no {missing[0]!r}, one of {len(missing)} of {len(names)} "
+            f"classes that are asked for{found.because}"
+        )
+    return found._replace(items={name: items[name] for name in names})
+
+
 def sample(
     found: Source,
     source: str,

@@ -156,7 +156,7 @@ def _of_group(
         filled = [*block, *[block[-1]] * (size - len(block))]
         steps = stacked_steps(problem, filled, num_steps)
         records = _replayed(problem, steps, num_steps, record_every, save_logits, indices)
-        loss, error, saved = jax.tree.map(np.asarray, records)
+        loss, error, saved, _ = jax.tree.map(np.asarray, records)
         yield tuple(
             Trajectory(numbers, loss[row], error[row], None if saved is None else saved[row])
             for row in range(len(block))
@@ -171,7 +171,7 @@ def _replayed(
     record_every: int,
     save_logits: bool,
     indices: Int[Array, "t b"] | None,
-) -> tuple[Float[Array, "s r"], Float[Array, "s r"], Array | None]:
+) -> tuple[Float[Array, "s r"], Float[Array, "s r"], Array | None, None]:
     """The records of each setting of stacked steps."""
     whole, rest = divmod(num_steps, record_every)
     cut = whole * record_every

@@ -30,6 +30,7 @@ def simulate(
     key: Key[Array, ""] | None = None,
     record_every: int = 1,
     save_logits: bool = False,
+    beside: Problem | None = None,
     progress: Progress = silent,
 ) -> Trajectory:
     """The training curve of the linearised network by any of the methods; see each one's docstring.
@@ -47,6 +48,7 @@ def simulate(
     With streamed features (`ntk_tt.kernels.streaming`) only `replay` works; the others run inside
     `jit`. A problem with a real head is replayed too, and has no other
     method. `progress` is called on the way of a replay; the others are one compiled program.
+    `beside` is for a replay, see there.
 
     Raises:
         ValueError: unknown method, or what the method raises.
@@ -59,6 +61,7 @@ def simulate(
             key=key,
             record_every=record_every,
             save_logits=save_logits,
+            beside=beside,
             progress=progress,
         )
     check_sgd(optimizer, method)

@@ -33,6 +33,7 @@ def replay(
     record_every: int = 1,
     save_logits: bool = False,
     num_spans: int | None = None,
+    beside: Problem | None = None,
     progress: Progress = silent,
 ) -> Trajectory:
     """The curve of a problem under u ← u − η_t a, a ← m a + Jᵀ g_batch/B + λ (u + w₀), and
@@ -59,6 +60,8 @@ def replay(
         save_logits: keep f at each record, (S, N, C).
         num_spans: about how many spans of whole records lie between the `states` that are kept;
             None keeps none, or 6 spans where the kernel changes on the way.
+        beside: the same network on samples that are not trained on, whose loss and error are
+            recorded too; of a network whose states are its parameters.
         progress: called as `progress(step, num_steps)` after each span.
 
     Raises:
@@ -103,17 +106,18 @@ def replay(
     ):
         taken = None if indices is None else indices[span].reshape(-1, chunk, indices.shape[1])
         length = (span.stop - span.start) // chunk
-        records, carry = _run(problem, steps, length, chunk, save_logits, taken, carry)
+        records, carry = _run(problem, steps, length, chunk, save_logits, taken, carry, beside)
         # as arrays of numpy they are there, and not only asked for
         parts.append(jax.tree.map(np.asarray, records))
         carries.append(carry)
         progress(span.stop, num_steps)
-    last = record(problem, save_logits, steps.read(carry))
+    last = record(problem, save_logits, steps.read(carry), beside)
     parts.append(jax.tree.map(lambda leaf: leaf[None], last))
-    loss, error, saved = jax.tree.map(
+    loss, error, saved, validation = jax.tree.map(
         lambda *leaves: np.concatenate([np.asarray(leaf) for leaf in leaves]), *parts
     )
-    return Trajectory(numbers, loss, error, saved, tuple(carries) if keeps_states else None)
+    states = tuple(carries) if keeps_states else None
+    return Trajectory(numbers, loss, error, saved, states, *(validation or ()))
 
 
 def own_way(
@@ -187,6 +191,7 @@ def run_records(
     save_logits: bool,
     indices: Int[Array, "s t b"] | None,
     carry: Any,
+    beside: Problem | None = None,
 ):
     """Records before every `chunk` steps, and what is carried after all of them."""
 
@@ -194,7 +199,7 @@ def run_records(
         return steps.step(problem, carry, batch), None
 
     def chunk_of_steps(carry, batches):
-        before = record(problem, save_logits, steps.read(carry))
+        before = record(problem, save_logits, steps.read(carry), beside)
         return jax.lax.scan(step, carry, batches, length=chunk)[0], before
 
     carry, records = jax.lax.scan(chunk_of_steps, carry, indices, length=length)
@@ -206,8 +211,11 @@ _run = eqx.filter_jit(run_records)
 
 @partial(jax.jit, static_argnums=1)
 def record(
-    problem: Problem, save_logits: bool, state: Any
-) -> tuple[Float[Array, ""], Float[Array, ""], Array | None]:
-    """Loss and error of all samples, and their logits where these are kept."""
+    problem: Problem, save_logits: bool, state: Any, beside: Problem | None = None
+) -> tuple[Float[Array, ""], Float[Array, ""], Array | None, tuple[Array, Array] | None]:
+    """Loss and error of all samples, their logits where these are kept, and loss and error of
+    samples that are not trained on.
+    """
     logits = problem.logits(state)
-    return *problem.metrics(logits), logits if save_logits else None
+    validation = None if beside is None else beside.metrics(beside.logits(state))
+    return *problem.metrics(logits), logits if save_logits else None, validation

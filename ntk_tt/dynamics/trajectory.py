@@ -14,6 +14,8 @@ class Trajectory(eqx.Module):
         logits: (S, N, C), only where asked for.
         states: what the steps carry at a handful of points on the way, steps 0 and T among them,
             of a problem whose kernel changes; what `ntk_tt.prediction.assess` goes by.
+        validation_loss, validation_error: (S,) of samples that are not trained on, where there are
+            some.
     """
 
     steps: np.ndarray
@@ -21,6 +23,8 @@ class Trajectory(eqx.Module):
     error: np.ndarray
     logits: np.ndarray | None = None
     states: tuple | None = None
+    validation_loss: np.ndarray | None = None
+    validation_error: np.ndarray | None = None
 
 
 def record_steps(num_steps: int, record_every: int) -> np.ndarray:

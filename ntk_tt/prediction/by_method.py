@@ -88,11 +88,12 @@ def as_slow_as(
         return predicted
     runs = []
     for run in predicted.prediction.runs:
-        losses, errors = (
-            slowed(run.steps, np.asarray(curve), factor, predicted.real_steps)
-            for curve in (run.loss, run.error)
-        )
-        runs.append(Trajectory(run.steps, losses, errors))
+        slow: dict[str, Any] = {
+            name: slowed(run.steps, np.asarray(curve), factor, predicted.real_steps)
+            for name in ("loss", "error", "validation_loss", "validation_error")
+            if (curve := getattr(run, name)) is not None
+        }
+        runs.append(Trajectory(run.steps, **slow))
     return dataclasses.replace(
         predicted,
         prediction=summarize_runs(
@@ -153,6 +154,7 @@ def first_real_steps(
             loss=what.loss,
             seed=what.seed + 2,
             record_every=record_every,
+            augment=what.augment,
             progress=progress,
         )
     check_beginning(run, "observed", what.loss, what.targets)
@@ -230,8 +232,11 @@ def interval_of(
     family: Literal["loss_below", "error_below"],
     level: float,
     step: int | float | None,
+    curve: np.ndarray | None = None,
 ) -> dict[str, Any]:
-    """`{"low", "high", "probability"}` of one level, predicted to be reached at `step`."""
+    """`{"low", "high", "probability"}` of one level, predicted to be reached at `step`; `curve` is
+    that of samples that are not trained on, where it is a level of theirs.
+    """
     spread: Interval = interval(
         method,
         predicted.real_steps / num_steps if method != "one-shot" else 0.0,
@@ -240,7 +245,9 @@ def interval_of(
     prediction, time = predicted.prediction, step
     if time is None:
         in_stairs = family == "error_below"
-        curve = smooth(prediction.error if in_stairs else prediction.loss, smoothing)
+        if curve is None:
+            curve = prediction.error if in_stairs else prediction.loss
+        curve = smooth(curve, smoothing)
         continued = continued_time(prediction.steps, curve, level, in_stairs=in_stairs)
         # the mean curve may get there although the median run does not
         time = None if continued is None else max(continued, math.nextafter(num_steps, math.inf))

@@ -1,4 +1,4 @@
-"""Where the passes of a small network are kept, and what they depend on."""
+"""Where passes over the data are kept, and what they depend on."""
 
 import os
 from typing import Any
@@ -8,9 +8,14 @@ import numpy as np
 from jaxtyping import Array, Key
 
 from ntk_tt.features import store as stores
+from ntk_tt.features.contrasts import Outputs, stored_outputs
 from ntk_tt.features.kept_pass import KeptPass, describe_pass, fingerprint
+from ntk_tt.features.plan import plan_features
+from ntk_tt.features.store import FeatureStore
+from ntk_tt.features.write import feature_manifest, write_features
 from ntk_tt.optimizer import OptimizerConfig
 from ntk_tt.prediction.finetuning import Finetuning
+from ntk_tt.runtime.progress import Progress
 
 _DESCENT = "gradient descent"  # the way of SGD, whatever its numbers
 
@@ -46,10 +51,10 @@ def kept_pass(
     first = describe_pass(
         model.apply,
         model.params,
-        what.inputs,
+        what.looked_at[0],
         key=what.key,
         settings={
-            "targets": fingerprint(what.targets),
+            "targets": fingerprint(what.looked_at[1]),
             "loss": what.loss,
             "head": model.head,
             "projections": options.num_projections,
@@ -83,3 +88,44 @@ def _way(optimizer: OptimizerConfig, num_steps: int, orders: Key[Array, ""]) -> 
         "steps": num_steps,
         "orders": np.asarray(jax.random.key_data(orders)).tolist(),
     }
+
+
+def find_features(what: Finetuning, outputs: Outputs) -> FeatureStore | None:
+    """Features that an earlier `ntk-tt features` wrote for exactly this, or None."""
+    try:
+        root = what.store or stores.default_folder()
+    except ValueError:  # no home folder
+        return None
+    if not os.path.isdir(root):
+        return None
+    apply, params = (
+        stored_outputs(what.model.apply, what.num_outputs, outputs),
+        what.model.params,
+    )
+    plan = plan_features(
+        apply,
+        params,
+        what.trained_on[0],
+        options=what.options,
+        key=what.key,
+        stored=True,
+        compiled=False,
+    )
+    manifest = feature_manifest(
+        plan, apply, params, what.trained_on[0], options=what.options, key=what.key
+    )
+    return stores.find(manifest, root)
+
+
+def build_features(what: Finetuning, outputs: Outputs, progress: Progress) -> FeatureStore:
+    """Computes the features to disk; goes on where an earlier call was stopped."""
+    apply = stored_outputs(what.model.apply, what.num_outputs, outputs)
+    return write_features(
+        apply,
+        what.model.params,
+        what.trained_on[0],
+        what.store,
+        options=what.options,
+        key=what.key,
+        progress=progress,
+    )

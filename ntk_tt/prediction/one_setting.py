@@ -24,6 +24,8 @@ class Prediction(eqx.Module):
             "not reached within T".
         times_low, times_high: the least and the greatest over the seeds.
         runs: the curve of each seed (one, where the dynamics have no noise).
+        validation_loss, validation_error: (S,) of samples that are not trained on, averaged over
+            the seeds; None where there are none.
     """
 
     steps: np.ndarray
@@ -33,6 +35,8 @@ class Prediction(eqx.Module):
     times_low: dict
     times_high: dict
     runs: tuple[Trajectory, ...]
+    validation_loss: np.ndarray | None = None
+    validation_error: np.ndarray | None = None
 
 
 def predict(
@@ -47,6 +51,7 @@ def predict(
     thresholds: Sequence[float] = DEFAULT_THRESHOLDS,
     loss_thresholds: Sequence[float] = (),
     smoothing: int = 1,
+    beside: Problem | None = None,
     progress: Progress = silent,
 ) -> Prediction:
     """The training curve and times of one optimiser setting.
@@ -61,6 +66,7 @@ def predict(
         key: of those; key 0 where none is given.
         record_every: steps between records: the resolution of the times.
         thresholds, loss_thresholds, smoothing: see `training_times`.
+        beside: of samples that are not trained on, see `ntk_tt.dynamics.replay`.
         progress: called as `progress(done, total)`, in steps of all seeds.
 
     Raises:
@@ -80,6 +86,7 @@ def predict(
                 method=method,
                 key=seed_key,
                 record_every=record_every,
+                beside=beside,
                 progress=part_of(progress, number, count),
             )
         )
@@ -122,7 +129,14 @@ def summarize_runs(
         times_low=combine_times(times, 0.0),
         times_high=combine_times(times, 1.0),
         runs=tuple(runs),
+        validation_loss=_mean([run.validation_loss for run in runs]),
+        validation_error=_mean([run.validation_error for run in runs]),
     )
+
+
+def _mean(curves: list[np.ndarray | None]) -> np.ndarray | None:
+    known = [curve for curve in curves if curve is not None]
+    return np.mean(known, 0) if known else None
 
 
 def plateau_window(optimizer: OptimizerConfig, num_samples: int) -> int:

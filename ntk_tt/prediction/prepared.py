@@ -26,11 +26,10 @@ from ntk_tt.prediction.by_method import (
     without_times,
 )
 from ntk_tt.prediction.finetuning import Finetuning
-from ntk_tt.prediction.kept_passes import kept_pass
+from ntk_tt.prediction.kept_passes import build_features, find_features, kept_pass
 from ntk_tt.prediction.one_setting import plateau_window, predict, summarize_runs
 from ntk_tt.prediction.one_shot import predict_after
 from ntk_tt.prediction.price import price_of
-from ntk_tt.prediction.setup import build_features, find_features
 from ntk_tt.prediction.verdict import Verdict
 from ntk_tt.runtime.progress import Progress, announce, progress_bar
 from ntk_tt.runtime.sharding import sample_mesh
@@ -55,6 +54,7 @@ class Pass:
         problem: the surrogate; None with `one-shot`, which makes one for each setting.
         features: the store that they were found in, or None.
         watch: of the pass.
+        held_out: the surrogate of samples that are not trained on; None without.
     """
 
     what: Finetuning
@@ -63,6 +63,7 @@ class Pass:
     problem: Problem | None
     features: FeatureStore | None
     watch: Stopwatch
+    held_out: Problem | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,6 +126,11 @@ def pass_over(
     if optimizer is not None and method != "auto" and method not in TRAINED:
         check_sgd(optimizer, method)
     chosen, reason = choose(method)
+    if what.validation is not None and chosen not in ("head", "curvature"):
+        raise ValueError(
+            f"validation: {chosen!r} does not follow samples that are not trained on; take "
+            "method='auto', 'curvature' or 'head'"
+        )
     watch = Stopwatch()
     if chosen == "one-shot":
         with watch:
@@ -160,8 +166,18 @@ def pass_over(
                 problem = expanded(False)
             if keep and kept is not None:
                 stored = found_in(kept, 1)
+        problem, held_out = _held_out(what, problem)
         jax.block_until_ready(problem)
-    return Pass(what, chosen, reason, problem, stored, watch)
+    return Pass(what, chosen, reason, problem, stored, watch, held_out)
+
+
+def _held_out(what: Finetuning, problem: Problem) -> tuple[Problem, Problem | None]:
+    """The surrogate of what is trained on, and that of what is not."""
+    if what.validation is None:
+        return problem, None
+    count = what.num_views
+    others = np.arange(count, count + what.num_validation)
+    return problem.of_samples(np.arange(count)), problem.of_samples(others)
 
 
 def _kept(
@@ -191,16 +207,18 @@ def _expanded(
     way = None
     if optimizer is not None and num_steps is not None:
         way = own_way(optimizer, num_steps, key=what.orders)
+    inputs, targets = what.looked_at
+    shares = what.validation is None and jax.device_count() > 1
     return expand(
         what.model,
-        what.inputs,
-        what.targets,
+        inputs,
+        targets,
         curvature=curvature,
         way=way,
         loss=what.loss,
         options=what.options,
         key=what.key,
-        mesh=sample_mesh() if jax.device_count() > 1 else None,
+        mesh=sample_mesh() if shares else None,
         kept=kept,
         pace=pace,
         progress=progress,
@@ -220,10 +238,11 @@ def _linearized(
     outputs: Outputs = "contrasts" if what.loss == "ce" and not diagonal else "logits"
     stored = build_features(what, outputs, progress) if keep else find_features(what, outputs)
     say(stored)
+    inputs, targets = what.trained_on
     problem = linearize(
         what.model,
-        what.inputs,
-        what.targets,
+        inputs,
+        targets,
         loss=what.loss,
         outputs=outputs,
         options=what.options,
@@ -259,14 +278,15 @@ def predict_from(
         ValueError: an optimiser that the method does not know, or whatever is out of range.
     """
     what, method = prepared.what, prepared.method
+    inputs, targets = what.trained_on
     predicted = _predicted(prepared, optimizer, recording, num_seeds, first_steps)
     watches = dict(predicted.watches)
     with Stopwatch() as watches["verdict"], progress_bar("verdict") as progress:
         verdict = assess(
             predicted.problem,
             what.model,
-            what.inputs,
-            np.asarray(what.targets),
+            inputs,
+            np.asarray(targets),
             optimizer,
             recording.num_steps,
             path=predicted.prediction.runs[0].states,
@@ -303,8 +323,7 @@ def _predicted(
         with features, progress_bar("features") as progress:
             shot = predict_after(
                 what.model,
-                what.inputs,
-                what.targets,
+                *what.trained_on,
                 optimizer,
                 recording.num_steps,
                 first_steps=first_steps,
@@ -335,6 +354,7 @@ def _predicted(
                 num_seeds=num_seeds,
                 key=what.orders,
                 record_every=recording.record_every,
+                beside=prepared.held_out,
                 progress=progress,
                 **recording.of_times,
             )

@@ -84,7 +84,7 @@ def price_of(
     if method == "one-shot":
         return None
     points = {"head": 1, "curvature": 2}.get(method, 0)
-    count, outputs = what.num_samples, what.num_outputs
+    count, outputs = what.num_views + what.num_validation, what.num_outputs
     if points:
         directions = SHARED + SPARES
         passes = points * (1 + directions) + (_OF_A_STEP if points == 2 else 0)
@@ -98,5 +98,5 @@ def price_of(
     held = min(MAX_BYTES, 4 * rows * width)
     if optimizer is None or num_steps is None:
         return Price(passes, count, held)
-    trained = num_steps * optimizer.checked_batch_size(count)
+    trained = num_steps * optimizer.checked_batch_size(what.num_samples)
     return Price(passes, count, held, trained, num_steps)

@@ -4,6 +4,7 @@ come from.
 
 import dataclasses
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,13 +12,9 @@ import jax
 import numpy as np
 
 from ntk_tt.data import Task, UpTo, default_classes, load_task
-from ntk_tt.features import store as stores
+from ntk_tt.data.augmentation import Augmentation
 from ntk_tt.features.compute import jacobian_features
-from ntk_tt.features.contrasts import Outputs, stored_outputs
 from ntk_tt.features.feature_options import FeatureOptions, Precision, ProjectionName
-from ntk_tt.features.plan import plan_features
-from ntk_tt.features.store import FeatureStore
-from ntk_tt.features.write import feature_manifest, write_features
 from ntk_tt.jacobian.bfloat16 import relative_error
 from ntk_tt.losses import LossName
 from ntk_tt.models import MODELS, Model, fit_linear_head, load_model, with_new_head
@@ -25,7 +22,14 @@ from ntk_tt.models.factory import load_factory
 from ntk_tt.models.hub_folder import is_hub_folder, load_hub_folder
 from ntk_tt.models.trainable import restrict
 from ntk_tt.prediction.finetuning import Finetuning
-from ntk_tt.runtime.input_trees import Inputs, in_order_of_length, take, text_lengths
+from ntk_tt.prediction.held_out import hold_out, read_validation
+from ntk_tt.runtime.input_trees import (
+    Inputs,
+    in_order_of_length,
+    on_host,
+    take,
+    text_lengths,
+)
 from ntk_tt.runtime.limits import (
     MAX_CLASSES,
     MAX_IMAGE_SIZE,
@@ -35,7 +39,7 @@ from ntk_tt.runtime.limits import (
     check_range,
 )
 from ntk_tt.runtime.memory import parse_bytes
-from ntk_tt.runtime.progress import Progress, progress_bar
+from ntk_tt.runtime.progress import progress_bar
 
 # what is taken unless more is asked for: as many a class as the paper, and as many in all as cost a
 # few minutes and some hundred MB
@@ -82,6 +86,12 @@ class Setup:
     """
     split: str = "train"
     """Of the data set."""
+    validation: str | None = None
+    """Also predict loss and error on samples that are not trained on: a share of the data, such as
+    `0.2`, or the name of another split.
+    """
+    augment: str | None = None
+    """`crop,flip`, or one of them: images are changed at random before each look at them."""
     on_corrupt: Literal["raise", "skip"] = "raise"
     """`skip` draws another image for one that cannot be read, and says how many."""
     classes: int | Literal["all"] | None = None
@@ -127,6 +137,10 @@ class Setup:
             raise ValueError(f"seed: must lie in 0 … {MAX_SEED}, got {self.seed}")
         if self.memory is not None:
             parse_bytes(self.memory)
+        if self.validation is not None:
+            read_validation(self.validation)
+        if self.augment is not None:
+            Augmentation.read(self.augment)
         if self.weights is None and self.model in MODELS and MODELS[self.model].bundled is None:
             raise ValueError(
                 f"weights: none of {self.model} ship with the package; give --weights FILE, "
@@ -183,6 +197,7 @@ class Loaded:
         images: normalised, as `model.apply` takes them.
         total_params: of the network, trainable or not.
         taken: how many images there are, where not all were taken and no number was asked for.
+        validation: images and labels that are not trained on, where some were asked for.
     """
 
     task: Task
@@ -190,6 +205,7 @@ class Loaded:
     images: Any
     total_params: int
     taken: str = ""
+    validation: tuple[Any, Any] | None = None
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -207,6 +223,8 @@ class Loaded:
             setup.seed,
             setup.store,
             label_smoothing,
+            self.validation,
+            None if setup.augment is None else Augmentation.read(setup.augment),
         )
 
 
@@ -226,23 +244,32 @@ def load(setup: Setup) -> Loaded:
         else setup.per_class
     )
     with progress_bar("images of the classes", compiles=False) as progress:
-        task = load_task(
+        read: Any = partial(
+            load_task,
             setup.data,
-            num_classes=setup.num_classes,
-            per_class=per_class,
             image_size=setup.side,
             seed=setup.seed,
-            split=setup.split,
             on_corrupt=setup.on_corrupt,
             text_column=setup.text_column,
             label_column=setup.label_column,
             progress=progress,
         )
+        task, others = (
+            read(num_classes=setup.num_classes, per_class=per_class, split=setup.split),
+            None,
+        )
+        if setup.validation is not None:
+            task, others = hold_out(
+                task,
+                read_validation(setup.validation),
+                setup.seed,
+                lambda split, names, most: read(classes=names, per_class=most, split=split),
+            )
     with progress_bar("network"):
-        return _with_network(setup, task)
+        return _with_network(setup, task, others)
 
 
-def _with_network(setup: Setup, task: Task) -> Loaded:
+def _with_network(setup: Setup, task: Task, others: Task | None) -> Loaded:
     """The task with its network, whose head fits it."""
     key = jax.random.key(setup.seed)
     rule = "pytorch" if setup.head == "probe" else setup.head
@@ -275,7 +302,7 @@ def _with_network(setup: Setup, task: Task) -> Loaded:
             key=key,
             head=rule,
         )
-    images = model.preprocess(task.images)
+    images, validation = _preprocessed(model, task, others)
     if task.is_text:
         images, order = in_order_of_length(images, np.arange(len(task.labels)))
         task = task._replace(
@@ -287,7 +314,18 @@ def _with_network(setup: Setup, task: Task) -> Loaded:
         model = fit_linear_head(model, images, task.labels)
     trained = restrict(model, setup.trainable, key=key)
     taken = _taken(task) if setup.per_class is None else ""
-    return Loaded(task, trained, images, model.num_params, taken)
+    return Loaded(task, trained, images, model.num_params, taken, validation)
+
+
+def _preprocessed(
+    model: Model, task: Task, others: Task | None
+) -> tuple[Inputs, tuple[Inputs, np.ndarray] | None]:
+    """All that the network is given, of one shape: texts are as long as the longest of all."""
+    if others is None:
+        return model.preprocess(task.images), None
+    count = len(task.labels)
+    found = on_host(model.preprocess(np.concatenate([task.images, others.images])))
+    return take(found, slice(count)), (take(found, slice(count, None)), others.labels)
 
 
 def _cut_texts(model: Model, texts: Inputs) -> list[str]:
@@ -327,47 +365,6 @@ def _check_devices() -> None:
             "unset it or set it to cpu, or install JAX for that device (pip install 'ntk-tt[cuda]' "
             "for NVIDIA's)"
         ) from error
-
-
-def find_features(what: Finetuning, outputs: Outputs) -> FeatureStore | None:
-    """Features that an earlier `ntk-tt features` wrote for exactly this, or None."""
-    try:
-        root = what.store or stores.default_folder()
-    except ValueError:  # no home folder
-        return None
-    if not os.path.isdir(root):
-        return None
-    apply, params = (
-        stored_outputs(what.model.apply, what.num_outputs, outputs),
-        what.model.params,
-    )
-    plan = plan_features(
-        apply,
-        params,
-        what.inputs,
-        options=what.options,
-        key=what.key,
-        stored=True,
-        compiled=False,
-    )
-    manifest = feature_manifest(
-        plan, apply, params, what.inputs, options=what.options, key=what.key
-    )
-    return stores.find(manifest, root)
-
-
-def build_features(what: Finetuning, outputs: Outputs, progress: Progress) -> FeatureStore:
-    """Computes the features to disk; goes on where an earlier call was stopped."""
-    apply = stored_outputs(what.model.apply, what.num_outputs, outputs)
-    return write_features(
-        apply,
-        what.model.params,
-        what.inputs,
-        what.store,
-        options=what.options,
-        key=what.key,
-        progress=progress,
-    )
 
 
 def precision_error(setup: Setup, loaded: Loaded) -> float | None:

@@ -221,6 +221,7 @@ def _paces(
             setting.optimizer,
             _TIMED_STEPS,
             loss=what.loss,
+            augment=what.augment,
             seed=what.seed + 2,
             record_every=_TIMED_STEPS,
         )

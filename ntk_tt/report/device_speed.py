@@ -63,6 +63,7 @@ class DeviceSpeed:
             num_steps,
             loss=what.loss,
             label_smoothing=what.label_smoothing,
+            augment=what.augment,
             seed=what.seed + 2,
             record_every=num_steps,
             progress=progress,

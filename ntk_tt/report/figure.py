@@ -63,6 +63,7 @@ def draw_report(report: dict[str, Any], runs: list[dict[str, Any]]) -> Any:
             axis.plot(
                 truth["steps"], truth[quantity], color=_REAL, label="real training", linewidth=2
             )
+        _validation_curves(axis, quantity, prediction, truth)
         axis.plot(
             prediction["steps"],
             prediction[quantity],
@@ -83,6 +84,11 @@ def draw_report(report: dict[str, Any], runs: list[dict[str, Any]]) -> Any:
             )
         _interval_band(axis, prediction, quantity)
         drawn = [each[quantity] for each in (prediction, truth) if each is not None]
+        drawn += [
+            each["validation"][quantity]
+            for each in (prediction, truth)
+            if each is not None and each.get("validation") is not None
+        ]
         top, highest = axis_top(drawn)
         axis.set(
             xlabel="optimiser step",
@@ -109,6 +115,23 @@ def draw_report(report: dict[str, Any], runs: list[dict[str, Any]]) -> Any:
     # no text.
     figure.suptitle(title.encode(errors="replace").decode(), fontsize=10, parse_math=False)
     return figure
+
+
+def _validation_curves(
+    axis: Any, quantity: str, prediction: dict[str, Any], truth: dict[str, Any] | None
+) -> None:
+    """Of samples that are not trained on, thin and dotted."""
+    for curve, colour, words in ((prediction, _PREDICTED, "predicted"), (truth, _REAL, "real")):
+        found = None if curve is None else curve.get("validation")
+        if curve is not None and found is not None:
+            axis.plot(
+                curve["steps"],
+                found[quantity],
+                color=colour,
+                label=f"{words}, not trained on",
+                linewidth=1.2,
+                linestyle=":",
+            )
 
 
 def axis_top(curves: Sequence[Sequence[float]]) -> tuple[float | None, float | None]:

@@ -18,6 +18,12 @@ from ntk_tt.times.levels import Level, levels_of
 from ntk_tt.training import TrainingRun
 
 Flags = Mapping[str, Any]
+_CURVES = {
+    "loss": "loss",
+    "error": "error",
+    "val-loss": "validation_loss",
+    "val-error": "validation_error",
+}
 
 
 def document_of(
@@ -37,7 +43,10 @@ def document_of(
         task, optimizer: what the command line's flags say of them.
     """
     prediction = outcome.predicted.prediction
-    levels = levels_of(prediction.loss, prediction.error, tuple(targets))
+    validation = None
+    if prediction.validation_loss is not None and prediction.validation_error is not None:
+        validation = prediction.validation_loss, prediction.validation_error
+    levels = levels_of(prediction.loss, prediction.error, tuple(targets), validation)
     steps = outcome.recording.num_steps
     seconds = outcome.train_seconds if seconds_per_step is None else seconds_per_step * steps
     if truth is not None:
@@ -73,6 +82,8 @@ def task_part(outcome: Outcome) -> dict[str, Any]:
         "num_samples": what.num_samples,
         "loss": what.loss,
         "label_smoothing": what.label_smoothing,
+        "num_validation": what.num_validation,
+        "augment": None if what.augment is None else what.augment.words,
         "features": None if stored is None else str(stored.folder),
         **problem.facts(),
         "devices": jax.device_count(),
@@ -150,6 +161,7 @@ def prediction_part(outcome: Outcome, levels: Sequence[Level]) -> dict[str, Any]
         real_steps=predicted.real_steps,
         slowdown=predicted.slowdown,
         diverged_at=diverged_at(prediction),
+        validation=validation_part(outcome, prediction),
         intervals=intervals(
             outcome.method, predicted, recording.num_steps, recording.smoothing, outcome.verdict
         ),
@@ -168,9 +180,10 @@ def level_part(outcome: Outcome, level: Level) -> dict[str, Any]:
             recording.num_steps,
             recording.smoothing,
             outcome.verdict,
-            "loss_below" if level.of == "loss" else "error_below",
+            "loss_below" if level.is_loss else "error_below",
             level.value,
             steps,
+            getattr(predicted.prediction, _CURVES[level.of]),
         )
     return {
         "of": level.of,
@@ -187,6 +200,11 @@ def steps_until(outcome: Outcome, level: Level) -> int | float | None:
     """
     if not outcome.has_times:
         return None
+    if getattr(outcome.predicted.prediction, _CURVES[level.of]) is None:
+        raise ValueError(
+            f"target: {level.of} is of samples that are not trained on, and there are none; give "
+            "some as validation (--validation 0.2)"
+        )
     times = [
         {"time": threshold_time(run.steps, _curve(run, level, outcome), level.value)}
         for run in outcome.predicted.prediction.runs
@@ -217,8 +235,42 @@ def truth_part(outcome: Outcome, truth: TrainingRun, levels: Sequence[Level]) ->
         ],
         diverged_at=truth.diverged_at,
         collapsed_at=truth.collapsed_at,
+        validation=validation_part(outcome, truth),
     )
 
 
+def validation_part(outcome: Outcome, run: Any) -> dict[str, Any] | None:
+    """Loss and error of samples that are not trained on, and where their loss is least, with the
+    90 % interval of that step where one is known; None without such samples.
+    """
+    if getattr(run, "validation_loss", None) is None:
+        return None
+    curve = smooth(run.validation_loss, outcome.recording.smoothing)
+    found: dict[str, Any] = {"step": None, "loss": None, "low": None, "high": None}
+    if np.isfinite(curve).any():
+        best = int(np.nanargmin(np.where(np.isfinite(curve), curve, np.inf)))
+        found |= {"step": int(run.steps[best]), "loss": float(curve[best])}
+    if run is outcome.predicted.prediction and (
+        is_calibrated(outcome.method, outcome.predicted, outcome.verdict)
+    ):
+        spread = interval_of(
+            outcome.method,
+            outcome.predicted,
+            outcome.recording.num_steps,
+            outcome.recording.smoothing,
+            outcome.verdict,
+            "loss_below",
+            found["loss"] or 0.0,
+            found["step"],
+        )
+        found |= {name: spread[name] for name in ("low", "high")}
+    return {
+        "loss": run.validation_loss.tolist(),
+        "error": run.validation_error.tolist(),
+        "num_samples": outcome.what.num_validation,
+        "best": found,
+    }
+
+
 def _curve(run: Any, level: Level, outcome: Outcome) -> np.ndarray:
-    return smooth(run.loss if level.of == "loss" else run.error, outcome.recording.smoothing)
+    return smooth(getattr(run, _CURVES[level.of]), outcome.recording.smoothing)

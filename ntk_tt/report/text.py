@@ -32,11 +32,12 @@ def sentence(report: dict[str, Any]) -> str:
     asked = [each for each in levels if each["is_target"]]
     reached = [each for each in levels if each["of"] == "loss" and each["steps"] is not None]
     chosen = asked[0] if asked else reached[-1] if reached else None
+    best = _best(prediction)
     if chosen is not None and chosen["steps"] is not None:
         steps = chosen["steps"]
         return (
             f"{_capital(_words(chosen))} after about {steps:,} steps{_between(chosen)}: "
-            f"{_price(cost, steps)}; {trust}."
+            f"{_price(cost, steps)}; {trust}.{best}"
         )
     end = (
         f"loss {_number(prediction['loss'][-1])} and error "
@@ -44,10 +45,24 @@ def sentence(report: dict[str, Any]) -> str:
     )
     whole = f"{_price(cost, last)}; {trust}."
     if chosen is None:
-        return f"{_capital(end)}: {whole}"
+        return f"{_capital(end)}: {whole}{best}"
     chance = chosen["probability"]
     chances = "" if chance is None else f" (chance {_percent(chance)})"
-    return f"{_capital(_words(chosen))} is not reached{chances}: {end}: {whole}"
+    return f"{_capital(_words(chosen))} is not reached{chances}: {end}: {whole}{best}"
+
+
+def _best(curve: dict[str, Any]) -> str:
+    """Where the loss of samples that are not trained on is least, as a sentence."""
+    found = curve.get("validation")
+    if found is None or found["best"]["step"] is None:
+        return ""
+    best, last = found["best"], curve["steps"][-1]
+    if best["step"] >= last:
+        return f" Validation loss still falls at the end, to {_number(best['loss'])}."
+    return (
+        f" Validation loss is least, {_number(best['loss'])}, after about {best['step']:,} steps"
+        f"{_between(best)}."
+    )
 
 
 def duration(seconds: int | float) -> str:
@@ -247,7 +262,13 @@ def _remarks(report: dict[str, Any]) -> list[str]:
 def _ends(prediction: dict[str, Any], truth: dict[str, Any] | None) -> str:
     def of(curve: dict[str, Any], word: str) -> str:
         loss, error = _number(curve["loss"][-1]), _number(curve["error"][-1], ".1%")
-        return f"loss {loss}, error {error} {word}"
+        text = f"loss {loss}, error {error} {word}"
+        if (found := curve.get("validation")) is None:
+            return text
+        loss, error = _number(found["loss"][-1]), _number(found["error"][-1], ".1%")
+        best = found["best"]
+        least = "" if best["step"] is None else f", least at step {best['step']:,}"
+        return f"{text} (validation: loss {loss}, error {error}{least})"
 
     return of(prediction, "predicted") + ("" if truth is None else f"; {of(truth, 'in truth')}")
 

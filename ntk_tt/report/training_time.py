@@ -8,13 +8,14 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from ntk_tt.data.augmentation import Augmentation
 from ntk_tt.features.feature_options import DEFAULT_OPTIONS, FeatureOptions
 from ntk_tt.losses import LossName
 from ntk_tt.models.model import Model
 from ntk_tt.optax_chain import Transformation
 from ntk_tt.optimizer import OptimizerConfig, as_setting, check_num_steps
 from ntk_tt.prediction.by_method import Recording
-from ntk_tt.prediction.finetuning import Finetuning
+from ntk_tt.prediction.finetuning import Finetuning, checked_validation
 from ntk_tt.prediction.prepared import AnyMethod, Outcome, Pass, pass_over, predict_from
 from ntk_tt.prediction.setting_space import Space
 from ntk_tt.report.document import write_json
@@ -25,8 +26,8 @@ from ntk_tt.report.sweep_report import SweepReport, sweep_of
 from ntk_tt.report.text import report_text, sentence
 from ntk_tt.runtime.input_trees import Inputs, in_order_of_length, on_host
 from ntk_tt.targets import check_smoothing
-from ntk_tt.times.crossing import DEFAULT_THRESHOLDS, check_thresholds
-from ntk_tt.times.levels import Level
+from ntk_tt.times.crossing import DEFAULT_THRESHOLDS
+from ntk_tt.times.levels import Level, asked_level
 from ntk_tt.training import TrainingRun
 
 Labels = Int[Array | np.ndarray, " n"] | Float[Array | np.ndarray, "n c"]
@@ -37,7 +38,8 @@ Setting = OptimizerConfig | Transformation
 class TrainingTimeReport:
     """When a fine-tuning run is where it should be, and how far to trust that.
 
-    Levels are given as `loss=0.5` or `error=0.1`; a time of None is "not reached within the steps".
+    Levels are given as `loss=0.5` or `error=0.1`, and as `val_loss=0.5` or `val_error=0.1` of
+    samples that are not trained on; a time of None is "not reached within the steps".
 
     Attributes:
         outcome: the prediction with all that belongs to it.
@@ -56,44 +58,30 @@ class TrainingTimeReport:
         """The same beside the real run, as `finetune` gives it."""
         return TrainingTimeReport.of(self.outcome, truth=truth, **parts)
 
-    def steps_until(
-        self, *, loss: int | float | None = None, error: int | float | None = None
-    ) -> int | float | None:
+    def steps_until(self, **level: int | float) -> int | float | None:
         """Optimiser steps until the level is reached, the median over orders of the data."""
-        return self._level(loss, error)["steps"]
+        return self._level(**level)["steps"]
 
-    def seconds_until(
-        self, *, loss: int | float | None = None, error: int | float | None = None
-    ) -> float | None:
+    def seconds_until(self, **level: int | float) -> float | None:
         """Seconds of training on the machine that is priced until the level is reached."""
-        steps = self.steps_until(loss=loss, error=error)
+        steps = self.steps_until(**level)
         return None if steps is None else steps * self.seconds_per_step
 
-    def cost_until(
-        self,
-        price_per_hour: int | float,
-        *,
-        loss: int | float | None = None,
-        error: int | float | None = None,
-    ) -> float | None:
+    def cost_until(self, price_per_hour: int | float, **level: int | float) -> float | None:
         """What it costs until the level is reached, in the currency of the price."""
-        seconds = self.seconds_until(loss=loss, error=error)
+        seconds = self.seconds_until(**level)
         return None if seconds is None else price_per_hour * seconds / 3600
 
-    def interval(
-        self, *, loss: int | float | None = None, error: int | float | None = None
-    ) -> tuple[int | None, int | None] | None:
+    def interval(self, **level: int | float) -> tuple[int | None, int | None] | None:
         """The 90 % interval of `steps_until`; an end of None lies later than the last step. None
         where no intervals are known: an optimiser other than SGD, or a refused prediction.
         """
-        found = self._level(loss, error)
+        found = self._level(**level)
         return None if found["probability"] is None else (found["low"], found["high"])
 
-    def probability(
-        self, *, loss: int | float | None = None, error: int | float | None = None
-    ) -> float | None:
+    def probability(self, **level: int | float) -> float | None:
         """The chance that the level is reached within the steps; None where it is not known."""
-        return self._level(loss, error)["probability"]
+        return self._level(**level)["probability"]
 
     @property
     def trust(self) -> Literal["high", "medium", "low", "none"]:
@@ -119,9 +107,22 @@ class TrainingTimeReport:
 
     @property
     def curve(self) -> dict[str, np.ndarray]:
-        """`{"steps", "loss", "error"}`, arrays (S,): the mean over orders of the data."""
+        """`{"steps", "loss", "error"}`, arrays (S,): the mean over orders of the data; and
+        `validation_loss` and `validation_error` where there are samples that are not trained on.
+        """
         prediction = self.outcome.predicted.prediction
-        return {name: np.asarray(getattr(prediction, name)) for name in ("steps", "loss", "error")}
+        names = ("steps", "loss", "error", "validation_loss", "validation_error")
+        return {
+            name: np.asarray(found)
+            for name in names
+            if (found := getattr(prediction, name)) is not None
+        }
+
+    @property
+    def best_step(self) -> int | None:
+        """The step of least loss on samples that are not trained on; None without such samples."""
+        found = self.document["prediction"]["validation"]
+        return None if found is None else found["best"]["step"]
 
     def plot(self, path: str | Path | None = None) -> Any:
         """The curves: written to a .png, .pdf or .svg, else a matplotlib figure."""
@@ -152,15 +153,8 @@ class TrainingTimeReport:
         runs = self.outcome.predicted.prediction.runs
         return [{"loss": each.loss, "error": each.error} for each in runs]
 
-    def _level(self, loss: int | float | None, error: int | float | None) -> dict[str, Any]:
-        if (loss is None) == (error is None):
-            raise ValueError("level: give either loss=… or error=…")
-        if loss is not None:
-            check_thresholds((), (loss,))
-            return level_part(self.outcome, Level("loss", float(loss), True))
-        assert error is not None
-        check_thresholds((error,))
-        return level_part(self.outcome, Level("error", float(error), True))
+    def _level(self, **level: int | float) -> dict[str, Any]:
+        return level_part(self.outcome, asked_level(level))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -250,6 +244,8 @@ def prepare(
     num_steps: int | None = None,
     loss: LossName = "ce",
     label_smoothing: int | float = 0.0,
+    validation: tuple[Any, Any] | None = None,
+    augment: Augmentation | None = None,
     options: FeatureOptions = DEFAULT_OPTIONS,
     seed: int = 0,
     store: str | Path | None = None,
@@ -266,6 +262,10 @@ def prepare(
             own way; the settings that are priced may differ in all numbers.
         loss: `ce` or `mse`.
         label_smoothing: share of each label that is spread over all classes, of `ce`.
+        validation: inputs and labels that are not trained on; a few hundred are enough. Their loss
+            and error are predicted too.
+        augment: how images are changed at random before each look at them, as `finetune` takes it;
+            the pass is of a few draws of each.
         options: how the pass runs.
         seed: of the sample of the parameters and the orders of the data.
         store: folder in which what the pass finds is kept, to be found again by another process;
@@ -287,6 +287,8 @@ def prepare(
         seed,
         None if store is None else Path(store),
         label_smoothing,
+        checked_validation(inputs, validation),
+        augment,
     )
     setting = None if optimizer is None else as_setting(optimizer)
     found = pass_over(what, method, optimizer=setting, num_steps=num_steps, keep=store is not None)
@@ -305,6 +307,8 @@ def predict_training_time(
     method: AnyMethod = "auto",
     loss: LossName = "ce",
     label_smoothing: int | float = 0.0,
+    validation: tuple[Any, Any] | None = None,
+    augment: Augmentation | None = None,
     num_seeds: int = 5,
     record_every: int | None = None,
     smoothing: int | None = None,
@@ -331,6 +335,9 @@ def predict_training_time(
         method: `auto` takes the most exact that the network allows.
         loss: `ce` (softmax cross-entropy) or `mse` (½‖f − y‖²).
         label_smoothing: share of each label that is spread over all classes, of `ce`.
+        validation: inputs and labels that are not trained on, whose loss and error are predicted
+            too; a few hundred are enough.
+        augment: how images are changed at random before each look at them, as `finetune` takes it.
         num_seeds: orders of the data that are averaged.
         record_every: steps between records; by default 1 for the full batch, else T/50.
         smoothing: records in the running mean before times are read; by default 1 for the full
@@ -371,6 +378,8 @@ def predict_training_time(
         num_steps=num_steps,
         loss=loss,
         label_smoothing=label_smoothing,
+        validation=validation,
+        augment=augment,
         options=options,
         seed=seed,
     )

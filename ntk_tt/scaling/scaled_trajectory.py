@@ -27,15 +27,13 @@ class ScaledTrajectory(Trajectory):
     num_samples: int = eqx.field(static=True, kw_only=True)
     subset_size: int = eqx.field(static=True, kw_only=True)
     batch_loss: np.ndarray = eqx.field(kw_only=True)
-    validation_loss: np.ndarray = eqx.field(kw_only=True)
-    validation_error: np.ndarray = eqx.field(kw_only=True)
     spread: np.ndarray = eqx.field(kw_only=True)
     leverage: np.ndarray = eqx.field(kw_only=True)
 
     @property
     def best_step(self) -> int:
         """The step of least validation loss."""
-        return int(self.steps[np.nanargmin(self.validation_loss)])
+        return int(self.steps[np.nanargmin(np.asarray(self.validation_loss))])
 
     @property
     def trusted_until(self) -> int:
