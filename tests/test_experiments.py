@@ -19,7 +19,18 @@ from experiments.registry import EXPERIMENTS, find
 from tools import readme
 
 # the dearest: two tasks, the runs of two others, or many feature passes or trainings to compile
-NIGHTLY = ("fig1", "fig2", "fig4", "fig5", "fig7", "fig8", "accuracy", "curvature", "sharpening")
+NIGHTLY = (
+    "fig1",
+    "fig2",
+    "fig4",
+    "fig5",
+    "fig7",
+    "fig8",
+    "accuracy",
+    "curvature",
+    "sharpening",
+    "sweep",
+)
 
 
 @pytest.mark.slow
