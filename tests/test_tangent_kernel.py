@@ -1,5 +1,7 @@
 """Θ of a small network at one state."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,9 +11,9 @@ from ntk_tt.kernels.operators import AbstractKernel
 from ntk_tt.surrogate.tangent_kernel import TangentKernel
 
 
-@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("scale", ["none", "of each number", "one, made in the program"])
 @pytest.mark.parametrize("num_samples", [12, 600])  # XLA fuses otherwise where there are many
-def test_squares_of_samples_are_those_of_the_diagonal_blocks(num_samples, scaled):
+def test_squares_of_samples_are_those_of_the_diagonal_blocks(num_samples, scale):
     rng = np.random.default_rng(0)
 
     def array(*shape):
@@ -21,7 +23,7 @@ def test_squares_of_samples_are_those_of_the_diagonal_blocks(num_samples, scaled
     pairs = tuple(
         (array(num_samples, 4, size), array(num_samples, 4, num_outputs)) for _ in range(2)
     )
-    of_head = np.abs(array(width, num_outputs)) if scaled else np.float32(1)
+    of_head = np.abs(array(width, num_outputs)) if scale == "of each number" else np.float32(1.3)
     bend, slope = array(num_samples, num_outputs), array(size)
     head, root = array(num_samples, width), np.abs(array(size))
     kernel = TangentKernel(*jax.tree.map(jnp.asarray, (pairs, bend, slope, head, root, of_head)))
@@ -31,7 +33,16 @@ def test_squares_of_samples_are_those_of_the_diagonal_blocks(num_samples, scaled
         gradients += np.einsum("nc,nkc,nkd->nd", residuals, read, jacobian, optimize=True)
     of_outputs = np.einsum("nf,nc->nfc", head, residuals, dtype=np.float64) * of_head
     expected = np.square(root * gradients).sum(1) + np.square(of_outputs).sum((1, 2))
+
+    def in_a_program(way, kernel, residuals, of_head):
+        if scale.startswith("one"):
+            whole = jnp.broadcast_to(of_head, (width, num_outputs))
+            kernel = dataclasses.replace(kernel, of_head=whole)
+        return way(kernel, residuals)
+
     for way in (TangentKernel.sample_squares, AbstractKernel.sample_squares):
         for _ in range(3):  # what was wrong came and went
-            found = jax.jit(way)(kernel, jnp.asarray(residuals))
+            found = jax.jit(in_a_program, static_argnums=0)(
+                way, kernel, jnp.asarray(residuals), jnp.asarray(of_head)
+            )
             np.testing.assert_allclose(found, expected, rtol=1e-4)

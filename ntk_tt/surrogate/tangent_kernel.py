@@ -107,8 +107,11 @@ def _own(head: Float[Array, "n f"], of_head: Array) -> Float[Array, "n _"]:
     """‖head_n‖² of each output, in its own scale; one column where that is the same for all.
 
     Not by a product with a number that is broadcast to a matrix: inside a fused sum XLA (of JAX
-    0.10.2, on CPUs) returns memory that nothing was written to for such a product.
+    0.10.2 and 0.12.0, on CPUs) returns memory that nothing was written to for such a product. A
+    scale is such a matrix where it is made in the same program, as that of clipped SGD is, so it
+    is given a column that differs.
     """
     if of_head.ndim == 0:
         return (jnp.square(head).sum(1) * jnp.square(of_head))[:, None]
-    return jnp.square(head) @ jnp.square(of_head)
+    scale = jnp.pad(jnp.square(of_head), ((0, 0), (0, 1)))
+    return (jnp.square(head) @ scale)[:, :-1]
