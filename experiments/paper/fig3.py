@@ -70,13 +70,7 @@ def principal_components(rows: np.ndarray) -> np.ndarray:
 
 def cluster(config: Config, task: TaskConfig) -> dict[str, Any]:
     """Components, planes and their numbers on one data set."""
-    from sklearn.manifold import TSNE
     from sklearn.metrics import silhouette_samples, silhouette_score
-
-    def plane(rows: np.ndarray) -> np.ndarray:
-        return TSNE(perplexity=config.perplexity, random_state=task.seed, init="pca").fit_transform(
-            rows
-        )
 
     prepared = prepare(task)
     (model, images, labels), problem = prepared.task, prepared.problem
@@ -90,25 +84,9 @@ def cluster(config: Config, task: TaskConfig) -> dict[str, Any]:
         problem, ntk_tt.OptimizerConfig(rate), config.num_steps, method="ode", save_logits=True
     )
     logits = np.asarray(run.logits, np.float64)
-    losses = np.log(np.exp(logits - logits.max(-1, keepdims=True)).sum(-1)) - (
-        np.take_along_axis(logits, labels[None, :, None], 2)[..., 0] - logits.max(-1)
-    )
-    above = losses >= 0.5 * losses[0].mean()
-    last_above = np.where(above.any(0), len(above) - 1 - above[::-1].argmax(0), -1)
-    times = np.minimum(last_above + 1, config.num_steps)
-    planes = {
-        **{name: plane(each) for name, each in points.items()},
-        "trajectories": plane(
-            logits[:: max(1, config.num_steps // 30)]
-            .swapaxes(0, 1)
-            .reshape(len(images), -1)
-            .astype(np.float32)
-        ),
-    }
-    distances = np.linalg.norm(planes["trajectories"][:, None] - planes["trajectories"], axis=-1)
-    neighbours = np.argsort(distances + np.diag(np.full(len(images), np.inf)), 1)[
-        :, :NUM_NEIGHBOURS
-    ]
+    times = np.minimum(fitted_after(logits, labels), config.num_steps)
+    planes = planes_of(config, task, points, logits)
+    neighbours = nearest(planes["trajectories"])
     separation = silhouette_samples(points["gradients"], labels)
     record = {
         "task": dataclasses.asdict(task),
@@ -138,6 +116,43 @@ def cluster(config: Config, task: TaskConfig) -> dict[str, Any]:
         flush=True,
     )
     return record
+
+
+def fitted_after(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The record from which on the loss of each sample stays below half of the mean at first."""
+    losses = np.log(np.exp(logits - logits.max(-1, keepdims=True)).sum(-1)) - (
+        np.take_along_axis(logits, labels[None, :, None], 2)[..., 0] - logits.max(-1)
+    )
+    above = losses >= 0.5 * losses[0].mean()
+    return np.where(above.any(0), len(above) - 1 - above[::-1].argmax(0), -1) + 1
+
+
+def planes_of(
+    config: Config, task: TaskConfig, points: dict[str, np.ndarray], logits: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Points and trajectories of the logits, each embedded in a plane by t-SNE."""
+    from sklearn.manifold import TSNE
+
+    def plane(rows: np.ndarray) -> np.ndarray:
+        return TSNE(perplexity=config.perplexity, random_state=task.seed, init="pca").fit_transform(
+            rows
+        )
+
+    return {
+        **{name: plane(each) for name, each in points.items()},
+        "trajectories": plane(
+            logits[:: max(1, config.num_steps // 30)]
+            .swapaxes(0, 1)
+            .reshape(logits.shape[1], -1)
+            .astype(np.float32)
+        ),
+    }
+
+
+def nearest(plane: np.ndarray) -> np.ndarray:
+    """The numbers of each sample's neighbours."""
+    distances = np.linalg.norm(plane[:, None] - plane, axis=-1)
+    return np.argsort(distances + np.diag(np.full(len(plane), np.inf)), 1)[:, :NUM_NEIGHBOURS]
 
 
 def rank_correlation(one: np.ndarray, other: np.ndarray) -> float:

@@ -277,13 +277,27 @@ def summarize(results: dict[str, Any]) -> tuple[str, str]:
 
 
 def draw(results: dict[str, Any], path: Any) -> None:
-    from experiments.common.figures import OTHER, PREDICTED, REAL, subplots
+    from experiments.common.figures import subplots
 
     figure, axes = subplots(2, 2)
-    curves = results["curves"]
+    draw_curves(axes[0, 0], results["curves"])
+    sizes = sorted({run["num_samples"] for run in results["runs"]})
+    draw_errors(
+        axes[0, 1], [run for run in results["runs"] if run["num_samples"] == sizes[-1]], sizes[-1]
+    )
+    draw_costs(axes[1, 0], results["runs"], sizes)
+    draw_spectra(axes[1, 1], results["spectra"][-1])
+    for axis in axes.ravel():
+        axis.legend(frameon=False, fontsize=6)
+    figure.savefig(path, dpi=120)
+
+
+def draw_curves(axis: Any, curves: dict[str, Any]) -> None:
+    from experiments.common.figures import PREDICTED, REAL
+
     for name, curve in curves["loss"].items():
         colour = {"real": REAL, "exact": PREDICTED}.get(name)
-        axes[0, 0].plot(
+        axis.plot(
             curves["steps"],
             curve,
             color=colour,
@@ -291,67 +305,65 @@ def draw(results: dict[str, Any], path: Any) -> None:
             linestyle="-" if colour else ":",
             label={"real": "real", "exact": "exact Θ"}.get(name, f"D' = {name}"),
         )
-    axes[0, 0].set(xlabel="step", ylabel="training loss")
-    sizes = sorted({run["num_samples"] for run in results["runs"]})
-    largest = [run for run in results["runs"] if run["num_samples"] == sizes[-1]]
-    axes[0, 1].loglog(
-        [run["num_projections"] for run in largest],
-        [run["error"] for run in largest],
-        "o-",
-        color=PREDICTED,
-        label="measured",
+    axis.set(xlabel="step", ylabel="training loss")
+
+
+def draw_errors(axis: Any, runs: list[dict[str, Any]], num_samples: int) -> None:
+    from experiments.common.figures import PREDICTED
+
+    projections = [run["num_projections"] for run in runs]
+    axis.loglog(
+        projections, [run["error"] for run in runs], "o-", color=PREDICTED, label="measured"
     )
-    axes[0, 1].loglog(
-        [run["num_projections"] for run in largest],
-        [run["expected_error"] for run in largest],
-        ":",
-        color="0.4",
-        label="formula",
+    axis.loglog(
+        projections, [run["expected_error"] for run in runs], ":", color="0.4", label="formula"
     )
-    axes[0, 1].set(xlabel="D'", ylabel="relative Frobenius error", title=f"N = {sizes[-1]}")
+    axis.set(xlabel="D'", ylabel="relative Frobenius error", title=f"N = {num_samples}")
+
+
+def draw_costs(axis: Any, runs: list[dict[str, Any]], sizes: list[int]) -> None:
+    from experiments.common.figures import OTHER, PREDICTED, REAL
+
+    fewest = runs[0]["num_projections"]
     same = [
-        next(
-            run
-            for run in results["runs"]
-            if run["num_samples"] == size
-            and run["num_projections"] == results["runs"][0]["num_projections"]
-        )
+        next(run for run in runs if run["num_samples"] == size and run["num_projections"] == fewest)
         for size in sizes
     ]
-    axes[1, 0].plot(
+    axis.plot(
         sizes,
         [run["error"] for run in same],
         "o-",
         color=PREDICTED,
         label=f"error, D' = {same[0]['num_projections']}",
     )
-    seconds = axes[1, 0].twinx()
+    seconds = axis.twinx()
     seconds.plot(sizes, [run["exact_seconds"] for run in same], "s--", color=REAL, label="exact")
     seconds.plot(sizes, [run["seconds"] for run in same], "s-", color=OTHER, label="projected")
     seconds.set_ylabel("seconds")
     seconds.legend(frameon=False, fontsize=7, loc="center right")
-    axes[1, 0].set(xlabel="N", ylabel="relative Frobenius error", ylim=(0, None))
-    each = results["spectra"][-1]
-    size = each["sizes"][-1]
+    axis.set(xlabel="N", ylabel="relative Frobenius error", ylim=(0, None))
+
+
+def draw_spectra(axis: Any, each: dict[str, Any]) -> None:
+    from experiments.common.figures import PREDICTED
+
     for index, size in enumerate(each["sizes"]):
-        axes[1, 1].loglog(
+        axis.loglog(
             size["ranks"],
             np.maximum(size["eigenvalues"], 1e-9),
             color=str(0.75 - 0.75 * index / max(1, len(each["sizes"]) - 1)),
             label=f"N = {size['num_samples']}",
         )
-    ranks = np.asarray([3, size["last"]])
-    axes[1, 1].loglog(
+    largest = each["sizes"][-1]
+    ranks = np.asarray([3, largest["last"]])
+    axis.loglog(
         ranks,
-        size["coefficient"] * ranks ** -size["exponent"],
+        largest["coefficient"] * ranks ** -largest["exponent"],
         ":",
         color=PREDICTED,
-        label=f"k^−{size['exponent']:.2f}",
+        label=f"k^−{largest['exponent']:.2f}",
     )
-    axes[1, 1].set(xlabel="rank", ylabel="eigenvalue / N", title=each["task"]["data"])
-    for axis in axes.ravel():
-        axis.legend(frameon=False, fontsize=6)
-    figure.savefig(path, dpi=120)
+    axis.set(xlabel="rank", ylabel="eigenvalue / N", title=each["task"]["data"])
 
 
 EXPERIMENT = Experiment(

@@ -190,21 +190,8 @@ def compare(task: TaskConfig, pair: Pair, seed: int, grid: dict[str, Any]) -> di
         "truth": truth.loss(times),
         "subset": subset.loss(times) * total / subset.projections.sum(),
         "resolvent": resolvent.loss(times),
+        **curves_of_laws(subset, size, total, measured, times, grid),
     }
-    for (kept, kept_eigenvalues), alpha in itertools.product(
-        itertools.product(grid["kept"], grid["kept_eigenvalues"]), (*grid["alphas"], measured)
-    ):
-        law = ntk_tt.scaling.extrapolate_power_law(
-            subset,
-            size,
-            total,
-            alpha=alpha,
-            kept=kept,
-            kept_eigenvalues=min(kept_eigenvalues, pair.subset),
-        )
-        curves[
-            law_name("measured" if alpha == measured else f"{alpha:g}", kept, kept_eigenvalues)
-        ] = law.loss(times)
     for parts in grid["parts"]:
         curves[f"richardson {parts}"] = ntk_tt.scaling.extrapolate_loss(
             ntk, residuals, size, times, total, parts=parts
@@ -252,6 +239,33 @@ def compare(task: TaskConfig, pair: Pair, seed: int, grid: dict[str, Any]) -> di
         if seed == 0
         else None,
     }
+
+
+def curves_of_laws(
+    subset: ntk_tt.kernels.Spectrum,
+    size: int,
+    total: float,
+    measured: float,
+    times: np.ndarray,
+    grid: dict[str, Any],
+) -> dict[str, np.ndarray]:
+    """Of the paper's power law, with all exponents and cuts of the grid and the measured one."""
+    curves = {}
+    for (kept, kept_eigenvalues), alpha in itertools.product(
+        itertools.product(grid["kept"], grid["kept_eigenvalues"]), (*grid["alphas"], measured)
+    ):
+        law = ntk_tt.scaling.extrapolate_power_law(
+            subset,
+            size,
+            total,
+            alpha=alpha,
+            kept=kept,
+            kept_eigenvalues=min(kept_eigenvalues, len(subset.eigenvalues)),
+        )
+        curves[
+            law_name("measured" if alpha == measured else f"{alpha:g}", kept, kept_eigenvalues)
+        ] = law.loss(times)
+    return curves
 
 
 @functools.lru_cache(maxsize=2)

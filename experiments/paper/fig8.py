@@ -105,7 +105,6 @@ def compare(config: Config, case: Case) -> dict[str, Any]:
             record_every=every,
         )
         curves[method] = {"loss": run.loss, "error": run.error}
-    tail = max(1, len(reals[0].steps) // 5)
     record = {
         "task": dataclasses.asdict(config.task),
         **setting,
@@ -119,14 +118,28 @@ def compare(config: Config, case: Case) -> dict[str, Any]:
             name: {kind: np.asarray(curve).tolist() for kind, curve in each.items()}
             for name, each in curves.items()
         },
+        **distances(curves),
+    }
+    print(
+        f"fig8: η={rate:g} B={case.batch_size}: "
+        f"distance of error curves {record['error_distance']}",
+        flush=True,
+    )
+    return record
+
+
+def distances(curves: dict[str, Any]) -> dict[str, Any]:
+    """How far each method is from the real run, and where all end."""
+    real = curves["real"]
+    tail = max(1, len(real["loss"]) // 5)
+    return {
         "error_distance": {
-            name: float(np.mean(np.abs(each["error"] - curves["real"]["error"])))
+            name: float(np.mean(np.abs(each["error"] - real["error"])))
             for name, each in curves.items()
             if name != "real"
         },
         "loss_distance": {
-            name: float(np.mean(np.abs(each["loss"] - curves["real"]["loss"])))
-            / float(curves["real"]["loss"][0])
+            name: float(np.mean(np.abs(each["loss"] - real["loss"]))) / float(real["loss"][0])
             for name, each in curves.items()
             if name != "real"
         },
@@ -135,12 +148,6 @@ def compare(config: Config, case: Case) -> dict[str, Any]:
             for name, each in curves.items()
         },
     }
-    print(
-        f"fig8: η={rate:g} B={case.batch_size}: "
-        f"distance of error curves {record['error_distance']}",
-        flush=True,
-    )
-    return record
 
 
 def summarize(results: dict[str, Any]) -> tuple[str, str]:

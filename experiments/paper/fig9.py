@@ -11,7 +11,8 @@ f_lin‖/‖f − f₀‖, and to their norms.
 """
 
 import dataclasses
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -63,13 +64,18 @@ def compute(config: Config) -> dict[str, Any]:
     }
 
 
-def compare(config: Config, task: TaskConfig) -> list[dict[str, Any]]:
-    """Errors along training at each rate."""
-    model, images, labels = load(task)
+class Course(NamedTuple):
+    """The network and its linearisation at w₀ trained side by side: the compiled step of both, and
+    how far apart they are.
+    """
+
+    initial: Any
+    step: Callable[..., tuple[Any, ...]]
+    errors: Callable[..., dict[str, jax.Array]]
+
+
+def course_of(model: ntk_tt.Model, images: jax.Array, targets: jax.Array) -> Course:
     apply, initial = model.apply, model.params
-    targets = jax.nn.one_hot(labels, task.classes)
-    problem = ntk_tt.surrogate.linearize(ntk_tt.from_function(apply, initial), images, labels)
-    largest = largest_stable_rate(problem)
 
     def loss(logits):
         return optax.softmax_cross_entropy(logits, targets).mean()
@@ -101,24 +107,32 @@ def compare(config: Config, task: TaskConfig) -> list[dict[str, Any]]:
             "loss_linear": loss(linear),
         }
 
+    return Course(initial, step, errors)
+
+
+def follow(course: Course, rate: float, config: Config) -> tuple[list[int], list[dict[str, float]]]:
+    """The errors along training at one rate, and their steps."""
+    params, displacement = course.initial, jax.tree.map(jnp.zeros_like, course.initial)
+    steps, curves = [], []
+    for index in range(config.num_steps + 1):
+        after, moved, *outputs = course.step(params, displacement, rate)
+        if index and (index % config.record_every == 0 or index == config.num_steps):
+            steps.append(index)
+            found = course.errors(params, displacement, *outputs)
+            curves.append({name: float(value) for name, value in found.items()})
+        params, displacement = after, moved
+    return steps, curves
+
+
+def compare(config: Config, task: TaskConfig) -> list[dict[str, Any]]:
+    """Errors along training at each rate."""
+    model, images, labels = load(task)
+    largest = largest_stable_rate(ntk_tt.surrogate.linearize(model, images, labels))
+    course = course_of(model, images, jax.nn.one_hot(labels, task.classes))
     records = []
     for relative in config.rates:
         rate = two_digits(relative * largest)
-        params, displacement = initial, jax.tree.map(jnp.zeros_like, initial)
-        steps, curves = [], []
-        for index in range(config.num_steps + 1):
-            after, moved, logits, linear, start = step(params, displacement, rate)
-            if index and (index % config.record_every == 0 or index == config.num_steps):
-                steps.append(index)
-                curves.append(
-                    {
-                        name: float(value)
-                        for name, value in errors(
-                            params, displacement, logits, linear, start
-                        ).items()
-                    }
-                )
-            params, displacement = after, moved
+        steps, curves = follow(course, rate, config)
         records.append(
             {
                 "task": dataclasses.asdict(task),

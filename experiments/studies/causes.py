@@ -129,16 +129,7 @@ def ladder(setting: Setting, exact: DualKernel) -> dict[str, Any]:
         record_every=every,
     )
     end = kernel_at(setting.task, run.params)
-    batches = None
-    if not optimizer.is_full_batch(problem.num_samples):
-        order = batches_in_order(
-            problem.num_samples,
-            optimizer.checked_batch_size(problem.num_samples),
-            False,
-            optimizer.sampling,
-            setting.seed,
-        )
-        batches = np.stack([next(order) for _ in range(steps)])
+    batches = batches_of(setting, optimizer, problem.num_samples)
 
     def times(curve: Any) -> dict:
         return read_times(curve.steps, curve.loss, curve.error, window)
@@ -173,11 +164,7 @@ def ladder(setting: Setting, exact: DualKernel) -> dict[str, Any]:
         found["another real run"] = times(
             real_run(setting.task, described, steps, seed=setting.seed + 1, record_every=every)
         )
-    residuals = jax.nn.softmax(problem.initial_logits) - problem.targets
-    growth = float(
-        jnp.vdot(residuals, end.product(residuals)) / jnp.vdot(residuals, exact.product(residuals))
-    )
-    trace = float(jnp.einsum("ncnc->", end.ntk) / jnp.einsum("ncnc->", exact.ntk))
+    trace, growth = grown(problem, exact, end)
     print(
         f"{setting.task.data} rate {setting.rate} B={setting.batch_size}: tr Θ × {trace:.2f}, gᵀΘg "
         f"× {growth:.2f}",
@@ -192,6 +179,31 @@ def ladder(setting: Setting, exact: DualKernel) -> dict[str, Any]:
         "final_loss": {"real": float(run.loss[-1])},
         "cost": {"train_seconds": run.seconds},
     }
+
+
+def batches_of(
+    setting: Setting, optimizer: ntk_tt.OptimizerConfig, num_samples: int
+) -> np.ndarray | None:
+    """The samples of each step of the real run; None where each takes all."""
+    if optimizer.is_full_batch(num_samples):
+        return None
+    order = batches_in_order(
+        num_samples,
+        optimizer.checked_batch_size(num_samples),
+        False,
+        optimizer.sampling,
+        setting.seed,
+    )
+    return np.stack([next(order) for _ in range(setting.num_steps)])
+
+
+def grown(problem: LinearizedProblem, exact: DualKernel, end: DualKernel) -> tuple[float, float]:
+    """By what the trace of Θ grew in training, and by what its part along the first gradient."""
+    residuals = jax.nn.softmax(problem.initial_logits) - problem.targets
+    growth = float(
+        jnp.vdot(residuals, end.product(residuals)) / jnp.vdot(residuals, exact.product(residuals))
+    )
+    return float(jnp.einsum("ncnc->", end.ntk) / jnp.einsum("ncnc->", exact.ntk)), growth
 
 
 def summarize(results: dict[str, Any]) -> tuple[str, str]:

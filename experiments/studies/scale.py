@@ -222,18 +222,7 @@ def in_a_process(
 
 def main(config: Config) -> None:
     if config.stage != "all":
-        record = (
-            write(config, config.folder)
-            if config.stage == "features"
-            else play(config, config.folder)
-        )
-        write_json(
-            config.folder / f"{config.stage}.json",
-            {
-                name: value.tolist() if isinstance(value, np.ndarray) else value
-                for name, value in record.items()
-            },
-        )
+        run_stage(config)
         return
     if config.num_projections is None:
         num_params = ntk_tt.load_model(num_classes=CLASSES).num_params
@@ -261,35 +250,10 @@ def main(config: Config) -> None:
                 flush=True,
             )
             continue
-        begin = time.perf_counter()
-        with tempfile.TemporaryDirectory(dir=config.folder) as folder:
-            parts = {
-                stage: in_a_process(config, stage, num_samples, Path(folder))
-                for stage in ("features", "replay")
-            }
-        runs.append(
-            {
-                "num_samples": num_samples,
-                "num_outputs": CLASSES,
-                "wall_seconds": time.perf_counter() - begin,
-                **parts,
-            }
-        )
+        runs.append(measure(config, num_samples))
         write_json(
             config.results / f"{num_samples}.json",
             {"config": described, "environment": environment(config.seed), **runs[-1]},
-        )
-        print(
-            num_samples,
-            {
-                part: {
-                    name: round(value, 4)
-                    for name, value in record.items()
-                    if isinstance(value, float)
-                }
-                for part, record in parts.items()
-            },
-            flush=True,
         )
     write_json(
         config.results / "summary.json",
@@ -302,6 +266,41 @@ def main(config: Config) -> None:
         },
     )
     plot(runs, config.results / "cost_against_n.png")
+
+
+def run_stage(config: Config) -> None:
+    """One stage, in the process that is measured."""
+    run = write if config.stage == "features" else play
+    record = run(config, config.folder)
+    write_json(
+        config.folder / f"{config.stage}.json",
+        {
+            name: value.tolist() if isinstance(value, np.ndarray) else value
+            for name, value in record.items()
+        },
+    )
+
+
+def measure(config: Config, num_samples: int) -> dict[str, Any]:
+    """Both stages of one size, each in a process of its own."""
+    begin = time.perf_counter()
+    with tempfile.TemporaryDirectory(dir=config.folder) as folder:
+        parts = {
+            stage: in_a_process(config, stage, num_samples, Path(folder))
+            for stage in ("features", "replay")
+        }
+    found = {
+        "num_samples": num_samples,
+        "num_outputs": CLASSES,
+        "wall_seconds": time.perf_counter() - begin,
+        **parts,
+    }
+    numbers = {
+        part: {name: round(value, 4) for name, value in record.items() if isinstance(value, float)}
+        for part, record in parts.items()
+    }
+    print(num_samples, numbers, flush=True)
+    return found
 
 
 TIMES = {
