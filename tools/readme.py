@@ -38,9 +38,10 @@ def overview(folder: str) -> str:
     """Markdown, a row an experiment with its verdict in a word; `folder` leads to the pages."""
     rows, links = [], []
     for name, experiment in EXPERIMENTS.items():
-        word = "not run"
-        if experiment.result_path("cpu").exists():
-            word = _outcome(experiment)[1].partition(":")[0]
+        if not experiment.result_path("cpu").exists():  # and so it has no page
+            rows.append([name, _shortened(_title(experiment)), "not run"])
+            continue
+        word = _outcome(experiment)[1].partition(":")[0]
         rows.append([f"[{name}]", _shortened(_title(experiment)), word])
         links.append(f"[{name}]: {folder}/{name}.md")
     return _table(["", "question", "verdict"], rows) + "\n" + "\n".join(links) + "\n"
