@@ -336,6 +336,31 @@ def scaled(optimizer: OptimizerConfig, factor: float) -> OptimizerConfig:
     )
 
 
+def changed_at(
+    optimizer: OptimizerConfig, step: int, learning_rate: float | int | Callable
+) -> OptimizerConfig:
+    """The same setting with another rate from a step on, as of a run whose rate was changed while
+    it went on: momentum and moments stay as they are.
+
+    Args:
+        optimizer: as the run began.
+        step: the first one at the new rate.
+        learning_rate: from there on, a number or a schedule of the steps of the whole run.
+
+    Raises:
+        ValueError: the step is none, or the rate is out of range.
+    """
+    check_num_steps(step, least=0)
+    before = optimizer.learning_rate
+    dataclasses.replace(optimizer, learning_rate=learning_rate)  # says what is wrong with it
+
+    def rate(count: Any) -> Any:
+        first, then = (each(count) if callable(each) else each for each in (before, learning_rate))
+        return jnp.where(count < step, first, then)
+
+    return dataclasses.replace(optimizer, learning_rate=rate)
+
+
 def check_sgd(optimizer: OptimizerConfig, method: str) -> None:
     """Raises ValueError where a method that carries SGD only is asked for another optimiser."""
     if not optimizer.is_sgd:

@@ -209,3 +209,18 @@ def test_scaled():
         [0.2, 0.15, 0.1, 0.05],
         rtol=1e-5,
     )
+
+
+def test_a_rate_that_is_changed_on_the_way():
+    from ntk_tt.optimizer import changed_at
+
+    begun = OptimizerConfig(0.1, 0.9, batch_size=8)
+    lower = changed_at(begun, 3, 0.01)
+    np.testing.assert_allclose(lower.learning_rates(6), [0.1, 0.1, 0.1, 0.01, 0.01, 0.01])
+    assert (lower.momentum, lower.batch_size) == (0.9, 8)
+    falling = changed_at(lower, 4, optax.linear_schedule(0.6, 0.0, 6))
+    np.testing.assert_allclose(falling.learning_rates(6)[2:], [0.1, 0.01, 0.2, 0.1], rtol=1e-5)
+    with pytest.raises(ValueError, match="learning_rate"):
+        changed_at(begun, 3, -1.0)
+    with pytest.raises(ValueError, match="num_steps"):
+        changed_at(begun, -1, 0.1)

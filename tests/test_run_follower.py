@@ -213,3 +213,23 @@ def test_in_transformers(tmp_path):
     trainer.train()
     assert [each.status.step for each in told] == [2, 4, 6, 8]
     assert told[0].steps_left == 6
+
+
+def test_a_run_whose_rate_was_changed_goes_on_with_another_prediction():
+    told = []
+    follow = follower(told, every_seconds=0)
+    for step in range(10, 61, 10):
+        follow(step, 2.0 * math.exp(-step / 50))
+    before = told[-1].status.remaining_steps
+    # a quarter of the rate from step 60 on
+    slower = np.where(STEPS <= 60, STEPS, 60 + (STEPS - 60) / 4)
+    loss = (2.0 * np.exp(-slower / 50)).tolist()
+    follow.replan({**DOCUMENT, "prediction": {**DOCUMENT["prediction"], "loss": loss}})
+    for step in range(70, 91, 10):
+        follow(step, 2.0 * math.exp(-(60 + (step - 60) / 4) / 50))
+    assert follow.num_steps == 200
+    assert told[-1].status.step == 90
+    assert before < 70
+    assert told[-1].status.remaining_steps is None or told[-1].status.remaining_steps > 90
+    follow.replan(DOCUMENT, num_steps=300)
+    assert follow.status().steps_left == 210

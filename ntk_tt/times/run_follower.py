@@ -120,6 +120,20 @@ class RunFollower:
         self.last = RunStatus(status, self.num_steps, left, seconds)
         return self.last
 
+    def replan(self, prediction: Prior, *, num_steps: int | None = None) -> None:
+        """Goes on with another prediction: of a run whose rate or schedule was changed on its way
+        (`ntk_tt.optimizer.changed_at`). What was observed stays and corrects the new one.
+
+        Args:
+            prediction: of the whole run, from its first step.
+            num_steps: at which the run ends now; None is the prediction's last step.
+        """
+        predictor, pace = predictor_of(prediction)
+        predictor.observations = self._watcher.observations
+        self._watcher.predictor = predictor
+        self._expected_pace = pace
+        self.num_steps = int(predictor.steps[-1]) if num_steps is None else num_steps
+
     @property
     def reached(self) -> bool:
         """Whether the last loss that was looked at is below the target."""
