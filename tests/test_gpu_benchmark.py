@@ -29,7 +29,7 @@ def records_in(folder: Path, described=None) -> Records:
     return Records(read=[path], write=path, described=described or {"side": 4})
 
 
-@pytest.mark.nightly
+@pytest.mark.slow
 def test_tiny_run_measures_all_and_needs_no_more_than_it_may(tmp_path, monkeypatch):
     monkeypatch.setenv("OUT", str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
