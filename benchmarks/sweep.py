@@ -20,7 +20,7 @@ import numpy as np
 import tyro
 
 import ntk_tt
-from ntk_tt.prediction.prepared import Pass
+from ntk_tt.prediction.passes import Pass
 from ntk_tt.prediction.setting_space import settings_of
 from ntk_tt.prediction.sweep import sweep
 from ntk_tt.surrogate import SmallNetwork

@@ -15,7 +15,7 @@ from ntk_tt.features import kept_pass as files
 from ntk_tt.features.sampled_pass import sampled_pass
 from ntk_tt.prediction.finetuning import Finetuning
 from ntk_tt.prediction.kept_passes import kept_pass
-from ntk_tt.prediction.prepared import pass_over
+from ntk_tt.prediction.passes import pass_over
 from ntk_tt.surrogate import expansion, second_point
 
 

@@ -9,7 +9,7 @@ from ntk_tt.data import Task
 from ntk_tt.data.augmentation import Augmentation
 from ntk_tt.prediction.finetuning import Finetuning
 from ntk_tt.prediction.held_out import hold_out, read_validation
-from ntk_tt.prediction.prepared import pass_over
+from ntk_tt.prediction.passes import pass_over
 from ntk_tt.report.text import report_text, sentence
 from ntk_tt.times.levels import Level, levels_of, read_target
 

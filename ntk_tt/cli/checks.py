@@ -84,6 +84,10 @@ def check_prediction(options: Predict) -> None:
             f"validation: {options.method!r} does not follow samples that are not trained on; take "
             "--method auto, curvature or head"
         )
+    if options.effort is not None and options.method != "auto":
+        raise ValueError(
+            f"effort: it chooses the method itself, got {options.method!r}; leave one of them out"
+        )
     _check_amount(options)
     _check_real_steps(options)
     if options.price_per_hour is not None and not (

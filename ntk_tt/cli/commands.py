@@ -13,7 +13,8 @@ from ntk_tt.optimizer import OptimizerConfig, check_sgd
 from ntk_tt.prediction.by_method import TRAINED
 from ntk_tt.prediction.finetuning import Finetuning
 from ntk_tt.prediction.kept_passes import build_features
-from ntk_tt.prediction.prepared import pass_over, predict_from
+from ntk_tt.prediction.passes import pass_over, pass_over_some
+from ntk_tt.prediction.prepared import predict_from
 from ntk_tt.prediction.setup import load
 from ntk_tt.report import document as reports
 from ntk_tt.report.device_speed import DeviceSpeed
@@ -133,13 +134,12 @@ def run(options: Predict) -> dict[str, Any]:
     what = loaded.finetuning(options, label_smoothing=options.label_smoothing)
     pace, notes = _pace(options, what, optimizer)
     reports.print_notes(notes)
-    prepared = pass_over(
-        what,
-        options.method,
-        optimizer=optimizer,
-        num_steps=options.steps,
-        tell=_tell,
-    )
+    if options.effort is not None:
+        prepared = pass_over_some(what, optimizer, options.steps, options.effort, tell=_tell)
+    else:
+        prepared = pass_over(
+            what, options.method, optimizer=optimizer, num_steps=options.steps, tell=_tell
+        )
     if prepared.problem is not None:
         reports.print_notes([prepared.problem.note])
     outcome = predict_from(

@@ -21,8 +21,8 @@ GROUPS = {
     "the network": "head trainable loss label_smoothing batch_norm",
     "the optimiser": "momentum nesterov weight_decay betas eps clip_norm weight_ema sampling "
     "schedule warmup_steps",
-    "the prediction": "draws models seeds observe first_steps record_every smoothing thresholds "
-    "loss_thresholds",
+    "the prediction": "effort draws models seeds observe first_steps record_every smoothing "
+    "thresholds loss_thresholds",
     "the answer": "file timed_steps budget deadline top csv json html plot all_times "
     "price_per_hour seconds_per_step device_speed",
     "features and memory": "projections projection precision memory store contrasts",

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from ntk_tt.prediction.prepared import AnyMethod
+from ntk_tt.prediction.passes import AnyMethod
 from ntk_tt.prediction.setup import Setup
 from ntk_tt.report.device_speed import STEPS
 from ntk_tt.schedules import ScheduleName
@@ -147,6 +147,10 @@ class Predict(Training):
     """How the curve is predicted, see docs/choosing.md: `auto` takes the most exact; `head` keeps
     the head real; `curvature` adds second-order terms of the backbone; `one-shot` begins with real
     steps; `replay`, `ode`, `sde`, … freeze the kernel.
+    """
+    effort: float | None = None
+    """The most that predicting may cost, as a share of training, such as 0.02: it is then made from
+    some of the samples, by `curvature` or `head`; by default from all.
     """
     first_steps: int | None = None
     """Real steps that `one-shot` begins with; by default what costs as much as its feature pass, at

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from ntk_tt.cli.save import CannotSave, failures_of
 from ntk_tt.optimizer import MAX_SEEDS, MAX_STEPS
 from ntk_tt.prediction.finetuning import Finetuning
-from ntk_tt.prediction.prepared import AnyMethod, pass_over
+from ntk_tt.prediction.passes import AnyMethod, pass_over
 from ntk_tt.prediction.setting_space import MAX_SETTINGS, SweptSetting, settings_of
 from ntk_tt.prediction.setup import Setup, load
 from ntk_tt.prediction.sweep import sweep as sweep_settings

@@ -19,7 +19,7 @@ from ntk_tt.runtime.progress import progress_bar
 from ntk_tt.runtime.stopwatch import Stopwatch
 from ntk_tt.surrogate.problem import Problem
 from ntk_tt.times.calibration import Interval, has_interval, interval, slowdown, slowed
-from ntk_tt.times.crossing import continued_time, smooth
+from ntk_tt.times.crossing import DEFAULT_THRESHOLDS, continued_time, smooth
 from ntk_tt.times.online import Predictor
 from ntk_tt.training import TrainingRun, finetune
 
@@ -38,6 +38,19 @@ class Recording:
     thresholds: tuple[float, ...]
     loss_thresholds: tuple[float, ...]
     smoothing: int
+
+    @classmethod
+    def usual(
+        cls, num_steps: int, is_full: bool, record_every: int | None, smoothing: int | None
+    ) -> "Recording":
+        """As it is where nothing else is asked for, with full batches or with mini-batches."""
+        return cls(
+            num_steps,
+            record_every or (1 if is_full else max(1, num_steps // 50)),
+            DEFAULT_THRESHOLDS,
+            (),
+            smoothing or (1 if is_full else 3),
+        )
 
     @property
     def of_times(self) -> dict[str, Any]:
@@ -61,6 +74,8 @@ class Predicted:
         is_calibrated: whether runs with such an optimiser are among those that slowdown and
             intervals come from: SGD alone.
         watches: of the parts of the work.
+        misfit: of a subset, mean |log| of the loss that its halves predict over its own; intervals
+            are so much wider.
     """
 
     problem: Problem
@@ -70,6 +85,7 @@ class Predicted:
     watches: dict[str, Stopwatch]
     slowdown: float = 1.0
     is_calibrated: bool = True
+    misfit: float = 0.0
 
 
 def as_slow_as(
@@ -256,7 +272,11 @@ def interval_of(
     if time <= predicted.real_steps:
         return {"low": round(time), "high": round(time), "probability": 1.0}
     low, high = (
-        max(float(predicted.real_steps), time * factor) for factor in (spread.low, spread.high)
+        max(float(predicted.real_steps), time * factor)
+        for factor in (
+            spread.low / (1 + predicted.misfit),
+            spread.high * (1 + predicted.misfit),
+        )
     )
     return {
         "low": round(low) if low <= num_steps else None,

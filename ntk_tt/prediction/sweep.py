@@ -15,7 +15,8 @@ from ntk_tt.prediction.assessment import doubts_of
 from ntk_tt.prediction.by_method import Predicted, Recording, is_hopeless, without_times
 from ntk_tt.prediction.many_margins import look_steps, margins_of
 from ntk_tt.prediction.one_setting import Prediction
-from ntk_tt.prediction.prepared import Outcome, Pass, predict_from
+from ntk_tt.prediction.passes import Pass
+from ntk_tt.prediction.prepared import Outcome, predict_from
 from ntk_tt.prediction.safe_rate import NARROW, SafeRate
 from ntk_tt.prediction.setting_space import SweptSetting
 from ntk_tt.prediction.verdict import judge
@@ -109,6 +110,10 @@ def sweep(
         raise ValueError("settings: there are none; give at least one")
     check_num_seeds(num_seeds)
     what = prepared.what
+    if prepared.whole is not None:
+        raise ValueError(
+            "effort: one setting at a time is predicted from a subset; prepare without it to sweep"
+        )
     recordings = [_recording(what.num_samples, each, record_every, smoothing) for each in settings]
     is_together = prepared.problem is not None and prepared.problem.takes_any_optimizer
     real, together = Stopwatch(), Stopwatch()

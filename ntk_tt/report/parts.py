@@ -161,6 +161,7 @@ def prediction_part(outcome: Outcome, levels: Sequence[Level]) -> dict[str, Any]
         real_steps=predicted.real_steps,
         slowdown=predicted.slowdown,
         diverged_at=diverged_at(prediction),
+        subset=_subset_part(outcome),
         validation=validation_part(outcome, prediction),
         intervals=intervals(
             outcome.method, predicted, recording.num_steps, recording.smoothing, outcome.verdict
@@ -237,6 +238,15 @@ def truth_part(outcome: Outcome, truth: TrainingRun, levels: Sequence[Level]) ->
         collapsed_at=truth.collapsed_at,
         validation=validation_part(outcome, truth),
     )
+
+
+def _subset_part(outcome: Outcome) -> dict[str, Any] | None:
+    """What a prediction from a subset is made of; None where it is of all samples."""
+    predicted = outcome.predicted
+    count = predicted.problem.num_samples
+    if count >= outcome.what.num_samples:
+        return None
+    return {"num_samples": count, "misfit": predicted.misfit}
 
 
 def validation_part(outcome: Outcome, run: Any) -> dict[str, Any] | None:

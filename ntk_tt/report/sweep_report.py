@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ntk_tt.prediction.by_method import interval_of, is_calibrated
-from ntk_tt.prediction.prepared import Outcome, Pass
+from ntk_tt.prediction.passes import Pass
+from ntk_tt.prediction.prepared import Outcome
 from ntk_tt.prediction.setting_space import NAMES, Space, SweptSetting, settings_of
 from ntk_tt.prediction.sweep import Swept, sweep
 from ntk_tt.report.document import environment, finite, write_json

@@ -16,7 +16,8 @@ from ntk_tt.optax_chain import Transformation
 from ntk_tt.optimizer import OptimizerConfig, as_setting, check_num_steps
 from ntk_tt.prediction.by_method import Recording
 from ntk_tt.prediction.finetuning import Finetuning, checked_validation
-from ntk_tt.prediction.prepared import AnyMethod, Outcome, Pass, pass_over, predict_from
+from ntk_tt.prediction.passes import AnyMethod, Pass, pass_over, pass_over_some
+from ntk_tt.prediction.prepared import Outcome, predict_from
 from ntk_tt.prediction.setting_space import Space
 from ntk_tt.report.document import write_json
 from ntk_tt.report.figure import draw_report, plot_report
@@ -26,7 +27,6 @@ from ntk_tt.report.sweep_report import SweepReport, sweep_of
 from ntk_tt.report.text import report_text, sentence
 from ntk_tt.runtime.input_trees import Inputs, in_order_of_length, on_host
 from ntk_tt.targets import check_smoothing
-from ntk_tt.times.crossing import DEFAULT_THRESHOLDS
 from ntk_tt.times.levels import Level, asked_level
 from ntk_tt.training import TrainingRun
 
@@ -191,15 +191,9 @@ class Prepared:
         check_num_steps(num_steps)
         if seconds_per_step is not None:
             check_seconds_per_step(seconds_per_step)
-        optimizer.checked_batch_size(self.found.what.num_samples)
-        is_full = optimizer.is_full_batch(self.found.what.num_samples)
-        recording = Recording(
-            num_steps,
-            record_every or (1 if is_full else max(1, num_steps // 50)),
-            DEFAULT_THRESHOLDS,
-            (),
-            smoothing or (1 if is_full else 3),
-        )
+        optimizer.checked_batch_size(self.found.trained.num_samples)
+        is_full = optimizer.is_full_batch(self.found.trained.num_samples)
+        recording = Recording.usual(num_steps, is_full, record_every, smoothing)
         outcome = predict_from(
             self.found,
             optimizer,
@@ -249,12 +243,12 @@ def prepare(
     options: FeatureOptions = DEFAULT_OPTIONS,
     seed: int = 0,
     store: str | Path | None = None,
+    effort: int | float | None = None,
 ) -> Prepared:
     """The pass over the data that all settings share.
 
     Args:
-        model: the network, from `load_model`, `from_nnx`, `from_linen`, `from_equinox` or
-            `from_function`.
+        model: the network, from `load_model`, `from_nnx`, `from_function` or the like.
         inputs: (N, ...), as the network takes them.
         labels: (N,) classes, or (N, C) real targets for `mse`.
         method: see `ntk-tt predict --help`; `auto` takes the most exact that the network allows.
@@ -270,6 +264,8 @@ def prepare(
         seed: of the sample of the parameters and the orders of the data.
         store: folder in which what the pass finds is kept, to be found again by another process;
             None keeps nothing, and looks into the user's cache folder.
+        effort: the prediction costs at most this share of training with `optimizer` for
+            `num_steps`: it is made from a subset, by a method that fits; None looks at all samples.
 
     Raises:
         ValueError: an argument out of range, a network that is not what the library takes, or more
@@ -291,6 +287,10 @@ def prepare(
         augment,
     )
     setting = None if optimizer is None else as_setting(optimizer)
+    if effort is not None:
+        if setting is None or num_steps is None:
+            raise ValueError("effort: it is a share of a run; give optimizer and num_steps too")
+        return Prepared(pass_over_some(what, setting, num_steps, effort))
     found = pass_over(what, method, optimizer=setting, num_steps=num_steps, keep=store is not None)
     return Prepared(found)
 
@@ -318,14 +318,14 @@ def predict_training_time(
     seconds_per_step: int | float | None = None,
     options: FeatureOptions = DEFAULT_OPTIONS,
     seed: int = 0,
+    effort: int | float | None = None,
 ) -> TrainingTimeReport:
     """How long fine-tuning takes: steps, seconds, price, and how far to trust that.
 
     All that `ntk-tt predict` does. To price several settings, `prepare` once.
 
     Args:
-        model: the network with its new head, from `load_model`, `from_nnx`, `from_linen`,
-            `from_equinox` or `from_function`.
+        model: the network with its new head, from `load_model`, `from_nnx` or the like.
         inputs: (N, ...), as the network takes them (`Model.preprocess`).
         labels: (N,) classes, or (N, C) real targets for `mse`.
         optimizer: an `OptimizerConfig`, or any optax chain such as `optax.adamw(1e-4)`.
@@ -348,14 +348,13 @@ def predict_training_time(
         seconds_per_step: of that machine, where it is not this one (`ntk_tt.report.device_speed`).
         options: how the pass over the data runs.
         seed: of the sample of the parameters and the orders of the data.
+        effort: the most that predicting may cost, as a share of training (`prepare`).
 
     Raises:
         ValueError: an argument out of range, a network that is not what the library takes, or more
             memory than there is.
 
-    Cost: a forward and three backward passes through activations a sample, twice, and a replay that
-    reads N·3·D' numbers a step (`ntk_tt.surrogate.expand`); the verdict takes as much as two or
-    three replays.
+    Cost: see `ntk_tt.surrogate.expand`; the verdict takes as much as two or three replays.
 
     Example:
         >>> import ntk_tt, optax
@@ -382,6 +381,7 @@ def predict_training_time(
         augment=augment,
         options=options,
         seed=seed,
+        effort=effort,
     )
     return prepared.predict(
         setting,
