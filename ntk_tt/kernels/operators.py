@@ -74,6 +74,10 @@ class AbstractKernel(eqx.Module):
             "device; compute the features of those samples alone"
         )
 
+    def in_one(self) -> "AbstractKernel":
+        """The same Θ in the form that many products, one after another, are cheapest with."""
+        return self
+
     def product(self, vectors: Float[Array, "n c"]) -> Float[Array, "n c"]:
         """Θ v."""
         return self.push(self.pull(vectors))

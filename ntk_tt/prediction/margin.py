@@ -1,5 +1,6 @@
 """The stability margin of a setting along its own predicted way."""
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -311,7 +312,8 @@ def _tangent(problem: Problem, state: Any, scale: Any) -> LinearizedProblem:
 
 @eqx.filter_jit
 def _tangent_in_one(problem: Problem, state, scale):
-    return problem.tangent(state, scale)
+    found = problem.tangent(state, scale)
+    return dataclasses.replace(found, kernel=found.kernel.in_one())
 
 
 @eqx.filter_jit

@@ -255,10 +255,11 @@ class SmallNetwork(eqx.Module):
         logits = self._read(along, weight, bias, None)
         embeddings = self.outputs + jnp.einsum("nk,nkf->nf", along, self.directions)
         read = self.directions if weight is None else self.directions @ weight
-        pairs, bend, slope = ((self.jacobian, read),), jnp.zeros_like(logits), jnp.zeros_like(moved)
+        one, bend, slope = jnp.ones((), self.dtype), jnp.zeros_like(logits), jnp.zeros_like(moved)
+        jacobians, shares = (self.jacobian,), (one,)
         if self.bend is not None:
             share, slope = jax.value_and_grad(self.bend.share)(moved)
-            pairs = (*pairs, (self.bend.change, share * read))
+            jacobians, shares = (self.jacobian, self.bend.change), (one, share)
             bent = self.bend.change @ moved - share * self.bend.along
             bend = jnp.einsum("nk,nkc->nc", bent, read)[: self.num_samples]
         backbone, of_head = self.weights, jnp.ones((), self.dtype)
@@ -272,7 +273,8 @@ class SmallNetwork(eqx.Module):
             head = embeddings
             if bias is not None:
                 head = jnp.concatenate([head, jnp.ones_like(head[:, :1])], 1)
-        tangent = TangentKernel(pairs, bend, slope, head, jnp.sqrt(backbone), jnp.sqrt(of_head))
+        roots = jnp.sqrt(backbone), jnp.sqrt(of_head)
+        tangent = TangentKernel(jacobians, shares, read, bend, slope, head, *roots)
         return LinearizedProblem(tangent, logits, jnp.zeros_like(logits), self.targets, self.loss)
 
     def alike(self, *, is_sgd: bool, num_steps: int) -> "SmallNetwork":

@@ -1,5 +1,6 @@
 """Θ of the head-aware model at one state of its training."""
 
+import dataclasses
 from typing import Any
 
 import jax.numpy as jnp
@@ -13,9 +14,10 @@ class TangentKernel(AbstractKernel):
     and of the head, over the roots of their scales.
 
     Attributes:
-        jacobians: pairs of a Jacobian (N, k, D') and what the outputs read of its k directions (N,
-            k, C). What has a row for each sample may be filled up with zeros, as over the devices
-            of a mesh.
+        jacobians: (N, k, D') each; that of the k directions is their sum, each times its share.
+            What has a row for each sample may be filled up with zeros, as over the
+            devices of a mesh.
+        read: (N, k, C), what the outputs read of the directions.
         bend, slope: (N, C) and (D',), a Jacobian of rank one for each sample.
         head: (N, F) or (N, F + 1), what each output's column of the head (with its bias) is
             multiplied by; None without a head.
@@ -23,7 +25,9 @@ class TangentKernel(AbstractKernel):
             what the optimiser multiplies its gradient by.
     """
 
-    jacobians: tuple[tuple[Float[Array, "p _ d"], Float[Array, "p _ c"]], ...]
+    jacobians: tuple[Float[Array, "p k d"], ...]
+    shares: tuple[Float[Array, ""], ...]
+    read: Float[Array, "p k c"]
     bend: Float[Array, "n c"]
     slope: Float[Array, " d"]
     head: Float[Array, "p f"] | None
@@ -34,15 +38,31 @@ class TangentKernel(AbstractKernel):
     def space(self) -> str:
         return "primal"
 
+    @property
+    def jacobian(self) -> Float[Array, "p k d"]:
+        """Of the k directions."""
+        first, *others = (
+            share * jacobian for share, jacobian in zip(self.shares, self.jacobians, strict=True)
+        )
+        return sum(others, first)
+
+    def in_one(self) -> "TangentKernel":
+        """With the sum of the Jacobians in their place."""
+        one = jnp.ones((), self.read.dtype)
+        return dataclasses.replace(self, jacobians=(self.jacobian,), shares=(one,))
+
     def zero(self) -> Any:
         width = 0 if self.head is None else self.head.shape[1]
         return jnp.zeros_like(self.slope), jnp.zeros((width, self.bend.shape[1]), self.slope.dtype)
 
     def push(self, state: Any) -> Float[Array, "n c"]:
         backbone, head = self.root * state[0], self.of_head * state[1]
-        pushed, count = self.bend * (self.slope @ backbone), len(self.bend)
-        for jacobian, read in self.jacobians:
-            pushed = pushed + jnp.einsum("nk,nkc->nc", jacobian @ backbone, read)[:count]
+        along: Any = 0.0
+        for share, jacobian in zip(self.shares, self.jacobians, strict=True):
+            along = along + share * (jacobian @ backbone)
+        count = len(self.bend)
+        pushed = self.bend * (self.slope @ backbone)
+        pushed = pushed + jnp.einsum("nk,nkc->nc", along, self.read)[:count]
         return pushed if self.head is None else pushed + (self.head @ head)[:count]
 
     def push_rows(self, state: Any, indices: Indices) -> Float[Array, "b c"]:
@@ -50,11 +70,10 @@ class TangentKernel(AbstractKernel):
 
     def pull(self, residuals: Float[Array, "n c"]) -> Any:
         backbone = jnp.vdot(self.bend, residuals) * self.slope
-        padding = len(self.jacobians[0][0]) - len(residuals)
-        residuals = jnp.pad(residuals, ((0, padding), (0, 0)))
-        for jacobian, read in self.jacobians:
-            along = jnp.einsum("nc,nkc->nk", residuals, read)
-            backbone = backbone + jnp.tensordot(along, jacobian, 2)
+        residuals = jnp.pad(residuals, ((0, len(self.read) - len(residuals)), (0, 0)))
+        along = jnp.einsum("nc,nkc->nk", residuals, self.read)
+        for share, jacobian in zip(self.shares, self.jacobians, strict=True):
+            backbone = backbone + share * jnp.tensordot(along, jacobian, 2)
         head = self.zero()[1] if self.head is None else self.head.T @ residuals
         return self.root * backbone, self.of_head * head
 
@@ -65,10 +84,8 @@ class TangentKernel(AbstractKernel):
         def of_samples(rows):
             here = self._of(rows)
             slopes = jnp.broadcast_to(here.slope, (len(rows), 1, len(here.slope)))
-            rooted = self.root * jnp.concatenate(
-                [*(jacobian for jacobian, _ in here.jacobians), slopes], 1
-            )
-            read = jnp.concatenate([*(read for _, read in here.jacobians), here.bend[:, None]], 1)
+            rooted = self.root * jnp.concatenate([here.jacobian, slopes], 1)
+            read = jnp.concatenate([here.read, here.bend[:, None]], 1)
             inner = jnp.einsum("njd,nkd->njk", rooted, rooted)
             blocks = jnp.einsum("nja,njk,nkb->nab", read, inner, read)
             if here.head is None:
@@ -77,16 +94,15 @@ class TangentKernel(AbstractKernel):
             own = jnp.broadcast_to(_own(here.head, self.of_head), (len(here.head), num_outputs))
             return blocks + own[:, :, None] * jnp.eye(num_outputs)
 
-        held = (jacobian for jacobian, _ in self.jacobians)
-        return of_rows(of_samples, jnp.arange(len(self.bend)), *held)
+        return of_rows(of_samples, jnp.arange(len(self.bend)), *self.jacobians)
 
     def sample_squares(self, residuals: Float[Array, "n c"]) -> Float[Array, " n"]:
         # one sum over the rows of a sample instead of the products of all with all
         count = len(residuals)
         gradients = jnp.einsum("nc,nc->n", residuals, self.bend)[:, None] * self.slope
-        for jacobian, read in self.jacobians:
-            along = jnp.einsum("nc,nkc->nk", residuals, read[:count])
-            gradients = gradients + (along[:, :, None] * jacobian[:count]).sum(1)
+        along = jnp.einsum("nc,nkc->nk", residuals, self.read[:count])
+        for share, jacobian in zip(self.shares, self.jacobians, strict=True):
+            gradients = gradients + share * (along[:, :, None] * jacobian[:count]).sum(1)
         squares = jnp.square(self.root * gradients).sum(1)
         if self.head is None:
             return squares
@@ -94,7 +110,9 @@ class TangentKernel(AbstractKernel):
 
     def _of(self, indices: Indices) -> "TangentKernel":
         return TangentKernel(
-            tuple((jacobian[indices], read[indices]) for jacobian, read in self.jacobians),
+            tuple(jacobian[indices] for jacobian in self.jacobians),
+            self.shares,
+            self.read[indices],
             self.bend[indices],
             self.slope,
             None if self.head is None else self.head[indices],
