@@ -6,7 +6,13 @@ import numpy as np
 import optax
 import pytest
 
-from ntk_tt.features.directions import HeadPath, directions_of, head_path, shared_directions
+from ntk_tt.features.directions import (
+    HeadPath,
+    directions_of,
+    head_path,
+    shared_directions,
+    usual_directions,
+)
 from ntk_tt.losses import LossName
 from tests.networks import normal
 
@@ -105,3 +111,12 @@ def test_the_spare_directions_move_the_logits_as_far_as_the_rest_does_on_average
     error = np.std(seen) / np.sqrt(len(seen))
     assert error < 0.1 * expected
     assert abs(np.mean(seen) - expected) < 4 * error
+
+
+def test_optimisers_that_divide_by_gradients_take_half_as_many_as_there_are_classes():
+    found = {
+        classes: sum(usual_directions(classes - 1, preconditioned=True))
+        for classes in (2, 5, 6, 10, 20, 100)
+    }
+    assert found == {2: 4, 5: 4, 6: 4, 10: 6, 20: 11, 100: 11}
+    assert sum(usual_directions(99, preconditioned=False)) == 4

@@ -24,7 +24,9 @@ _STEPS = 400  # of the head alone, at half its stable rate
 _LOOKS = 8  # at it, where the loss has fallen by equal factors
 _FALL = 0.1  # of the loss, to which the looks go
 
-SHARED, SPARES = 3, 1  # directions that `auto` takes
+# directions that `auto` takes; more where an optimiser divides by the size of its gradients, which
+# makes much of what is weak: half as many as there are outputs, to so many
+SHARED, SPARES, _MOST_SHARED = 3, 1, 10
 _RANK = 1e-6  # of the largest squared length: less is no direction
 
 
@@ -49,6 +51,18 @@ class Shared:
 
     rows: Float[Array, "r f"]
     left_out: float
+
+
+def usual_directions(num_pulled: int, *, preconditioned: bool) -> tuple[int, int]:
+    """How many directions `auto` takes that all samples share, and of each sample's own, of
+    outputs that are pulled in `num_pulled` dimensions.
+
+    SGD needs few: what lies outside of them counts on average. Adam and its kin scale each entry's
+    gradient to the same size, so that what is left out slows them down.
+    """
+    if not preconditioned:
+        return SHARED, SPARES
+    return min(max(SHARED, (num_pulled + 2) // 2), _MOST_SHARED), SPARES
 
 
 def shared_directions(
@@ -77,7 +91,8 @@ def _shared(loss, outputs, targets, path: HeadPath, count: int):
         read = _centred(path.weight) if loss == "ce" else path.weight
         lengths = jnp.linalg.norm(read, axis=(1, 2), keepdims=True)
         spanned = jnp.concatenate(list(read / jnp.where(lengths > 0, lengths, 1.0)), axis=1)
-    rows = jnp.linalg.svd(spanned, full_matrices=spanned.shape[0] > spanned.shape[1])[0].T[:count]
+    # of a wide matrix the left singular vectors, largest first, by its Gram matrix
+    rows = jnp.linalg.eigh(spanned @ spanned.T)[1][:, ::-1].T[:count]
     seen = jnp.square(pulls @ rows.T).sum() / jnp.maximum(jnp.square(pulls).sum(), 1e-30)
     return rows, jnp.sqrt(jnp.maximum(0.0, 1 - seen))
 

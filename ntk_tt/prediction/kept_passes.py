@@ -9,6 +9,7 @@ from jaxtyping import Array, Key
 
 from ntk_tt.features import store as stores
 from ntk_tt.features.contrasts import Outputs, stored_outputs
+from ntk_tt.features.directions import usual_directions
 from ntk_tt.features.kept_pass import KeptPass, describe_pass, fingerprint
 from ntk_tt.features.plan import plan_features
 from ntk_tt.features.store import FeatureStore
@@ -48,6 +49,8 @@ def kept_pass(
     if not writes and not os.path.isdir(root):
         return None
     model, options = what.model, what.options
+    is_descent = optimizer is None or num_steps is None or optimizer.is_sgd
+    pulled = what.num_outputs - (what.loss == "ce")
     first = describe_pass(
         model.apply,
         model.params,
@@ -60,6 +63,7 @@ def kept_pass(
             "projections": options.num_projections,
             "precision": options.precision,
             "block_size": options.block_size,
+            "directions": usual_directions(pulled, preconditioned=not is_descent),
         },
     )
     way = _DESCENT

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from ntk_tt.features.directions import SHARED, SPARES
+from ntk_tt.features.directions import usual_directions
 from ntk_tt.optimizer import OptimizerConfig
 from ntk_tt.prediction.finetuning import Finetuning
 from ntk_tt.runtime.memory import format_bytes
@@ -84,14 +84,14 @@ def price_of(
     if method == "one-shot":
         return None
     points = {"head": 1, "curvature": 2}.get(method, 0)
-    count, outputs = what.num_views + what.num_validation, what.num_outputs
+    count, pulled = what.num_views + what.num_validation, what.num_outputs - (what.loss == "ce")
     if points:
-        directions = SHARED + SPARES
+        preconditioned = optimizer is not None and not optimizer.is_sgd
+        directions = sum(usual_directions(pulled, preconditioned=preconditioned))
         passes = points * (1 + directions) + (_OF_A_STEP if points == 2 else 0)
         rows, wanted = points * count * directions, SAMPLED
     else:
-        contrasts = outputs - (what.loss == "ce")
-        passes, rows = 1 + contrasts, count * contrasts
+        passes, rows = 1 + pulled, count * pulled
         wanted = _A_ROW * rows
     asked = what.options.num_projections
     width = min(what.model.num_params, asked if isinstance(asked, int) else wanted)

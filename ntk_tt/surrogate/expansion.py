@@ -15,12 +15,11 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 from ntk_tt import losses
 from ntk_tt.features.dimension import sketch_error
 from ntk_tt.features.directions import (
-    SHARED,
-    SPARES,
     HeadPath,
     directions_of,
     head_path,
     shared_directions,
+    usual_directions,
 )
 from ntk_tt.features.feature_options import DEFAULT_OPTIONS, FeatureOptions, takes_former_keywords
 from ntk_tt.features.kept_pass import KeptPass
@@ -83,8 +82,10 @@ def expand(
         loss: `ce` or `mse`.
         num_directions: k, output directions in which each sample is looked at; `auto` takes 4,
             three that all samples share (`SmallNetwork.dropped` says how much of what pulls at the
-            outputs they leave out) and one of the sample's own that stands for the rest; a number
-            takes so many that are shared; `all` takes every output, which leaves out nothing.
+            outputs they leave out) and one of the sample's own that stands for the rest, and with
+            the way of another optimiser than SGD half as many as there are classes, of 6 to 20,
+            that are shared; `few` takes the 4 in any case; a number takes so many that are shared;
+            `all` takes every output, which leaves out nothing.
         options: how the passes run. `num_projections` is D', the number of sampled entries: `auto`
             takes 2,048, `exact` all parameters.
         key: of the sample.
@@ -124,7 +125,14 @@ def expand(
 
     def new_plan() -> Plan:
         directions, dropped = _directions(
-            backbone(), looked(), targets[few], loss, num_directions, count, of_directions
+            backbone(),
+            looked(),
+            targets[few],
+            loss,
+            num_directions,
+            count,
+            of_directions,
+            preconditioned=way is not None,
         )
         num_entries, wanted = _num_entries(
             backbone(),
@@ -230,6 +238,8 @@ def _directions(
     num_directions: int | str,
     num_samples: int,
     key: Key[Array, ""],
+    *,
+    preconditioned: bool,
 ) -> tuple[Float[np.ndarray, "n k f"], float]:
     """U of all samples, and the share of the norm of what pulls at the outputs that the shared
     directions leave out.
@@ -237,23 +247,27 @@ def _directions(
     width, num_outputs = outputs.shape[1], targets.shape[1]
     if num_directions == "all":
         return np.broadcast_to(np.eye(width, dtype=targets.dtype), (num_samples, width, width)), 0.0
-    if num_directions != "auto" and not (
+    if num_directions not in ("auto", "few") and not (
         isinstance(num_directions, int) and 1 <= num_directions <= width
     ):
         raise ValueError(
-            f"num_directions: give 'auto', 'all' or a number from 1 to the {width} outputs that "
-            f"are looked at, got {num_directions!r}"
+            f"num_directions: give 'auto', 'few', 'all' or a number from 1 to the {width} outputs "
+            f"that are looked at, got {num_directions!r}"
         )
     # residuals of softmax add up to zero: what is pulled has no more dimensions than they, and half
     # as many more where a head turns as it trains
     pulled = num_outputs - (loss == "ce")
     most = width if backbone.weight is not None else min(width, pulled)
-    count = min(most, SHARED, -(-3 * pulled // 2)) if num_directions == "auto" else num_directions
+    count, spares = num_directions, 0
+    if num_directions in ("auto", "few"):
+        preconditioned = preconditioned and num_directions == "auto"
+        count, spares = usual_directions(pulled, preconditioned=preconditioned)
+        count = min(most, count, -(-3 * pulled // 2))
+        spares = min(spares, most - count)
     path = HeadPath(*[jnp.zeros((0,), targets.dtype)] * 2)
     if backbone.weight is not None:
         path = head_path(outputs, backbone.weight, backbone.bias, targets, loss)
     shared = shared_directions(loss, outputs, targets, path, int(count))
-    spares = min(SPARES, most - count) if num_directions == "auto" else 0
     found = directions_of(loss, shared.rows, path, num_samples, key, spares=spares)
     return np.asarray(found), shared.left_out
 
