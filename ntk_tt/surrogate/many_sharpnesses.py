@@ -85,7 +85,7 @@ def grams_of(kernel: TangentKernel) -> Float[Array, "n j j"]:
     them instead of the rows: the squares of 8·8 numbers a sample instead of 8·D'.
     """
     count, root = len(kernel.bend), kernel.root
-    parts = [jacobian[:count] * root for jacobian, _ in kernel.jacobians]
+    parts = [jacobian[:count] * root for jacobian in kernel.jacobians]
     rows = [[jnp.einsum("njd,nkd->njk", one, other) for other in parts] for one in parts]
     return jnp.concatenate([jnp.concatenate(each, 2) for each in rows], 1)
 
@@ -113,9 +113,10 @@ def _sample_squares(
 ) -> Float[Array, " n"]:
     """‖Jᵢᵀ gᵢ‖² = aᵀ G a + 2 b a·(J s) + b² ‖s‖², s the slope that all samples share."""
     count = len(residuals)
-    reads = [jnp.einsum("nc,nkc->nk", residuals, read[:count]) for _, read in kernel.jacobians]
+    along = jnp.einsum("nc,nkc->nk", residuals, kernel.read[:count])
+    reads = [share * along for share in kernel.shares]
     shared = jnp.square(kernel.root) * kernel.slope
-    slopes = [jacobian[:count] @ shared for jacobian, _ in kernel.jacobians]
+    slopes = [jacobian[:count] @ shared for jacobian in kernel.jacobians]
     own, crossed = jnp.concatenate(reads, 1), jnp.concatenate(slopes, 1)
     bent = jnp.einsum("nc,nc->n", residuals, kernel.bend)
     squares = jnp.einsum("nj,njk,nk->n", own, grams, own)
