@@ -23,9 +23,6 @@ _OF_A_STEP = 3  # passes of a sample
 _OF_PASSES = 0.5  # of the effort; replay and verdict take about as much (docs/costs.md)
 _PILOT = 200  # samples that are looked at twice before the passes, and 64 with weight gradients
 _PER_CLASS, _LEAST, _MOST = 8, 64, 2000  # samples of a subset
-# of a subset, up to which three clouds of points and a linear network were within 17 %, and beyond
-# which they erred high, by more the further (tests/test_effort.py)
-_LEVERAGE = 0.4
 _SEEDS = 2  # orders of the data: chance is of the subset, more than of the order
 
 
@@ -200,14 +197,11 @@ def doubted(verdict: Verdict, runs: tuple[ScaledTrajectory, ...], misfit: float)
         f"with a misfit of {misfit:.0%}"
     )
     most = "medium"
-    good = np.minimum.accumulate(first.leverage <= _LEVERAGE)
-    if not good.all():
+    if first.trusted_until < first.steps[-1]:
         most = "low"
-        last = int(first.steps[good][-1]) if good.any() else 0
-        needed = int(np.ceil(float(first.leverage.max()) / _LEVERAGE * first.subset_size))
         reason += (
-            f"; beyond step {last:,} these are too few, and the loss comes out too high: about "
-            f"{needed:,} are needed"
+            f"; beyond step {first.trusted_until:,} these are too few, and the loss comes out too "
+            f"high: about {first.samples_needed:,} are needed"
         )
     if verdict.trust == "none":
         return verdict
