@@ -19,10 +19,10 @@ from experiments.paper import (
     tab1,
     tab2,
 )
-from experiments.studies import accuracy, baselines, causes, curvature, sharpening, sweep
+from experiments.studies import accuracy, adamw, baselines, causes, curvature, sharpening, sweep
 
 PAPER = (fig1, fig2, fig3, fig4, tab1, tab2, fig5, fig6, fig7, fig8, fig9, fig10, reply, batchnorm)
-STUDIES = (baselines, causes, accuracy, curvature, sharpening, sweep)
+STUDIES = (baselines, causes, accuracy, adamw, curvature, sharpening, sweep)
 
 EXPERIMENTS: dict[str, Experiment[Any]] = {
     module.EXPERIMENT.name: module.EXPERIMENT for module in (*PAPER, *STUDIES)
