@@ -17,7 +17,7 @@ from ntk_tt.report.text import COLOURS, duration
 from ntk_tt.runtime.terminal import print_table
 from ntk_tt.times.amounts import read_budget
 from ntk_tt.times.budget import Candidate, PlannedRun, plan_runs, shortest
-from ntk_tt.times.calibration import has_interval, interval
+from ntk_tt.times.calibration import chance_words, has_interval, interval
 from ntk_tt.times.crossing import continued_time, smooth
 from ntk_tt.times.levels import Level
 
@@ -105,10 +105,10 @@ def plan_sentence(document: dict[str, Any]) -> str:
     plan, runs = document["plan"], document["runs"]
     target = Level(plan["target"]["of"], plan["target"]["level"]).words
     count = "one run" if len(runs) == 1 else f"up to {len(runs)} runs"
+    chance, average = chance_words(plan["chance"]), duration(plan["expected_seconds"])
     return (
-        f"With {plan['budget']}, {count}: {target} is reached with a chance of "
-        f"{plan['chance']:.0%}, after {duration(plan['expected_seconds'])} on average, and at most "
-        f"{duration(plan['most_seconds'])}."
+        f"With {plan['budget']}, {count}: {target} is reached with a chance of {chance}, after "
+        f"{average} on average, and at most {duration(plan['most_seconds'])}."
     )
 
 
@@ -165,7 +165,7 @@ def _rows(report: PlanReport) -> list[dict[str, str]]:
         if has_price:
             row["price"] = f"{run['price']:.2g}"
         row |= {
-            "chance": f"{run['chance']:.0%}",
+            "chance": chance_words(run["chance"]),
             "leave it": f"at {run['check_step']:,} if loss > {run['check_loss']:.3g}"
             if run["check_loss"] is not None
             else "",

@@ -5,6 +5,7 @@ from typing import Any
 
 from ntk_tt.report.text import COLOURS, duration
 from ntk_tt.runtime.terminal import print_table
+from ntk_tt.times.calibration import chance_words
 from ntk_tt.times.levels import Level
 
 TOP = 15  # rows that are printed
@@ -115,7 +116,7 @@ def cells(row: dict[str, Any], document: dict[str, Any]) -> dict[str, str]:
     found |= {
         "steps": "not reached" if steps is None else f"{steps:,}",
         "90 %": between,
-        "chance": "" if chance is None else f"{chance:.0%}",
+        "chance": "" if chance is None else chance_words(chance),
         "time": "" if row["seconds"] is None else duration(row["seconds"]),
     }
     if document["sweep"]["price_per_hour"] is not None:

@@ -5,6 +5,7 @@ import math
 from typing import Any
 
 from ntk_tt.runtime.terminal import print_table
+from ntk_tt.times.calibration import FEW, chance_words
 from ntk_tt.times.levels import Level
 
 _FAMILIES = {
@@ -16,7 +17,6 @@ _FAMILIES = {
 COLOURS = {"high": "green", "medium": "yellow", "low": "red", "none": "bold red"}
 # columns that a table leaves out, the fewest with which it fits
 _SPARED = ((), ("chance",), ("chance", "time"), ("chance", "time", "90 % interval"))
-_FEW = 0.05  # one in twenty: no group of runs that chances come from has more than a few dozen
 _MINUTE, _HOUR, _DAY = 60.0, 3600.0, 86400.0
 
 
@@ -161,7 +161,7 @@ def _print_levels(console: Any, report: dict[str, Any]) -> None:
     missing = [level for level, real in rows if level["steps"] is None and real is None]
     if missing:
         likely = max((each["probability"] or 0.0 for each in missing), default=0.0)
-        at_most = "" if likely < _FEW else "at most "
+        at_most = "" if likely < FEW else "at most "
         chance = f" (chance {at_most}{_percent(likely)})" if with_chance else ""
         names = ", ".join(_words(each) for each in missing)
         gap = "" if shown else "\n"
@@ -331,14 +331,7 @@ def _capital(text: str) -> str:
 
 
 def _percent(share: int | float | None) -> str:
-    """Of a chance; what lies nearer to certainty than the few runs behind it can tell is not
-    said.
-    """
-    if share is None:
-        return ""
-    if share < _FEW:
-        return f"under {_FEW:.0%}"
-    return f"over {1 - _FEW:.0%}" if share > 1 - _FEW else f"{share:.0%}"
+    return "" if share is None else chance_words(share)
 
 
 def _steps(steps: int | float | None) -> str:

@@ -178,3 +178,15 @@ def interval(method: str, observed: float = 0.0, margin: float | None = None) ->
     ]
     chosen = groups.get("all" if margin is None else group_of(margin), groups["all"])
     return from_quantiles(chosen["ratios"], chosen["cumulative"], chosen["reach"])
+
+
+FEW = 0.05  # one in twenty: no group of runs that chances come from has more than a few dozen
+
+
+def chance_words(share: int | float) -> str:
+    """A chance in words; what lies nearer to certainty than the few runs behind it can tell is not
+    said.
+    """
+    if share < FEW:
+        return f"under {FEW:.0%}"
+    return f"over {1 - FEW:.0%}" if share > 1 - FEW else f"{share:.0%}"

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ntk_tt.times.calibration import chance_words
 from ntk_tt.times.crossing import crossing_time
 from ntk_tt.times.log_columns import EPOCH_NAMES
 from ntk_tt.times.loss_law import MIN_POINTS, fit_loss_law
@@ -87,7 +88,8 @@ class Status(NamedTuple):
         chance = (
             ""
             if self.probability is None
-            else f"; reached within {_step(self.horizon)} with probability {self.probability:.0%}"
+            else f"; reached within {_step(self.horizon)} with probability "
+            f"{chance_words(self.probability)}"
         )
         return f"step {_step(self.step)}: loss {self.loss:.4g}; {left}{chance}{bad}"
 
