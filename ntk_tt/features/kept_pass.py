@@ -80,9 +80,18 @@ class KeptPass:
         file = self._file(part)
         arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
         held = {"identity": identity(part), "checksum": _checksum(arrays)}
+        self.make()
+        with explained(f"cannot make a store in {self.root}", self.root):
+            replace(file, save(arrays, held))
+
+    def make(self) -> None:
+        """Make the folder, before anything is computed that it is to hold.
+
+        Raises:
+            OSError: it cannot be made.
+        """
         with explained(f"cannot make a store in {self.root}", self.root):
             self.root.mkdir(parents=True, exist_ok=True)
-            replace(file, save(arrays, held))
 
     def store(
         self, part: Mapping[str, Any], num_samples: int, rows: int, width: int, dtype: Any

@@ -36,6 +36,9 @@ def kept_pass(
         optimizer, num_steps: on whose way the second point lies; without them it is that of SGD.
         writes: whether what is missing is to be written.
 
+    Raises:
+        OSError: the folder cannot be made.
+
     Cost: one pass over the bytes of weights and inputs, and a trace of the network.
     """
     if jax.device_count() > 1:
@@ -70,7 +73,10 @@ def kept_pass(
     if optimizer is not None and num_steps is not None:
         way = _way(optimizer, num_steps, what.orders)
     second = None if way is None else {**first, "settings": {**first["settings"], "way": way}}
-    return KeptPass(root, first, second, writes)
+    kept = KeptPass(root, first, second, writes)
+    if writes:
+        kept.make()
+    return kept
 
 
 def _way(optimizer: OptimizerConfig, num_steps: int, orders: Key[Array, ""]) -> Any:
