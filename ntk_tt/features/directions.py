@@ -91,8 +91,7 @@ def _shared(loss, outputs, targets, path: HeadPath, count: int):
         read = _centred(path.weight) if loss == "ce" else path.weight
         lengths = jnp.linalg.norm(read, axis=(1, 2), keepdims=True)
         spanned = jnp.concatenate(list(read / jnp.where(lengths > 0, lengths, 1.0)), axis=1)
-    # of a wide matrix the left singular vectors, largest first, by its Gram matrix
-    rows = jnp.linalg.eigh(spanned @ spanned.T)[1][:, ::-1].T[:count]
+    rows = jnp.linalg.svd(spanned, full_matrices=spanned.shape[0] > spanned.shape[1])[0].T[:count]
     seen = jnp.square(pulls @ rows.T).sum() / jnp.maximum(jnp.square(pulls).sum(), 1e-30)
     return rows, jnp.sqrt(jnp.maximum(0.0, 1 - seen))
 
