@@ -17,7 +17,7 @@ import ntk_tt
 from ntk_tt.models import from_nnx
 from ntk_tt.optimizer import OptimizerConfig
 from ntk_tt.prediction.residual import Residual
-from ntk_tt.training_programs import padded_blocks
+from ntk_tt.training.programs import padded_blocks
 from tests.networks import _ConvNet, mlp, normal
 
 
@@ -29,12 +29,8 @@ def problem_of(width, num_samples=24, num_outputs=3, seed=0):
 
 
 def test_finetune_imports_nothing_of_the_prediction():
-    folder = Path(ntk_tt.__file__).parent
-    nodes = [
-        node
-        for name in ("training.py", "training_programs.py")
-        for node in ast.walk(ast.parse((folder / name).read_text()))
-    ]
+    folder = Path(ntk_tt.__file__).parent / "training"
+    nodes = [node for path in folder.glob("*.py") for node in ast.walk(ast.parse(path.read_text()))]
     imported = {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
     imported |= {
         alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names
@@ -50,7 +46,8 @@ def test_finetune_imports_nothing_of_the_prediction():
         "ntk_tt.optimizer",
         "ntk_tt.runtime.progress",
         "ntk_tt.targets",
-        "ntk_tt.training_programs",
+        "ntk_tt.training.course",
+        "ntk_tt.training.programs",
     }
 
 
@@ -97,7 +94,7 @@ def test_by_default_a_cpu_trains_in_small_blocks_with_the_same_numbers(monkeypat
     case, x, labels = problem_of(12, num_samples=70)
     optimizer, blocks = OptimizerConfig(0.2, 0.9), []
     monkeypatch.setattr(
-        sys.modules["ntk_tt.training_programs"],
+        sys.modules["ntk_tt.training.programs"],
         "padded_blocks",
         lambda indices, size: blocks.append(size) or padded_blocks(indices, size),
     )

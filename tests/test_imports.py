@@ -39,7 +39,6 @@ ALLOWED = {
     "data": {"runtime"},
     "times": {"runtime"},
     "models": {"runtime", "jacobian"},
-    "training_programs": {"runtime", "models", "data", "optax_chain", "targets"},
     "training": {
         "runtime",
         "models",
@@ -48,7 +47,6 @@ ALLOWED = {
         "optimizer",
         "losses",
         "targets",
-        "training_programs",
     },
     "features": {"runtime", "jacobian", "losses", "targets"},
     "kernels": {"runtime", "jacobian", "features", "losses", "targets"},

@@ -1,9 +1,4 @@
-"""Real fine-tuning with optax: the truth that predictions are compared with.
-
-Shares no code with the prediction: of the package it imports only the description of the optimiser,
-the model container and its switches, the reading of labels, the memory there is and the progress
-bar. Its losses, batches and steps are optax's and its own.
-"""
+"""A real run: its steps, and what is seen on the way."""
 
 import dataclasses
 import itertools
@@ -32,7 +27,7 @@ from ntk_tt.targets import (
     check_smoothing,
     encode_targets,
 )
-from ntk_tt.training_programs import (
+from ntk_tt.training.programs import (
     Evaluation,
     Network,
     Point,
