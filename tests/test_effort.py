@@ -5,8 +5,11 @@ import numpy as np
 import pytest
 
 import ntk_tt
+from ntk_tt.dynamics import own_way
 from ntk_tt.prediction.effort import capped, subset_for
 from ntk_tt.prediction.finetuning import Finetuning
+from ntk_tt.prediction.price import price_of
+from ntk_tt.surrogate.expansion import expand
 
 MANY = 1500
 SETTING = ntk_tt.OptimizerConfig(0.1, momentum=0.5, batch_size=25)
@@ -32,6 +35,31 @@ def test_the_passes_cost_at_most_half_of_the_effort(what):
         assert found.what.num_samples < MANY
         assert "as few as" not in found.words
     assert subset_for(what, SETTING, 100 * STEPS, 0.9).what.num_samples == MANY
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_effort_and_price_count_the_passes_that_are_taken(name):
+    """Twelve classes, of which an optimiser that divides by gradients needs more directions; the
+    pilot's looks, which are no passes over all, are taken off.
+    """
+    rng = np.random.default_rng(0)
+    labels, inputs = np.arange(360) % 12, rng.normal(size=(360, 20)).astype("float32")
+    params = {"w": rng.normal(size=(20, 16)), "head": rng.normal(size=(16, 12))}
+    model = ntk_tt.from_function(
+        lambda params, x: jnp.tanh(x @ params["w"]) @ params["head"],
+        {name: jnp.asarray(leaf / 4, jnp.float32) for name, leaf in params.items()},
+    )
+    what, optimizer = Finetuning(model, inputs, labels), ntk_tt.OptimizerConfig(1e-3, name=name)
+    price = price_of(what, "curvature", optimizer, 200)
+    small = expand(model, inputs, labels, way=own_way(optimizer, 200))
+    assert price is not None
+    assert price.passes == pytest.approx(small.passes - (2 * 200 + 128) / len(labels), abs=0.01)
+    subset = subset_for(what, optimizer, 200, 0.04)
+    of_subset = price_of(subset.what, "curvature", optimizer, 200)
+    assert of_subset is not None
+    assert subset.method == "curvature"
+    taken = of_subset.passes * subset.what.num_samples
+    assert 0.8 * 0.02 < taken / (3 * 200 * len(labels)) <= 0.02
 
 
 def test_little_effort_takes_one_point_and_then_the_fewest_samples_and_says_so(what):

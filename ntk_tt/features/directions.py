@@ -26,7 +26,7 @@ _FALL = 0.1  # of the loss, to which the looks go
 
 # directions that `auto` takes; more where an optimiser divides by the size of its gradients, which
 # makes much of what is weak: half as many as there are outputs, to so many
-SHARED, SPARES, _MOST_SHARED = 3, 1, 10
+_SHARED, _SPARES, _MOST_SHARED = 3, 1, 10
 _RANK = 1e-6  # of the largest squared length: less is no direction
 
 
@@ -60,9 +60,9 @@ def usual_directions(num_pulled: int, *, preconditioned: bool) -> tuple[int, int
     SGD needs few: what lies outside of them counts on average. Adam and its kin scale each entry's
     gradient to the same size, so that what is left out slows them down.
     """
-    if not preconditioned:
-        return SHARED, SPARES
-    return min(max(SHARED, (num_pulled + 2) // 2), _MOST_SHARED), SPARES
+    shared = min(max(_SHARED, (num_pulled + 2) // 2), _MOST_SHARED) if preconditioned else _SHARED
+    # no more than there are, and half as many again where a head turns as it trains
+    return min(shared, -(-3 * num_pulled // 2)), _SPARES
 
 
 def shared_directions(
@@ -103,7 +103,7 @@ def directions_of(
     num_samples: int,
     key: Key[Array, ""],
     *,
-    spares: int = SPARES,
+    spares: int = _SPARES,
 ) -> Float[Array, "n k f"]:
     """U of all samples: the shared rows, and at right angles to them the spare ones.
 

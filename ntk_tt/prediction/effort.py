@@ -6,11 +6,11 @@ import jax
 import numpy as np
 
 from ntk_tt.dynamics import Trajectory
-from ntk_tt.features.directions import SHARED, SPARES
 from ntk_tt.optimizer import OptimizerConfig
 from ntk_tt.prediction.by_method import Predicted, PredictionMethod, Recording
 from ntk_tt.prediction.finetuning import Finetuning
 from ntk_tt.prediction.one_setting import plateau_window, summarize_runs
+from ntk_tt.prediction.price import OF_A_STEP, directions_of_setting, num_passes
 from ntk_tt.prediction.verdict import Verdict
 from ntk_tt.runtime.input_trees import take
 from ntk_tt.runtime.limits import is_fraction
@@ -19,7 +19,6 @@ from ntk_tt.runtime.stopwatch import Stopwatch
 from ntk_tt.scaling import ScaledTrajectory, halves_of, replay_at_size
 from ntk_tt.surrogate.problem import Problem
 
-_OF_A_STEP = 3  # passes of a sample
 _OF_PASSES = 0.5  # of the effort; replay and verdict take about as much (docs/costs.md)
 _PILOT = 200  # samples that are looked at twice before the passes, and 64 with weight gradients
 _PER_CLASS, _LEAST, _MOST = 8, 64, 2000  # samples of a subset
@@ -73,25 +72,21 @@ def subset_for(
             "targets or augmentation"
         )
     trained = num_steps * optimizer.checked_batch_size(what.num_samples)
-    budget = _OF_PASSES * effort * _OF_A_STEP * trained
-    classes = len(np.unique(labels))
+    budget = _OF_PASSES * effort * OF_A_STEP * trained
+    classes, directions = len(np.unique(labels)), directions_of_setting(what, optimizer)
     least = min(what.num_samples, max(_LEAST, _PER_CLASS * classes))
     most = min(what.num_samples, _MOST)
     chosen: tuple[PredictionMethod, int] = ("head", least)
     ways: tuple[tuple[PredictionMethod, int], ...] = (("curvature", 2), ("head", 1))
     for method, points in ways:
-        found = _affordable(budget, _passes(points))
+        found = _affordable(budget, num_passes(points, directions))
         if found >= least:
             chosen = method, min(found, most)
             break
     method, count = chosen
-    cost = _cost(count, _passes(2 if method == "curvature" else 1))
-    share = cost / (_OF_A_STEP * trained)
+    cost = _cost(count, num_passes(2 if method == "curvature" else 1, directions))
+    share = cost / (OF_A_STEP * trained)
     return Subset(_drawn(what, labels, count), method, share, float(effort))
-
-
-def _passes(points: int) -> int:
-    return points * (1 + SHARED + SPARES) + (_OF_A_STEP if points == 2 else 0)
 
 
 def _cost(count: int, passes: int) -> int:

@@ -12,8 +12,9 @@ from jaxtyping import Array, Float, Int, Key
 from ntk_tt.dynamics.batches import batch_indices
 from ntk_tt.dynamics.optimizer_replay import own_way, replay
 from ntk_tt.dynamics.trajectory import Trajectory, record_steps
-from ntk_tt.features.directions import SHARED, SPARES
+from ntk_tt.features.directions import usual_directions
 from ntk_tt.features.feature_options import DEFAULT_OPTIONS, FeatureOptions, takes_former_keywords
+from ntk_tt.jacobian.network import check_network
 from ntk_tt.losses import LossName
 from ntk_tt.models.model import Model
 from ntk_tt.optimizer import OptimizerConfig, check_num_seeds, check_num_steps
@@ -26,7 +27,6 @@ from ntk_tt.training import TrainingRun, finetune
 
 # times the loss at the start, or that of chance: nothing can be predicted from where such steps led
 _BLOWN_UP = 10.0
-_BACKWARD_PASSES = 2 * (SHARED + SPARES)  # of both points of a small network
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,9 +94,13 @@ def predict_after(
     count = num_samples(inputs)
     batch_size = optimizer.checked_batch_size(count)
     if first_steps is None:
+        num_outputs = check_network(model.apply, model.params, inputs)
+        directions = usual_directions(
+            num_outputs - (loss == "ce"), preconditioned=not optimizer.is_sgd
+        )
         first_steps = min(
             max(1, num_steps // 4),
-            affordable_steps(count, batch_size, _BACKWARD_PASSES),
+            affordable_steps(count, batch_size, 2 * sum(directions)),  # of both points
         )
     if not 1 <= first_steps < num_steps:
         raise ValueError(

@@ -10,7 +10,7 @@ from ntk_tt.runtime.progress import span
 from ntk_tt.surrogate.expansion import MAX_BYTES, SAMPLED
 
 DEAR = 0.1  # of training: more is worth a word
-_OF_A_STEP = 3  # passes of a sample: forward, backward, and the weights' gradients
+OF_A_STEP = 3  # passes of a sample: forward, backward, and the weights' gradients
 _A_ROW = 16  # coordinates of a projection, of `auto`
 _REMEDY = "fewer samples cost less, and further settings only their replay"
 
@@ -39,7 +39,7 @@ class Price:
         """Of the time that training takes."""
         if self.trained is None:
             return None
-        return self.passes * self.num_samples / (_OF_A_STEP * self.trained)
+        return self.passes * self.num_samples / (OF_A_STEP * self.trained)
 
     @property
     def is_dear(self) -> bool:
@@ -63,11 +63,25 @@ class Price:
 
     def in_seconds(self, sample_seconds: float) -> str:
         """Once the first of them have told how long a sample takes a step of training."""
-        seconds = self.passes * self.num_samples * sample_seconds / _OF_A_STEP
+        seconds = self.passes * self.num_samples * sample_seconds / OF_A_STEP
         text = f"the passes will take about {span(seconds)}"
         if self.trained is None:
             return text
         return f"{text}, training about {span(self.trained * sample_seconds)}"
+
+
+def directions_of_setting(what: Finetuning, optimizer: OptimizerConfig | None) -> int:
+    """k, along which a small network looks at each sample for this optimiser."""
+    pulled = what.num_outputs - (what.loss == "ce")
+    preconditioned = optimizer is not None and not optimizer.is_sgd
+    return sum(usual_directions(pulled, preconditioned=preconditioned))
+
+
+def num_passes(points: int, directions: int) -> int:
+    """Over the data, of a small network with one expansion point or two: a forward and k backward
+    passes at each, and one of training's kind on the way to the second.
+    """
+    return points * (1 + directions) + (OF_A_STEP if points == 2 else 0)
 
 
 def price_of(
@@ -84,13 +98,13 @@ def price_of(
     if method == "one-shot":
         return None
     points = {"head": 1, "curvature": 2}.get(method, 0)
-    count, pulled = what.num_views + what.num_validation, what.num_outputs - (what.loss == "ce")
+    count = what.num_views + what.num_validation
     if points:
-        preconditioned = optimizer is not None and not optimizer.is_sgd
-        directions = sum(usual_directions(pulled, preconditioned=preconditioned))
-        passes = points * (1 + directions) + (_OF_A_STEP if points == 2 else 0)
-        rows, wanted = points * count * directions, SAMPLED
+        directions = directions_of_setting(what, optimizer)
+        passes, rows = num_passes(points, directions), points * count * directions
+        wanted = SAMPLED
     else:
+        pulled = what.num_outputs - (what.loss == "ce")
         passes, rows = 1 + pulled, count * pulled
         wanted = _A_ROW * rows
     asked = what.options.num_projections

@@ -254,15 +254,14 @@ def _directions(
             f"num_directions: give 'auto', 'few', 'all' or a number from 1 to the {width} outputs "
             f"that are looked at, got {num_directions!r}"
         )
-    # residuals of softmax add up to zero: what is pulled has no more dimensions than they, and half
-    # as many more where a head turns as it trains
+    # residuals of softmax add up to zero: what is pulled has no more dimensions than they
     pulled = num_outputs - (loss == "ce")
     most = width if backbone.weight is not None else min(width, pulled)
     count, spares = num_directions, 0
     if num_directions in ("auto", "few"):
         preconditioned = preconditioned and num_directions == "auto"
         count, spares = usual_directions(pulled, preconditioned=preconditioned)
-        count = min(most, count, -(-3 * pulled // 2))
+        count = min(most, count)
         spares = min(spares, most - count)
     path = HeadPath(*[jnp.zeros((0,), targets.dtype)] * 2)
     if backbone.weight is not None:

@@ -160,7 +160,8 @@ def _bent(
         small,
         bend=Bend(change, change @ there, there, displacement),
         growth=growth,
-        passes=round(2 * small.passes + 3, 3),
+        # a forward and k backward passes, and on the way there one of training's kind
+        passes=round(small.passes + 1 + small.directions.shape[1] + 3, 3),
     )
 
 
