@@ -95,6 +95,14 @@ def wandb(rows):
             json.dumps({"loss": loss, "step": step, "betas": [0.9, 0.999]}) + "\n"
             for step, loss in ROWS
         ),
+        "".join(
+            f"{{'loss': np.float64({loss}), 'step': tensor({step}, device='cuda:0'), 'a': 1}}\n"
+            for step, loss in ROWS
+        ),
+        "".join(json.dumps({"step": step, "loss": loss}) for step, loss in ROWS) + "\n",
+        JSONL.replace("}\n", "} ", 1),
+        JSONL.replace("loss", "total_loss").replace("epoch", "loss_cls"),
+        "step,loss\n" + "".join(f"\x1b[32m{step},{loss}\x1b[0m\n" for step, loss in ROWS),
         json.dumps([{"step": step, "loss": loss} for step, loss in ROWS]),
         json.dumps([{"step": step, "loss": loss} for step, loss in ROWS], indent=2),
         json.dumps({"step": [step for step, _ in ROWS], "loss": [loss for _, loss in ROWS]}),
@@ -225,6 +233,11 @@ def test_fractional_epochs_are_taken_as_they_are(tmp_path):
             CSV,
             {"loss": "cost"},
             r"no column cost in .*there are step, loss; name it with --loss-column",
+        ),
+        (
+            "step;loss\n1,000;0.5\n2,000;0.25\n",  # no decimal comma beside a decimal point
+            {},
+            r"step is '2,000' in the line '2,000;0.25'",
         ),
         ("step,loss\n1,high\n", {}, r"loss is 'high' in the line '1,high'"),
         ('{"step": 1, "loss": 1\n', {}, r"cannot read the line .* as JSON"),
@@ -414,6 +427,13 @@ def test_steps_that_begin_again_with_each_epoch_are_counted_on(tmp_path, first):
     assert [step for step, _ in resumed][-3:] == [70 + first, 80 + first, first]
 
 
+@pytest.mark.parametrize("name", ["batch", "batch_idx"])
+def test_batches_of_an_epoch_are_steps(tmp_path, name):
+    rows = [(0, 0, 1.5), (0, 1, 1.25), (1, 0, 1.0), (1, 1, 0.5)]
+    text = f"epoch,{name},loss\n" + "".join(",".join(map(str, row)) + "\n" for row in rows)
+    assert read(tmp_path, text) == [(0, 1.5), (1, 1.25), (2, 1.0), (3, 0.5)]
+
+
 def test_one_stray_step_of_zero_does_not_shift_those_after_it(tmp_path):
     found = read(tmp_path, "epoch,step,loss\n0,10,1\n0,20,1\n1,30,1\n2,0,9\n2,40,1\n2,50,1\n")
     assert [step for step, _ in found][-2:] == [40, 50]
@@ -434,6 +454,9 @@ def test_the_clock_of_a_log(tmp_path):
     ]
     assert seconds("2026-01-01 00:00:10+00:00") - seconds("2026-01-01T00:00:00+00:00") == 10
     assert seconds(1_700_000_000_500) == 1_700_000_000.5
+    # a clock of computers in each of its units
+    for unit in (1, 1e3, 1e6, 1e9):
+        assert seconds(int(1_700_000_000 * unit)) == pytest.approx(1_700_000_000, abs=1e-3)
     for value in (None, True, "soon", float("nan"), [1], "9999999:00:00" * 9):
         assert seconds(value) is None
 

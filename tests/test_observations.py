@@ -41,6 +41,13 @@ def test_rising_steps_are_kept_as_they_are():
     )
 
 
+def test_a_log_that_begins_with_its_newest_record_gets_a_word():
+    found = seen(range(45, -1, -5))
+    assert "the steps fall from record to record" in found.note
+    found = seen([0, 5, 10, 5, 10, 15, 10, 15, 20, 10, 15])  # resumed again and again
+    assert "fall" not in found.note
+
+
 def test_a_repeated_step_takes_the_later_value():
     found = seen([0, 5, 10])
     found.add(10, 7.0)

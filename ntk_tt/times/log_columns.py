@@ -8,6 +8,8 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
+from ntk_tt.times.log_phases import is_validation, plain
+
 STEP_NAMES = (
     "step",
     "global_step",
@@ -25,6 +27,13 @@ STEP_NAMES = (
     "num_steps",
     "num_updates",
     "_step",
+    # these begin again with each epoch, and are counted on
+    "batch",
+    "batch_idx",
+    "batch_index",
+    "batches",
+    "minibatch",
+    "mini_batch",
     "epoch",
     "epochs",
     "train/epoch",
@@ -46,6 +55,11 @@ LOSS_NAMES = (
     "train_loss_epoch",
     "train/loss_epoch",
     "loss_epoch",
+    "total_loss",
+    "train_total_loss",
+    "train/total_loss",
+    "loss_total",
+    "loss/total",
 )
 CLOCK_NAMES = (
     "wall_time",
@@ -58,22 +72,19 @@ CLOCK_NAMES = (
     "elapsed",
 )
 EPOCH_NAMES = ("epoch", "epochs", "train/epoch")
-PHASE_NAMES = ("split", "phase", "mode", "stage", "subset", "dataset_split")
 MISSING = frozenset(("", "na", "n/a", "#n/a", "<na>", "null", "none", "-", "--", "—", "?"))
-_OTHERS = re.compile(r"(^|[^a-z])(val|valid|validation|eval|evaluation|test|dev)([^a-z]|$)")
+_POINT = re.compile(r"\s*[+-]?\d+\.\d+\s*")
+_UNITS = ((1e17, 1e9), (1e14, 1e6), (1e11, 1e3))
 _SHOWN = 40  # names in a message
 
 
 class Columns(NamedTuple):
-    """Names of a log's columns; None where there is none. The phase says of a line whether it is of
-    training or of validation.
-    """
+    """Names of a log's columns; None where there is none."""
 
     step: str
     loss: str
     clock: str | None
     epoch: str | None
-    phase: str | None
 
 
 def number(value: Any, comma: bool = False) -> float | None:
@@ -97,12 +108,22 @@ def number(value: Any, comma: bool = False) -> float | None:
         return None
 
 
+def has_points(rows: Sequence[dict[str, Any]]) -> bool:
+    """Whether numbers are written with a decimal point; then a comma in them parts thousands."""
+    return any(
+        type(cell) is str and _POINT.fullmatch(cell) for row in rows for cell in row.values()
+    )
+
+
 def seconds(value: Any) -> float | None:
     """A clock's cell in seconds since any moment: a number, H:MM:SS, or a date and time."""
     found = number(value)
     if found is not None:
-        # milliseconds since 1970
-        return (found / 1000 if abs(found) > 1e11 else found) if math.isfinite(found) else None
+        if not math.isfinite(found):
+            return None
+        # milliseconds, microseconds or nanoseconds since 1970: those of today in each unit differ
+        # by a thousand
+        return found / next((unit for least, unit in _UNITS if abs(found) > least), 1)
     if not isinstance(value, str) or len(value) > 64:
         return None
     if match := re.fullmatch(r"\s*(?:(\d+) days?, )?(\d+):(\d\d):(\d\d(?:\.\d+)?)\s*", value):
@@ -171,17 +192,7 @@ def choose(
         lossy,
         clock if clock not in (steps, lossy) else None,
         epoch if epoch != steps else None,
-        _first(
-            with_loss,
-            PHASE_NAMES,
-            lambda value: isinstance(value, str) and not is_validation(value),
-        ),
     )
-
-
-def is_validation(phase: Any) -> bool:
-    """Whether a line's phase is another than training."""
-    return isinstance(phase, str) and _OTHERS.search(phase.lower()) is not None
 
 
 def fitting(names: Iterable[str], kind: Literal["step", "loss"], given: str | None) -> list[str]:
@@ -231,10 +242,6 @@ def flat(fields: dict[str, Any], depth: int = 4) -> dict[str, Any]:
     return found
 
 
-def _plain(name: str) -> str:
-    return re.sub(r"[\s-]+", "_", name.strip().lower())
-
-
 def _rank_in(names: tuple[str, ...]) -> Callable[[str], int | None]:
     def rank(name: str) -> int | None:
         for offset, each in (
@@ -242,11 +249,11 @@ def _rank_in(names: tuple[str, ...]) -> Callable[[str], int | None]:
             (100, name.rpartition(" - ")[2]),
             (200, re.split(r"[/.]", name)[-1]),
         ):
-            plain = _plain(each)
+            key = plain(each)
             if offset < 200:
-                plain = plain if plain in names else plain.replace(".", "/")
-            if plain in names and not (offset and _OTHERS.search(name.lower())):
-                return offset + names.index(plain)
+                key = key if key in names else key.replace(".", "/")
+            if key in names and not (offset and is_validation(name)):
+                return offset + names.index(key)
         return None
 
     return rank
@@ -261,9 +268,9 @@ def _rank(
     if (
         kind == "loss"
         and rows
-        and {_plain(name) for name in rows[0]} == {"wall_time", "step", "value"}
+        and {plain(name) for name in rows[0]} == {"wall_time", "step", "value"}
     ):
-        return lambda name: 0 if _plain(name) == "value" else None
+        return lambda name: 0 if plain(name) == "value" else None
     return _rank_in(STEP_NAMES if kind == "step" else LOSS_NAMES)
 
 
@@ -272,9 +279,9 @@ def _given(name: str, wanted: str) -> int | None:
         0
         if name == wanted
         else 1
-        if _plain(name) == _plain(wanted)
+        if plain(name) == plain(wanted)
         else 2
-        if _plain(name.rpartition(" - ")[2]) == _plain(wanted)
+        if plain(name.rpartition(" - ")[2]) == plain(wanted)
         else None
     )
 
@@ -302,7 +309,7 @@ def _best(
         return before
     most = max(counts.values())
     viable = {
-        name: (ranks[name], name != _plain(name))
+        name: (ranks[name], name != plain(name))
         for name, count in counts.items()
         if 4 * count >= most
     }
@@ -319,7 +326,7 @@ def _best(
 def _first(
     rows: Sequence[dict[str, Any]], names: tuple[str, ...], fits: Callable[[Any], bool]
 ) -> str | None:
-    present = {_plain(name.rpartition(" - ")[2]): name for row in rows[:100] for name in row}
+    present = {plain(name.rpartition(" - ")[2]): name for row in rows[:100] for name in row}
     return next(
         (
             present[name]

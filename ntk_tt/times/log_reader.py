@@ -2,6 +2,7 @@
 
 import collections
 import re
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from ntk_tt.times.log_columns import (
@@ -12,13 +13,14 @@ from ntk_tt.times.log_columns import (
     fitting,
     flat,
     has_columns,
+    has_points,
     is_missing,
-    is_validation,
     number,
     seconds,
     visible,
 )
-from ntk_tt.times.log_text import Record, cells_of, json_of, object_of
+from ntk_tt.times.log_phases import OtherPhases, front_of, may_name_phase
+from ntk_tt.times.log_text import Record, cells_of, json_of, object_of, objects_apart
 from ntk_tt.times.observations import MAX_STEP
 from ntk_tt.times.step_counter import StepCounter
 
@@ -56,11 +58,14 @@ class LineReader:
         self._delimiter, self._width, self._other_width = ",", 0, 0
         self._first_line = self._unreadable = ""
         self._counter = StepCounter(note, path)
+        self._phases = OtherPhases(note, path)
+        self._comma = False  # whether numbers may have a decimal comma
 
     def read(self, lines: list[str]) -> list[Record]:
         """The records of whole lines."""
         found: list[Record] = []
         start = 0
+        lines = [each for line in lines for each in objects_apart(line)]
         while start < len(lines):
             if self.columns is None:
                 start = self._look(lines, start)
@@ -79,14 +84,21 @@ class LineReader:
             self._take(row, str(row), found)
         return found
 
-    def decide(self, rows: list[dict[str, Any]]) -> bool:
-        """Choose the columns by some rows, if they tell."""
+    def decide(self, rows: list[dict[str, Any]], before: Sequence[str] = ()) -> bool:
+        """Choose the columns by some rows, if they tell, and by what stands before each."""
+        self._comma = self._delimiter != "," and not has_points(rows)
         self.columns = choose(
-            rows, self.path, **self.given, before=self._preferred, comma=self._delimiter != ","
+            rows, self.path, **self.given, before=self._preferred, comma=self._comma
         )
-        if self.columns is not None:
-            self._preferred = self.columns
-        return self.columns is not None
+        if self.columns is None:
+            return False
+        self._preferred, loss = self.columns, self.columns.loss
+        self._phases.learn(
+            (row, front)
+            for row, front in zip(rows, before or [""] * len(rows), strict=True)
+            if number(row.get(loss), self._comma) is not None
+        )
+        return True
 
     def is_whole_object(self, line: str) -> bool:
         """Whether a line without its end is complete."""
@@ -123,6 +135,10 @@ class LineReader:
                     f"log: no column {self.given[kind] or ' or '.join(usual[:4])} in "
                     f"{self.path!r}, there are {visible(names)}; name it with --{kind}-column"
                 )
+        if self._phases.last:
+            return (
+                f"log: all lines with a loss are of other phases than training: {self._phases.last}"
+            )
         return (
             f"log: no line of {self.path!r} has a number for the step and one for the loss, "
             f"there are {visible(names)}; name others with --step-column and --loss-column"
@@ -130,13 +146,13 @@ class LineReader:
 
     def _look(self, lines: list[str], start: int) -> int:
         """Find the header, or the objects, and the columns; returns from where to read on."""
-        begin, rows, last_line = start, [], ""
+        begin, rows, fronts, last_line = start, [], [], ""
         widths: collections.Counter[int] = collections.Counter()
 
         def decided() -> bool:
             if widths:
                 self._width = widths.most_common(1)[0][0]
-            return bool(rows) and self.decide(rows)
+            return bool(rows) and self.decide(rows, fronts)
 
         for at in range(start, len(lines)):
             line = lines[at]
@@ -149,12 +165,13 @@ class LineReader:
                 if len(self.names) < _MAX_NAMES:
                     self.names.update(dict.fromkeys(list(fields)[:_MAX_NAMES]))
                 rows.append(fields)
+                fronts.append(front_of(line))
                 continue
             header = self._header_of(line)
             if header is not None and header != (self._header, self._delimiter):
                 if decided():
                     return begin
-                (self._header, self._delimiter), rows, begin = header, [], at + 1
+                (self._header, self._delimiter), rows, fronts, begin = header, [], [], at + 1
                 widths.clear()
             elif header is None and self._header is not None:
                 cells = cells_of(line, self._delimiter)
@@ -176,9 +193,12 @@ class LineReader:
                 for kind in ("step", "loss")
             )
             raw_step, raw_loss = rows[-1].get(step), rows[-1].get(loss)
-            comma = self._delimiter != ","
             self._notice(
-                number(raw_step, comma), number(raw_loss, comma), raw_step, raw_loss, last_line
+                number(raw_step, self._comma),
+                number(raw_loss, self._comma),
+                raw_step,
+                raw_loss,
+                last_line,
             )
         return len(lines)
 
@@ -212,8 +232,9 @@ class LineReader:
         """Records of CSV; returns the index of a new header, or the end."""
         assert self._header is not None
         assert self.columns is not None
-        delimiter, comma = self._delimiter, self._delimiter != ","
-        step_at, loss_at, clock_at, epoch_at, phase_at = self._places()
+        delimiter, comma = self._delimiter, self._comma
+        step_at, loss_at, clock_at, epoch_at = self._places()
+        phases_at = self._phase_places(lines[start:])
         count_on = self._counter.count_on
         for at in range(start, len(lines)):
             line = lines[at]
@@ -236,7 +257,9 @@ class LineReader:
                     continue
             if len(cells) != self._width and not self._has_new_width(cells, line):
                 continue
-            if phase_at is not None and phase_at < len(cells) and is_validation(cells[phase_at]):
+            if phases_at and self._phases.has(
+                {name: cells[place] for name, place in phases_at if place < len(cells)}
+            ):
                 continue
             if not 0 <= step <= MAX_STEP:
                 self._notice(None, loss, cells[step_at], cells[loss_at], line)
@@ -250,10 +273,10 @@ class LineReader:
             self.odd = self.odd_step = None
         return len(lines)
 
-    def _places(self) -> tuple[int, int, int | None, int | None, int | None]:
+    def _places(self) -> tuple[int, int, int | None, int | None]:
         assert self._header is not None
         assert self.columns is not None
-        step, loss, clock, epoch, phase = (
+        step, loss, clock, epoch = (
             None if name is None else self._header.index(name) for name in self.columns
         )
         assert step is not None
@@ -264,7 +287,19 @@ class LineReader:
                     f"log: {self.path!r} has {self._header.count(name)} columns {name!r}; give "
                     f"them names of their own, or name another with --{kind}-column"
                 )
-        return step, loss, clock, epoch, phase
+        return step, loss, clock, epoch
+
+    def _phase_places(self, lines: list[str]) -> list[tuple[str, int]]:
+        """Names and places of the columns that may name a phase."""
+        assert self._header is not None
+        assert self.columns is not None
+        cells = [cells_of(line, self._delimiter) for line in lines[:_SAMPLE]]
+        return [
+            (name, at)
+            for at, name in enumerate(self._header)
+            if name not in self.columns
+            and any(may_name_phase(name, row[at]) for row in cells if at < len(row))
+        ]
 
     def _has_new_width(self, cells: list[str], line: str) -> bool:
         """Whether a row that is longer or shorter than others is one: only empty cells more, or the
@@ -293,9 +328,7 @@ class LineReader:
         assert columns is not None
         raw_step, raw_loss = fields.get(columns.step), fields.get(columns.loss)
         # a line of something else, such as validation
-        if raw_loss is None or (
-            columns.phase is not None and is_validation(fields.get(columns.phase))
-        ):
+        if raw_loss is None or self._phases.has(fields, front_of(line)):
             return
         step, loss = number(raw_step), number(raw_loss)
         if step is None or loss is None or not 0 <= step <= MAX_STEP:

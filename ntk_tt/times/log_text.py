@@ -27,6 +27,12 @@ _KINDS = {
     b"PAR1": "Parquet",
 }
 _CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
+# numbers of arrays in Python dicts, with nothing nested: np.float64(1.5), tensor(1.5, device='cpu')
+_SCALAR = re.compile(
+    r"\b(?:\w+\.)?(?:float\d+|bfloat16|u?int\d+|tensor|[aA]rray|DeviceArray)"
+    r"\(\s*([-+.\w]+)\s*(?:,[^()]*)?\)"
+)
+_COLOURS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")  # and other orders to a terminal
 _WORDS = re.compile(r"(?<=[\s:\[(,])(-?)(nan|inf|NaN|Infinity)(?=[\s,\])}])")
 
 
@@ -61,6 +67,8 @@ def text_of(data: bytes) -> str:
     text = data.replace(b"\0", b"").decode("utf-8", "replace")
     if "\ufeff" in text:
         text = text.replace("\ufeff", "")
+    if "\x1b[" in text:
+        text = _COLOURS.sub("", text)
     return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
 
 
@@ -87,6 +95,8 @@ def json_of(text: str) -> Any:
 def object_of(text: str) -> dict[str, Any] | None:
     """A JSON object or a Python dict, flat."""
     value = json_of(text)
+    if value is None and "(" in text and len(text) <= _MAX_LITERAL:
+        text = _SCALAR.sub(r"\1", text)
     if value is None and "'" in text and '"' not in text and "\\" not in text:
         value = json_of(text.replace("'", '"'))  # most Python dicts of a log, and quicker
     if value is None and "'" in text and len(text) <= _MAX_LITERAL:
@@ -99,6 +109,14 @@ def object_of(text: str) -> dict[str, Any] | None:
     if not isinstance(value, dict):
         return None
     return flat({str(name): each for name, each in value.items()})
+
+
+def objects_apart(line: str) -> list[str]:
+    """The objects of a line in which several stand, as where processes write to one file."""
+    if "}{" not in line and "} {" not in line:
+        return [line]
+    parts = re.split(r"(?<=\})\s*(?=\{)", line)
+    return parts if all(object_of(part) is not None for part in parts) else [line]
 
 
 def records_of(value: Any) -> list[dict[str, Any]] | None:

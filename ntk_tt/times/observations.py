@@ -50,7 +50,7 @@ class Observations:
 
     def __init__(self, limit: int = LIMIT):
         self.limit = limit
-        self.turns, self.note = 0, None
+        self.turns, self.note, self._falls = 0, None, 0
         self._undo: tuple | None = None
         self._clear()
 
@@ -110,6 +110,7 @@ class Observations:
             if step <= self.last[0]:
                 self._go_back(step, loss)
                 continue
+            self._falls = 0
             self._keep(loss)
             self.last = (step, loss)
             self.first = self.first or self.last
@@ -212,6 +213,12 @@ class Observations:
                 "later records count"
             )
             self.last, self.num_bad = (step, loss), 0
+        self._falls += 1
+        if self._falls > FEW:
+            self.note = (
+                "the steps fall from record to record: what comes last counts as the newest; write "
+                "the log with the oldest first"
+            )
 
     def _settle(self, step: float | int) -> None:
         """Undo the last going back where it was one stray record: the run goes on after where it
