@@ -333,22 +333,20 @@ def test_a_large_jpeg_is_decoded_at_a_part_of_its_size(monkeypatch):
     assert read_square(encoded(image, "PNG"), 8, "x").shape == (8, 8, 3)
 
 
-def tiled_tiff(side: int, tile_side: int) -> bytes:
-    """A grey square in one deflated tile; Pillow writes none."""
-    data = zlib.compress(bytes(tile_side**2))
-    tags = [
-        (256, side),
-        (257, side),
-        (258, 8),
-        (259, 8),
-        (262, 1),
-        (277, 1),
-        (322, tile_side),
-        (323, tile_side),
-        (324, 8),
-        (325, len(data)),
-    ]
-    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+# numbers of TIFF's tags
+WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, OFFSET, SAMPLES = *range(256, 260), 262, 273, 277
+ROWS, LENGTH, PLANES, TILE_WIDTH, TILE_HEIGHT, TILE_OFFSET, TILE_LENGTH = (
+    278,
+    279,
+    284,
+    *range(322, 326),
+)
+SAMPLE_FORMAT = 339
+
+
+def tiff(data: bytes, tags: dict[int, int]) -> bytes:
+    """A file with these tags, which Pillow would not write, and one strip or tile of data."""
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, tags[tag]) for tag in sorted(tags))
     return (
         b"II*\0"
         + struct.pack("<I", 8 + len(data))
@@ -357,6 +355,59 @@ def tiled_tiff(side: int, tile_side: int) -> bytes:
         + entries
         + bytes(4)
     )
+
+
+def tiled_tiff(side: int, tile_side: int) -> bytes:
+    """A grey square in one deflated tile."""
+    data = zlib.compress(bytes(tile_side**2))
+    tags = {WIDTH: side, HEIGHT: side, BITS: 8, COMPRESSION: 8, PHOTOMETRIC: 1, SAMPLES: 1}
+    tile = {TILE_WIDTH: tile_side, TILE_HEIGHT: tile_side, TILE_OFFSET: 8, TILE_LENGTH: len(data)}
+    return tiff(data, tags | tile)
+
+
+def strip_tiff(pixels: np.ndarray, **tags: int) -> bytes:
+    """Grey pixels as they lie in memory, or what other tags make of them."""
+    usual = {
+        "WIDTH": pixels.shape[1],
+        "HEIGHT": len(pixels),
+        "BITS": 8 * pixels.itemsize,
+        "COMPRESSION": 1,
+        "PHOTOMETRIC": 1,
+        "OFFSET": 8,
+        "SAMPLES": 1,
+        "ROWS": len(pixels),
+        "LENGTH": pixels.nbytes,
+        "PLANES": 1,
+        "SAMPLE_FORMAT": 1,
+    }
+    return tiff(
+        pixels.tobytes(), {globals()[name]: value for name, value in (usual | tags).items()}
+    )
+
+
+def test_greys_of_tiff_are_those_of_the_file_or_refused():
+    grey = np.arange(0, 256, 16, dtype=np.uint8).reshape(4, 4)
+    for file in (
+        strip_tiff(grey),
+        strip_tiff(255 - grey, PHOTOMETRIC=0),
+        strip_tiff(grey.astype("<u2") * 257),
+        strip_tiff(grey.astype("<u4") * 257),
+    ):
+        np.testing.assert_array_equal(read_square(file, 4, "x")[..., 0], grey)
+    for file, message in (
+        (strip_tiff(65535 - grey.astype("<u2") * 257, PHOTOMETRIC=0), "white is zero in its 16"),
+        (strip_tiff(grey.astype("<i2") * 128, SAMPLE_FORMAT=2), "16 bits with a sign"),
+        (strip_tiff(grey // 2, SAMPLE_FORMAT=2), "8 bits with a sign"),
+    ):
+        with pytest.raises(UnreadableImage, match=f"the image 'x' cannot be read .*{message}"):
+            read_square(file, 4, "x")
+
+
+def test_colours_of_sixteen_bits_that_lie_in_planes_are_refused():
+    planes = np.full((12, 4), 7 * 257, "<u2")
+    file = strip_tiff(planes, HEIGHT=4, ROWS=4, PHOTOMETRIC=2, SAMPLES=3, PLANES=2)
+    with pytest.raises(UnreadableImage, match="colours lie one behind the other in 16 bits"):
+        read_square(file, 4, "x")
 
 
 def test_tiles_larger_than_any_picture_are_refused():

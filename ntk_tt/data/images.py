@@ -7,6 +7,7 @@ import io
 import math
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -64,7 +65,9 @@ _MOST_BYTES = (
 )
 # pixels of a whole resized image, most of which may be cropped; larger ones are cropped first
 _MOST_RESIZED = 2**24
-_TILE_WIDTH, _TILE_LENGTH = 322, 323  # tags of TIFF
+# tags of TIFF
+_TILE_WIDTH, _TILE_LENGTH = 322, 323
+_BITS, _PHOTOMETRIC, _SAMPLES, _PLANES, _SAMPLE_FORMAT = 258, 262, 277, 284, 339
 _DECODED_BYTES = (
     8  # of a pixel at most, as decoded and once more as RGB; Pillow keeps four bytes for each
 )
@@ -238,6 +241,8 @@ def _check_pixels(image: Image.Image, size: int) -> None:
             f"Image size ({width} × {height} pixels) exceeds the limit of {most} pixels; shrink it"
         )
     tags = getattr(image, "tag_v2", {})  # of TIFF, which decodes tile by tile
+    if tags:
+        _check_samples(tags)
     if int(tags.get(_TILE_WIDTH, 0)) * int(tags.get(_TILE_LENGTH, 0)) > most:
         raise ValueError(f"its tiles exceed the limit of {most} pixels")
     if pixels > _MOST_RESIZED and pixels * _DECODED_BYTES > host_bytes():
@@ -245,4 +250,24 @@ def _check_pixels(image: Image.Image, size: int) -> None:
             f"decoding its {width} × {height} pixels takes "
             f"{format_bytes(pixels * _DECODED_BYTES)}, {format_bytes(host_bytes())} may be used; "
             "shrink it"
+        )
+
+
+def _check_samples(tags: Any) -> None:
+    """Refuses what Pillow decodes to other pixels than those of the file."""
+    bits = max(np.ravel(tags.get(_BITS, 1)))
+    if bits <= 16 and 2 in np.ravel(tags.get(_SAMPLE_FORMAT, 1)):
+        raise ValueError(
+            f"its samples are integers of {bits} bits with a sign, whose white is not known; save "
+            "it with 8 or 16 bits without a sign"
+        )
+    if bits > 8 and tags.get(_PHOTOMETRIC) == 0:
+        raise ValueError(
+            f"white is zero in its {bits} bits, and it would be read as its negative; save it with "
+            "zero for black"
+        )
+    if bits > 8 and tags.get(_SAMPLES, 1) > 1 and tags.get(_PLANES) == 2:
+        raise ValueError(
+            f"its colours lie one behind the other in {bits} bits each; save it with the colours "
+            "of a pixel together, or with 8 bits"
         )
