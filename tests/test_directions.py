@@ -80,6 +80,16 @@ def test_what_is_left_out_falls_to_nothing_and_is_what_the_directions_miss(has_h
     assert missing[-1] < 2e-3
 
 
+def test_a_slowed_path_begins_at_the_same_head_and_goes_a_share_of_its_way():
+    _, _, path = task(True)
+    slowed = path.slowed(0.25)
+    for whole, part in zip(path, slowed, strict=True):
+        whole, part = np.asarray(whole), np.asarray(part)
+        np.testing.assert_allclose(part[0], whole[0])
+        np.testing.assert_allclose(part - part[:1], 0.25 * (whole - whole[:1]), atol=1e-6)
+    assert np.abs(np.asarray(path.weight[-1] - path.weight[0])).max() > 0.1
+
+
 def loss_of(weight, bias, targets):
     return lambda outputs: optax.softmax_cross_entropy(outputs @ weight + bias, targets).sum()
 

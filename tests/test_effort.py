@@ -53,7 +53,7 @@ def test_effort_and_price_count_the_passes_that_are_taken(name):
     price = price_of(what, "curvature", optimizer, 200)
     small = expand(model, inputs, labels, way=own_way(optimizer, 200))
     assert price is not None
-    assert price.passes == pytest.approx(small.passes - (2 * 200 + 128) / len(labels), abs=0.01)
+    assert price.passes == pytest.approx(small.passes - (2 * 200 + 256) / len(labels), abs=0.01)
     subset = subset_for(what, optimizer, 200, 0.04)
     of_subset = price_of(subset.what, "curvature", optimizer, 200)
     assert of_subset is not None

@@ -60,6 +60,29 @@ def network(activation=jnp.tanh, num_features=FEATURES):
     )
 
 
+@pytest.mark.parametrize(("gain", "least", "most"), [(100, 0.999, 1), (0.01, 0, 0.99)])
+def test_directions_are_of_the_head_as_far_as_it_turns_while_the_rest_trains(gain, least, most):
+    """Inputs times a gain, and weights over it: the same outputs, and another backbone's gradient.
+    Where the backbone learns all, the head stays as it is, and its columns are the directions;
+    where the head learns all, it turns.
+    """
+    model = network(_linear)
+    first = model.params["first"]
+    params = {**model.params, "first": {**first, "kernel": first["kernel"] / gain}}
+    inputs = gain * np.asarray(normal(3, SAMPLES, INPUTS))
+    small = expand(
+        dataclasses.replace(model, params=params),
+        inputs,
+        np.arange(SAMPLES) % CLASSES,
+        curvature=False,
+        num_directions=CLASSES - 1,
+    )
+    weight = np.asarray(model.params["head"]["kernel"])
+    span = np.linalg.svd(weight - weight.mean(1, keepdims=True))[0][:, : CLASSES - 1]
+    overlap = np.linalg.svd(np.asarray(small.directions[0]) @ span, compute_uv=False)
+    assert least <= overlap.min() <= most + 1e-5
+
+
 @pytest.fixture
 def data():
     inputs, labels = jax.random.split(jax.random.key(1))

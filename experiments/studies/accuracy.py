@@ -28,7 +28,7 @@ import numpy as np
 import ntk_tt
 from experiments.common import methods
 from experiments.common.comparison import on
-from experiments.common.experiment import Experiment, Scale
+from experiments.common.experiment import FORMER_DIRECTIONS, Experiment, Scale
 from experiments.common.rates import stable_rate
 from experiments.common.tasks import (
     REPORTING,
@@ -393,4 +393,5 @@ EXPERIMENT = Experiment(
     compute=compute,
     summarize=summarize,
     draw=draw,
+    outdated=FORMER_DIRECTIONS,
 )

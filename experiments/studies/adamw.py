@@ -24,7 +24,7 @@ import numpy as np
 
 import ntk_tt
 from experiments.common.comparison import on
-from experiments.common.experiment import Experiment, Scale
+from experiments.common.experiment import FORMER_DIRECTIONS, Experiment, Scale
 from experiments.common.tasks import (
     REPORTING,
     TUNING,
@@ -312,4 +312,5 @@ EXPERIMENT = Experiment(
     compute=compute,
     summarize=summarize,
     draw=draw,
+    outdated=FORMER_DIRECTIONS,
 )

@@ -38,6 +38,12 @@ class HeadPath(NamedTuple):
     weight: Float[Array, "q f c"]
     bias: Float[Array, "q c"]
 
+    def slowed(self, share: float) -> "HeadPath":
+        """The same path, of which the head goes a share only: what is under it trains too, so that
+        the loss falls as far with a head that has turned less.
+        """
+        return HeadPath(*(each[:1] + share * (each - each[:1]) for each in self))
+
 
 @dataclasses.dataclass(frozen=True)
 class Shared:

@@ -27,7 +27,7 @@ from ntk_tt.runtime.files import open_plain, replace
 from ntk_tt.runtime.input_trees import Inputs
 from ntk_tt.runtime.progress import Progress, part_of
 
-FORMAT = 1  # raise it when the pass finds other numbers of the same network and data
+FORMAT = 2  # raise it when the pass finds other numbers of the same network and data
 _BLOCK_BYTES = 8 << 20  # of a file: many enough to resume by, few enough to list
 _MULTIPLE = 16  # of samples: files end where blocks of the pass do
 Record = dict[str, np.ndarray]

@@ -126,6 +126,7 @@ def expand(
     def new_plan() -> Plan:
         directions, dropped = _directions(
             backbone(),
+            take(inputs, few),
             looked(),
             targets[few],
             loss,
@@ -172,7 +173,7 @@ def expand(
         backbone().check(found, looked(), few, entries, inputs)
 
     found = looked_at_all(kept, plan, look, check, lambda done, _: progress(done, whole))
-    pilot = len(few) * 2 + Backbone.BLOCK * _PILOT_BLOCKS * 2
+    pilot = len(few) * 2 + Backbone.BLOCK * _PILOT_BLOCKS * (2 if plan.head is None else 4)
     passes = 1 + found.directions.shape[1] + pilot / count
     small = _small_network(model, plan, entries, found, targets, loss, passes, mesh)
     if not curvature or not entries:
@@ -232,6 +233,7 @@ def _small_network(
 
 def _directions(
     backbone: Backbone,
+    inputs: Inputs,
     outputs: Float[Array, "m f"],
     targets: Float[Array, "m c"],
     loss: LossName,
@@ -265,10 +267,32 @@ def _directions(
         spares = min(spares, most - count)
     path = HeadPath(*[jnp.zeros((0,), targets.dtype)] * 2)
     if backbone.weight is not None:
-        path = head_path(outputs, backbone.weight, backbone.bias, targets, loss)
+        path = head_path(outputs, backbone.weight, backbone.bias, targets, loss).slowed(
+            _head_share(backbone, inputs, outputs, targets, loss)
+        )
     shared = shared_directions(loss, outputs, targets, path, int(count))
     found = directions_of(loss, shared.rows, path, num_samples, key, spares=spares)
     return np.asarray(found), shared.left_out
+
+
+def _head_share(
+    backbone: Backbone,
+    inputs: Inputs,
+    outputs: Float[Array, "m f"],
+    targets: Float[Array, "m c"],
+    loss: LossName,
+) -> float:
+    """The head's part of ‖∂L/∂w‖², the rate at which the loss begins to fall, on a few samples."""
+    weight, bias = backbone.weight, backbone.bias
+    assert weight is not None
+    some = np.unique(np.linspace(0, len(outputs) - 1, Backbone.BLOCK * _PILOT_BLOCKS).astype(int))
+    logits = outputs[some] @ weight + (0 if bias is None else bias)
+    residuals = losses.mean_residuals(loss, logits.astype(targets.dtype), targets[some])
+    of_head = float(jnp.square(outputs[some].T @ residuals).sum())
+    pulled = named_leaves(backbone.pull(backbone.params, take(inputs, some), residuals @ weight.T))
+    rest = sum(float(np.square(np.asarray(pulled[name])).sum()) for name in backbone.leaves)
+    share = of_head / max(of_head + rest, 1e-30)
+    return share if np.isfinite(share) else 1.0
 
 
 def _num_entries(
