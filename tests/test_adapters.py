@@ -356,6 +356,7 @@ def test_an_example_runs_from_features_to_real_training(file, head, has_features
     np.testing.assert_allclose(prediction.loss, real.loss, rtol=0, atol=0.05 * fall)
 
 
+@pytest.mark.slow
 def test_an_example_trains_with_its_batch_statistics():
     model = load_factory(
         f"{EXAMPLES / 'equinox_model.py'}:factory", num_classes=2, image_size=8, key=KEY

@@ -872,6 +872,7 @@ def test_the_report_has_the_numbers_of_the_optimizer(flags, numbers):
     assert {name: part[name] for name in numbers} == numbers
 
 
+@pytest.mark.slow
 def test_epochs_are_steps_of_this_data_and_batch(tiny_run):
     flags = [*BATCHES, "--steps", "150", "--schedule", "linear"]
     report = tiny_run("predict", *flags, "--epochs", "2.5")
@@ -942,6 +943,7 @@ def test_a_real_head_curvature_and_observed_steps(tiny_run, plain, capsys):
     assert "90 % interval" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_another_optimizer_is_predicted_and_trained_but_not_vouched_for(tiny_run, capsys):
     flags = ("--learning-rate", "0.01", "--method", "head", "--optimizer", "adamw")
     report = tiny_run("verify", *BATCHES, *flags)
@@ -992,7 +994,7 @@ def plain_full_batch(tiny_run) -> dict:
     return tiny_run(*FULL_BATCH)
 
 
-@pytest.mark.slow_but("--nesterov")
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "setting",
     [
@@ -1016,6 +1018,7 @@ def test_every_setting_reaches_prediction_and_truth(setting, tiny_run, plain_ful
         assert abs(report[name]["loss"][-1] - plain_full_batch[name]["loss"][-1]) > 0.15 * fall
 
 
+@pytest.mark.slow
 def test_trained_batch_norm_changes_the_truth_only(tiny_run, plain):
     report = tiny_run("verify", *BATCHES, "--learning-rate", "0.01", "--batch-norm", "train")
     check_report(report, num_steps=4, with_truth=True)
@@ -1026,7 +1029,7 @@ def test_trained_batch_norm_changes_the_truth_only(tiny_run, plain):
     assert abs(report["truth"]["loss"][-1] - plain["truth"]["loss"][-1]) > 1e-4
 
 
-@pytest.mark.slow_but("1000-ce-True")
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("learning_rate", "loss", "diverges"),
     [
@@ -1064,6 +1067,7 @@ def test_a_rate_past_the_stability_bound_has_no_trust(
 # results that cannot be saved
 
 
+@pytest.mark.slow_but("predict")
 @pytest.mark.parametrize("command", ["predict", "verify"])
 def test_what_cannot_be_saved_is_printed_named_and_cleaned_up(command, tiny_run, tmp_path, capsys):
     """Both files fail, an older report stays, and the training that follows is not lost either."""
@@ -1084,7 +1088,7 @@ def test_what_cannot_be_saved_is_printed_named_and_cleaned_up(command, tiny_run,
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.slow_but("gone", "full")
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["a folder by now", "gone", "a pipe without a reader", "full"])
 def test_a_path_that_became_bad_meanwhile(kind, tiny_run, tmp_path, monkeypatch, capsys):
     folder = tmp_path / "results"
@@ -1128,6 +1132,7 @@ def test_a_path_that_became_bad_meanwhile(kind, tiny_run, tmp_path, monkeypatch,
     assert not [path for path in tmp_path.rglob("*") if "partial" in path.name]
 
 
+@pytest.mark.slow
 def test_a_figure_that_cannot_be_drawn_loses_nothing(tiny_run, tmp_path, monkeypatch, capsys):
     def fail(*_):
         raise RuntimeError("no font")
@@ -1144,6 +1149,7 @@ def test_a_figure_that_cannot_be_drawn_loses_nothing(tiny_run, tmp_path, monkeyp
     check_report(strict(tmp_path / "report.json"), num_steps=4, with_truth=False)
 
 
+@pytest.mark.slow_but("error1-1")
 @pytest.mark.parametrize(
     ("error", "code"),
     [(BrokenPipeError(32, "Broken pipe"), 141), (OSError(28, "No space left on device"), 1)],
@@ -1169,6 +1175,7 @@ def test_a_closed_or_full_output_does_not_keep_the_report_from_being_written(
     )
 
 
+@pytest.mark.slow
 def test_names_with_dollar_signs_can_be_drawn(tiny_run, tmp_path):
     """They are no formulas."""
     source = write_folder(tmp_path / r"a$\frac{$_^b", {"x": 4, "y": 4})
@@ -1183,6 +1190,7 @@ def interrupt(*_, **__):
     raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_leaves_the_prediction(tiny_run, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(commands, "finetune", interrupt)
     with pytest.raises(SystemExit) as exit_:

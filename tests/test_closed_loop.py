@@ -132,6 +132,7 @@ def test_remaining_steps_shrink_and_the_interval_does_not_widen():
     assert watched(1.0, 60).remaining(0.005).steps is None
 
 
+@pytest.mark.slow
 def test_callback_reports_as_often_as_asked():
     seen = []
     callback = loss_callback(Predictor(STEPS, curve(STEPS)), seen.append, every=10)
@@ -140,6 +141,7 @@ def test_callback_reports_as_often_as_asked():
     assert [forecast.observed for forecast in seen] == [10, 20, 30]
 
 
+@pytest.mark.slow
 def test_the_callback_ends_no_loop_for_a_loss_that_is_not_finite_and_forecasts_what_it_reports(
     monkeypatch,
 ):

@@ -48,6 +48,7 @@ def run(folder, largest_file=-1, **environment: str) -> list[str]:
     return done.stdout.split()
 
 
+@pytest.mark.slow
 def test_the_next_process_finds_what_the_first_compiled(tmp_path):
     folder = tmp_path / "cache" / "compiled"
     assert run(folder) == ["3.0", "0", str(folder)]

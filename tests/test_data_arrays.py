@@ -440,6 +440,7 @@ def test_headers_that_lie_are_refused(images, reason, tmp_path):
         load_task(source)
 
 
+@pytest.mark.slow
 def test_a_file_that_expands_beyond_measure_is_refused_unread(tmp_path, monkeypatch):
     with zipfile.ZipFile(tmp_path / "x.npz", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("labels.npy", LABELS)

@@ -29,6 +29,7 @@ def task(has_head: bool) -> tuple[jax.Array, jax.Array, HeadPath]:
     return outputs, targets, path
 
 
+@pytest.mark.slow_but("1-no head", "3-head")
 @pytest.mark.parametrize("has_head", [True, False], ids=["head", "no head"])
 @pytest.mark.parametrize("count", [1, 3])
 def test_rows_are_orthonormal_and_the_spare_one_is_at_right_angles(has_head, count):
@@ -56,6 +57,7 @@ def test_one_that_spans_all_leaves_nothing_for_a_spare_one():
     assert shared.left_out < 1e-3
 
 
+@pytest.mark.slow_but("no head")
 @pytest.mark.parametrize("has_head", [True, False], ids=["head", "no head"])
 def test_what_is_left_out_falls_to_nothing_and_is_what_the_directions_miss(has_head):
     outputs, targets, path = task(has_head)
@@ -94,6 +96,7 @@ def loss_of(weight, bias, targets):
     return lambda outputs: optax.softmax_cross_entropy(outputs @ weight + bias, targets).sum()
 
 
+@pytest.mark.slow_but("2-head-ce", "1-no head-mse")
 @pytest.mark.parametrize("loss", ["ce", "mse"])
 @pytest.mark.parametrize("has_head", [True, False], ids=["head", "no head"])
 @pytest.mark.parametrize("spares", [1, 2])

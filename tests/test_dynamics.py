@@ -81,7 +81,7 @@ def train_linearized(case, x, labels, optimizer: OptimizerConfig, num_steps, bat
     )
 
 
-@pytest.mark.slow_but("ce-setting0-primal", "mse-setting1-dual")
+@pytest.mark.slow_but("mse-setting1-dual")
 @pytest.mark.parametrize("space", ["primal", "dual"])
 @pytest.mark.parametrize(
     ("loss", "setting"),
@@ -165,6 +165,7 @@ def test_epochs_visit_every_sample_once():
     assert any(len(np.unique(batch)) < 12 for batch in drawn)
 
 
+@pytest.mark.slow_but("cosine")
 @pytest.mark.parametrize("schedule", ["constant", "cosine"])
 def test_ode_equals_the_closed_form(schedule):
     with jax.enable_x64(True):
@@ -335,7 +336,7 @@ def one_step_increments(problem, optimizer, noise, num_keys):
     return (logits[:, 1] - logits[:, 0]).reshape(num_keys, -1)
 
 
-@pytest.mark.slow_but("full")
+@pytest.mark.slow
 @pytest.mark.parametrize("noise", ["full", "diagonal"])
 def test_noise_covariance_is_that_of_the_mini_batches(noise):
     case, x, labels, problem = make("primal", num_samples=8)
@@ -362,6 +363,7 @@ def test_noise_covariance_is_that_of_the_mini_batches(noise):
     )
 
 
+@pytest.mark.slow
 def test_full_noise_has_the_covariance_of_real_batches():
     """Independent of any formula: the spread of replay's first step over data orders."""
     _, _, _, problem = make("dual", num_samples=8)

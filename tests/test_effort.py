@@ -37,6 +37,7 @@ def test_the_passes_cost_at_most_half_of_the_effort(what):
     assert subset_for(what, SETTING, 100 * STEPS, 0.9).what.num_samples == MANY
 
 
+@pytest.mark.slow_but("adamw")
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 def test_effort_and_price_count_the_passes_that_are_taken(name):
     """Twelve classes, of which an optimiser that divides by gradients needs more directions; the

@@ -174,6 +174,7 @@ def test_a_network_that_died_at_chance_level_is_an_outcome(batch_size, scale):
     assert (run.loss[run.steps >= run.collapsed_at] > 0.999 * np.log(3)).all()
 
 
+@pytest.mark.slow_but("8-0.05-*")
 @pytest.mark.parametrize("scale", [0.0, 1e-8])
 @pytest.mark.parametrize("rate", [1e-12, 1e-4, 0.05])
 @pytest.mark.parametrize("batch_size", [None, 8])
@@ -262,6 +263,7 @@ def test_agreement_tightens_with_width():
     assert gaps[2] < 0.05
 
 
+@pytest.mark.slow
 def test_agreement_tightens_with_smaller_steps():
     # of a network whose loss curve is that of its linear model where steps are small
     gaps = [gap(24, learning_rate, 60, seed=2) for learning_rate in (1.0, 0.1, 0.01)]
@@ -269,7 +271,7 @@ def test_agreement_tightens_with_smaller_steps():
     assert gaps[2] < 0.02
 
 
-@pytest.mark.slow_but("1.1")
+@pytest.mark.slow
 @pytest.mark.parametrize("side", [0.9, 1.1, 2.0])
 def test_past_the_stability_bound_real_training_diverges_and_the_verdict_says_so(side):
     """Just past the bound a real network is thrown to a flatter place and recovers; well past it,

@@ -50,6 +50,7 @@ def test_a_former_name_is_what_it_is_called_now():
         _ = ntk_tt.nothing
 
 
+@pytest.mark.slow
 def test_networks_that_were_two_arguments_are_taken_as_models():
     params, x = {"w": jnp.ones((4, 3))}, np.random.default_rng(0).normal(size=(6, 4))
     labels, setting = np.arange(6) % 3, ntk_tt.OptimizerConfig(0.1)

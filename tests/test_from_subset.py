@@ -78,6 +78,7 @@ def test_influence_fades_as_over_the_whole_population():
         assert abs(np.log(told / right)) < abs(np.log(plain / right))
 
 
+@pytest.mark.slow
 def test_of_all_samples_it_is_the_replay():
     problem = population(60, 3, 1)
     optimizer = OptimizerConfig(0.05, momentum=0.9, batch_size=16)
@@ -97,6 +98,7 @@ def small_network(curvature: bool):
     )
 
 
+@pytest.mark.slow_but("False-optimizer1")
 @pytest.mark.parametrize(
     ("curvature", "optimizer"),
     [
@@ -141,6 +143,7 @@ def of_many(outputs: int, optimizer: OptimizerConfig, num_steps: int):
     return np.abs(np.mean(found, 0)), np.abs(np.mean(plain, 0)), told
 
 
+@pytest.mark.slow
 def test_full_batch_least_squares():
     off, plain, told = of_many(1, OptimizerConfig(0.05, momentum=0.9, batch_size=LARGE), 100)
     assert off.max() < 0.08
@@ -148,6 +151,7 @@ def test_full_batch_least_squares():
     assert told.trusted_until == 100
 
 
+@pytest.mark.slow
 def test_mini_batches_of_cross_entropy():
     off, plain, told = of_many(3, OptimizerConfig(0.03, momentum=0.9, batch_size=32), 200)
     assert off.max() < 0.06
@@ -157,6 +161,7 @@ def test_mini_batches_of_cross_entropy():
     assert told.loss[-1] < told.batch_loss[-1] < told.validation_loss[-1]
 
 
+@pytest.mark.slow
 def test_validation_loss_is_that_of_samples_not_trained_on():
     optimizer = OptimizerConfig(0.05, momentum=0.9, batch_size=200)
     fresh, found, right, trained = population(4000, 1, 99), [], [], []

@@ -487,6 +487,7 @@ def test_closed_form_leaves_what_a_kernel_of_low_rank_cannot_reach(space, rank):
         np.testing.assert_allclose(found.loss, known.curve(rate * found.steps), rtol=1e-4)
 
 
+@pytest.mark.slow_but("replay-dual")
 @pytest.mark.parametrize(
     ("method", "space"),
     [

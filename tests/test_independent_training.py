@@ -246,6 +246,9 @@ def check_replay(kind, name, loss, num_outputs, network, num_steps=15, record_ev
     return expected
 
 
+@pytest.mark.slow_but(
+    "dual-plain", "dual-everything", "dual-one sample*", "dual-nesterov", "dual-heavy*"
+)
 @pytest.mark.parametrize(
     ("kind", "name"),
     quick(
@@ -287,6 +290,7 @@ def test_replay_of_either_loss_and_any_number_of_outputs(name, loss, num_outputs
     check_replay(kind, name, loss, num_outputs, network)
 
 
+@pytest.mark.slow_but("contrasts streamed-decay", "contrasts streamed-heavy ball*")
 @pytest.mark.parametrize(
     "name", ["everything", "one sample at a time", "heavy ball", "drawn with replacement", "decay"]
 )
@@ -301,6 +305,7 @@ def test_replay_in_contrasts_and_from_disk(kind, name, folder):
     check_replay(kind, name, "ce", 3, "curved", folder=folder)
 
 
+@pytest.mark.slow_but("dual-6-7", "dual-1-3")
 @pytest.mark.parametrize(("num_steps", "record_every"), [(1, 1), (1, 3), (5, 2), (6, 7), (4, 4)])
 @pytest.mark.parametrize("kind", quick(["dual", "contrasts streamed"], ["dual"]))
 def test_any_number_of_steps_and_records(kind, num_steps, record_every, folder):
@@ -397,6 +402,7 @@ def test_replay_over_eight_devices_is_optax_on_the_linear_network():
 # Real training
 
 
+@pytest.mark.slow_but("everything", "pieces")
 @pytest.mark.parametrize(
     "name",
     quick(
@@ -676,6 +682,7 @@ def test_replay_with_curvature_is_optax_on_the_documented_model(name, loss, num_
     check_head(name, loss, num_outputs, bias, moved, True)
 
 
+@pytest.mark.slow
 def test_the_second_point_lies_on_gradient_descent_to_a_quarter_of_the_loss():
     """Steps of 1/λ on the product with a linear backbone, in fives, until the loss is below a
     quarter of its start.

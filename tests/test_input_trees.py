@@ -110,6 +110,7 @@ def test_a_tree_over_devices():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", [optax.sgd(0.1, momentum=0.9), optax.adamw(1e-2)])
 def test_a_tree_is_expanded_predicted_and_trained_as_the_array(optimizer):
     params, labels = params_of(), data()[2]
@@ -125,6 +126,7 @@ def test_a_tree_is_expanded_predicted_and_trained_as_the_array(optimizer):
     assert_same(*both(predicted), rtol=2e-4)
 
 
+@pytest.mark.slow
 def test_one_shot_and_residual_take_trees():
     params, labels = params_of(), data()[2]
     setting = OptimizerConfig(0.1, batch_size=7)
@@ -198,6 +200,7 @@ def test_texts_are_cut_to_what_the_longest_of_a_block_needs():
     assert arrays.ordered(rows) is rows
 
 
+@pytest.mark.slow
 def test_a_cut_text_trains_and_is_expanded_as_a_whole_one():
     """Padding says nothing, so texts cut to their length give what a plain dict of all gives."""
     inputs, params, labels = texts(), params_of(), np.random.default_rng(2).integers(0, 3, N)
@@ -223,6 +226,7 @@ def test_a_cut_text_trains_and_is_expanded_as_a_whole_one():
     assert_same(runs[0].loss, runs[1].loss, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_order_of_texts_changes_no_prediction():
     inputs, params, labels = texts(), params_of(), np.random.default_rng(2).integers(0, 3, N)
     order = np.random.default_rng(3).permutation(N)

@@ -79,6 +79,7 @@ def test_what_is_kept_is_found_and_is_the_same(what, looks):
     np.testing.assert_array_equal(head.problem.jacobian, plain.jacobian)
 
 
+@pytest.mark.slow_but("other0", "other3")
 @pytest.mark.parametrize(
     "other",
     [
@@ -136,6 +137,7 @@ def test_a_pass_that_was_stopped_goes_on(what, looks):
     assert {file: file.read_bytes() for file in blocks(what)} == whole
 
 
+@pytest.mark.slow_but("*.record.*")
 @pytest.mark.parametrize("which", ["*/block-000001*", "*.record.*"])
 def test_damage_is_noticed(what, looks, which):
     pass_over(what, keep=True)

@@ -141,6 +141,7 @@ def test_both_sides_of_the_bound(momentum, nesterov, variance, side):
     assert (moments[0, 0] < 1e-3) == (side < 1)
 
 
+@pytest.mark.slow_but("setting1")
 @pytest.mark.parametrize("setting", [{}, {"momentum": 0.9}, {"momentum": 0.9, "nesterov": True}])
 def test_replay_of_mse_diverges_exactly_past_the_bound(setting):
     _, _, problem, _ = make("mse")

@@ -166,6 +166,7 @@ def inputs_of(name: str):
     return IMAGES if name in ("linen", "nnx", "example") else FLAT
 
 
+@pytest.mark.slow_but("linen", "named tuple", "dict")
 @pytest.mark.parametrize("name", FOUND)
 def test_the_head_is_found_and_reads_the_embeddings(name):
     network, inputs = model(name), inputs_of(name)
@@ -333,6 +334,7 @@ def trained(network, inputs, head, chain, num_steps):
     return run(start)
 
 
+@pytest.mark.slow_but("no bias")
 @pytest.mark.parametrize("name", ["named tuple", "no bias", "equinox", "linen", "nnx"])
 def test_replay_is_training_of_the_network_with_a_linear_backbone(name):
     network, inputs = model(name), inputs_of(name)
@@ -351,6 +353,7 @@ def test_replay_is_training_of_the_network_with_a_linear_backbone(name):
     assert np.abs(frozen / expected - 1).max() > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("curvature", [False, True])
 def test_what_is_found_is_what_would_be_named(curvature):
     network = model("nnx")
@@ -372,6 +375,7 @@ def test_what_is_found_is_what_would_be_named(curvature):
     np.testing.assert_allclose(*losses, rtol=1e-4)
 
 
+@pytest.mark.slow_but("bias")
 @pytest.mark.parametrize("trainable", ["glob:conv.*", "lora:2", "bias"])
 def test_a_head_that_does_not_train_as_it_is_belongs_to_the_backbone(trainable):
     network = model("nnx")
@@ -383,6 +387,7 @@ def test_a_head_that_does_not_train_as_it_is_belongs_to_the_backbone(trainable):
     np.testing.assert_array_equal(problem.jacobian, expected.jacobian)
 
 
+@pytest.mark.slow_but("lora*")
 @pytest.mark.parametrize(
     ("trainable", "prefix"), [("glob:top.*", ""), ("lora:2+glob:top.*", "trained.")]
 )
@@ -399,6 +404,7 @@ def test_a_head_that_trains_is_found_in_a_restricted_network(trainable, prefix):
         )
 
 
+@pytest.mark.slow
 def test_with_rounded_products_the_same_head_is_found():
     problem = expand(
         model("equinox"), FLAT, LABELS, options=ntk_tt.FeatureOptions(precision="bfloat16")

@@ -304,6 +304,7 @@ def test_the_last_line_without_its_end(tmp_path):
         assert read(tmp_path, JSONL.rstrip()[:-cut], last=True) == ROWS[:3]
 
 
+@pytest.mark.slow_but("text1")
 @pytest.mark.parametrize(
     "text",
     [
@@ -650,6 +651,7 @@ print(count, status.step, grown, time.process_time() - started)
     assert processor_seconds < 3 * blocks
 
 
+@pytest.mark.slow
 def test_reading_takes_memory_that_does_not_grow_with_the_log(tmp_path):
     """Pieces are bounded: the largest piece of a log twice as long is as large."""
     sizes = []

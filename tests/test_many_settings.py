@@ -121,6 +121,7 @@ def test_each_is_its_own_replay_on_a_frozen_kernel(space):
     check(linear(space), SGD)
 
 
+@pytest.mark.slow_but("sgd")
 @pytest.mark.parametrize("optimizers", [SGD[1:5:3], OTHERS[:4]], ids=["sgd", "others"])
 def test_each_is_its_own_replay_on_a_small_network(optimizers):
     check(small(70), optimizers)
@@ -141,6 +142,7 @@ def test_where_the_head_has_many_outputs(monkeypatch):
     check(small(90), [SGD[1], SGD[4]])
 
 
+@pytest.mark.slow
 def test_sgd_goes_on_in_a_basis_of_what_it_can_reach():
     """Momentum, decay from w₀, the way to the second point and a clipped norm are the same in
     it.
@@ -200,6 +202,7 @@ def compiled(caplog) -> list[str]:
     ]
 
 
+@pytest.mark.slow_but("frozen")
 @pytest.mark.parametrize(
     ("problem", "setting"),
     [

@@ -187,7 +187,7 @@ def test_amounts_that_are_none(text):
         memory.parse_bytes(text)
 
 
-@pytest.mark.slow_but("1000")
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not hold to this limit")
 @pytest.mark.parametrize("mebibytes", [700, 1000, 1300])
 def test_a_limit_too_tight_for_the_compiler_ends_in_one_line(mebibytes):
@@ -500,6 +500,7 @@ def test_orders_and_kernels_that_cannot_be_held_are_refused(monkeypatch):
     assert empirical_ntk(case.apply, case.params, case.inputs(20, 0)).shape == (20, 3, 20, 3)
 
 
+@pytest.mark.slow
 def test_training_takes_smaller_blocks_where_memory_is_short(monkeypatch):
     case = convolutional(3, norm=True)
     inputs, labels = case.inputs(16, 0), np.arange(16) % 3

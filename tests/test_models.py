@@ -298,6 +298,7 @@ def test_random_weights_are_those_of_flax_with_the_same_key():
         np.testing.assert_array_equal(ours, theirs)
 
 
+@pytest.mark.slow
 def test_features_can_be_jitted_as_they_are(bundled):
     images = jnp.ones((1, 8, 8, 3))
     np.testing.assert_allclose(

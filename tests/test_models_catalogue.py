@@ -35,6 +35,7 @@ SLOW = (
 NIGHTLY = ("resnet101", "resnet101v1", "densenet169")
 
 
+@pytest.mark.slow_but("resnet18", "resnet20", "vit_s_16")
 @pytest.mark.parametrize(
     "name",
     [

@@ -30,6 +30,7 @@ def test_the_rules_have_their_variances():
     )
 
 
+@pytest.mark.slow_but("random")
 @pytest.mark.parametrize(
     ("name", "features"), [("resnet8", 96), ("mlp", 256)], ids=["bundled", "random"]
 )

@@ -79,7 +79,7 @@ def assert_close(result, stored):
     )
 
 
-@pytest.mark.slow_but("resnet18", "densenet", "vision_transformer", "alexnet")
+@pytest.mark.slow_but("alexnet", "vision_transformer")
 @pytest.mark.parametrize("case", CASES)
 def test_logits_and_features_are_those_of_torchvision(case, load):
     reference = REFERENCES[case]
@@ -108,6 +108,7 @@ CUTS = {
 }
 
 
+@pytest.mark.slow_but("alexnet", "squeezenet1_0")
 @pytest.mark.parametrize("case", CUTS)
 def test_a_cut_checkpoint_gives_the_features_where_it_ends(case, load):
     pattern, end = CUTS[case]
@@ -151,6 +152,7 @@ TIMM = [
 ]
 
 
+@pytest.mark.slow_but("timm", "torchvision's transformer*")
 @pytest.mark.parametrize(
     ("case", "pairs"),
     [
@@ -265,6 +267,7 @@ def test_images_below_the_smallest_size_are_refused(name):
         load_model(name, weights="random", num_classes=2, image_size=smallest - 1)
 
 
+@pytest.mark.slow_but("alexnet")
 @pytest.mark.parametrize("name", ["alexnet", "squeezenet1_0", "densenet121"])
 def test_the_smallest_size_is_enough_and_one_less_is_not(name, load):
     case = {"densenet121": "densenet"}.get(name, name)

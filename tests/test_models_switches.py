@@ -203,6 +203,7 @@ class Outer(nnx.Module):
         return self.inner(x, train=training)
 
 
+@pytest.mark.slow_but("ByDefault", "Streams", "PositionOnly", "Modes", "Outer")
 @pytest.mark.parametrize(
     "network",
     [

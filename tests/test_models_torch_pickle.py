@@ -635,6 +635,7 @@ def mutated(content: bytes, generator: random.Random) -> bytes:
     return bytes(changed)
 
 
+@pytest.mark.slow_but("zip", "safetensors")
 @pytest.mark.parametrize("form", ["zip", "legacy", "safetensors"])
 def test_any_mutation_is_read_or_refused_with_the_file_named(form, tmp_path):
     """200 each: nothing but a ValueError with the file's name, in bounded time and memory; what is
@@ -663,6 +664,7 @@ def test_any_mutation_is_read_or_refused_with_the_file_named(form, tmp_path):
     assert all(str(path) in message and len(message) < 1000 for message in messages)
 
 
+@pytest.mark.slow
 def test_every_flipped_byte_of_an_archive_is_found_or_changes_nothing(tmp_path):
     """The archive has checksums: of every byte one bit is flipped, and never are other numbers
     read.

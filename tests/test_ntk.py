@@ -19,7 +19,7 @@ def relative_error(value, truth) -> float:
     return float(np.linalg.norm(np.asarray(value, np.float64) - truth) / np.linalg.norm(truth))
 
 
-@pytest.mark.slow_but("batch-norm-2-structured", "convolution-2-plain", "mlp-1-plain")
+@pytest.mark.slow_but("convolution-2-plain", "mlp-1-plain")
 @pytest.mark.parametrize("path", ["structured", "plain"])
 @pytest.mark.parametrize("num_outputs", [1, 2, 5])
 @pytest.mark.parametrize("name", CASES)
@@ -56,7 +56,7 @@ def test_exact_ntk_in_double_precision(name):
         )
 
 
-@pytest.mark.slow_but("2", "7", "None")
+@pytest.mark.slow_but("7")
 @pytest.mark.parametrize("block_size", [1, 2, 3, 7, None])
 def test_blocks_do_not_change_the_result(block_size):
     case = mlp(2)
@@ -99,6 +99,7 @@ def test_ntk_is_symmetric_positive_semidefinite_and_follows_permutations():
     )
 
 
+@pytest.mark.slow
 def test_exact_features_give_the_ntk_and_products_agree():
     case = CASES["convolution"](2)
     x = case.inputs(4, 0)

@@ -117,6 +117,7 @@ def assert_equal(found, expected):
     )
 
 
+@pytest.mark.slow_but("adamw", "sgd")
 @pytest.mark.parametrize("name", NAMED)
 def test_an_optimizer_by_name_is_that_of_optax(name):
     setting, chain = NAMED[name]
@@ -357,6 +358,7 @@ SCHEDULES = {
 }
 
 
+@pytest.mark.slow_but("cut-True", "warm-up-False")
 @pytest.mark.parametrize("nesterov", [False, True])
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_a_schedule_within_sgd_is_that_of_the_setting(name, nesterov):

@@ -39,6 +39,7 @@ def projected(case, path, sample: ParameterSample, inputs) -> np.ndarray:
     return np.asarray(of_block(case.params, inputs))
 
 
+@pytest.mark.slow_but("*-dense")
 @pytest.mark.parametrize("case", [CASE, convolutional(3, norm=True)], ids=["dense", "convolutions"])
 @pytest.mark.parametrize("path", ["structured", "plain"])
 def test_features_are_the_weighted_columns(case, path):
@@ -56,6 +57,7 @@ def test_all_parameters_are_the_jacobian_itself():
     np.testing.assert_allclose(found, JACOBIAN, rtol=2e-5, atol=1e-6)
 
 
+@pytest.mark.slow_but("square")
 @pytest.mark.parametrize("importance", ["square", "root", "both"])
 def test_the_kernel_is_unbiased(importance):
     """The mean over draws comes as near as its own standard error says."""

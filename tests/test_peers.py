@@ -14,6 +14,7 @@ from benchmarks.peers.common import Arguments, first_call_mark, measure, normali
 from benchmarks.peers.jax_functional import _convolution, load
 
 
+@pytest.mark.slow_but("*-resnet20-32")
 @pytest.mark.parametrize(("name", "side"), [("resnet20", 32), ("resnet18", 64)])
 @pytest.mark.parametrize("convolutions", ["im2col", "native"])
 def test_logits_are_those_of_pytorch(weights_root, monkeypatch, name, side, convolutions):

@@ -75,6 +75,7 @@ def test_no_noise_means_one_run(task):
     )
 
 
+@pytest.mark.slow
 def test_one_pass_prices_every_setting(task):
     """Curves from one linearisation stay close to real training over settings it has not seen."""
     case, x, labels, problem = task

@@ -38,6 +38,7 @@ def flat(gradients: dict) -> np.ndarray:
     )
 
 
+@pytest.mark.slow_but("fold")
 @pytest.mark.parametrize("kind", KINDS)
 def test_gram_matrix_is_unbiased_with_the_expected_error(kind):
     """Over 400 keys the mean of ΦΦᵀ is Θ within five standard errors, and the relative error is
@@ -151,7 +152,7 @@ def test_advice_on_a_small_dimension(arguments, advice):
         assert re.search(advice, said)
 
 
-@pytest.mark.slow_but("fold")
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_features_of_a_network_approximate_its_kernel(kind):
     case = mlp(2, inputs=20, width=48, depth=2)

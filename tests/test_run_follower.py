@@ -51,6 +51,7 @@ def test_a_slower_run_is_seen():
     assert told[0].status.probability > told[-1].status.probability
 
 
+@pytest.mark.slow
 def test_lines_are_not_too_many():
     told = []
     clock = iter(np.arange(0, 1000, 0.5))

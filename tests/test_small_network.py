@@ -207,7 +207,7 @@ def _whole(with_head):
     return problem, mean_loss(linearized_logits(model, inputs, with_head), labels)
 
 
-@pytest.mark.slow_but("*-head", "clipped-no head", "by layer-no head")
+@pytest.mark.slow_but("clipped-no head")
 @pytest.mark.parametrize("with_head", [True, False], ids=["head", "no head"])
 @pytest.mark.parametrize("name", CHAINS)
 def test_replay_is_training_of_the_linearised_network_in_weight_space(name, with_head):
@@ -222,6 +222,7 @@ def test_replay_is_training_of_the_linearised_network_in_weight_space(name, with
     np.testing.assert_allclose(found.loss, expected, rtol=2e-5)
 
 
+@pytest.mark.slow_but("sgd")
 @pytest.mark.parametrize(
     "optimizer",
     [
@@ -241,6 +242,7 @@ def test_prediction_is_real_training_where_the_backbone_is_linear(data, optimize
     assert abs(frozen[-1] / real.loss[-1] - 1) > 0.01  # a frozen kernel is another model
 
 
+@pytest.mark.slow
 def test_training_goes_on_from_the_optimisers_own_state(data):
     """Where the backbone is linear the second half is that of real training, moments and schedule
     and all.
@@ -272,6 +274,7 @@ def test_training_goes_on_from_the_optimisers_own_state(data):
     assert np.abs(fresh - expected[half:]).max() > 1e-3
 
 
+@pytest.mark.slow_but("muon", "block rms")
 @pytest.mark.parametrize(
     ("chain", "parameter"),
     [
@@ -292,6 +295,7 @@ def test_an_optimiser_that_mixes_entries_is_refused_in_one_line(chain, parameter
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.slow_but("gathered", "masked")
 @pytest.mark.parametrize(
     "chain",
     [
@@ -308,6 +312,7 @@ def test_an_optimiser_that_treats_each_entry_alone_is_carried(chain):
     assert loss[-1] < loss[0]
 
 
+@pytest.mark.slow_but("head")
 @pytest.mark.parametrize("with_head", [True, False], ids=["head", "no head"])
 def test_sampled_entries_have_their_own_gradients_and_the_norm_is_that_of_all(data, with_head):
     model = network()
@@ -387,6 +392,7 @@ def _of_another_order(name):
     return ntk_tt.Model(params, apply, num_classes=CLASSES)
 
 
+@pytest.mark.slow_but("40-a module of Equinox")
 @pytest.mark.parametrize("name", ORDERS)
 @pytest.mark.parametrize("number", ["exact", 40])
 def test_derivatives_go_to_their_parameters_whatever_the_order_of_names(data, name, number):
@@ -456,6 +462,7 @@ def test_tangent_is_the_dense_kernel(data, with_head):
             np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow_but("18")
 @pytest.mark.parametrize("number", ["exact", ENTRIES // 2])
 def test_tangent_on_the_way_is_the_derivative_of_the_logits(data, number):
     problem = full(network(activation=jnp.square), data, number=number)
@@ -510,6 +517,7 @@ def _squares():
     )
 
 
+@pytest.mark.slow_but("head")
 @pytest.mark.parametrize("with_head", [True, False], ids=["head", "no head"])
 def test_curvature_is_exact_at_both_ends_of_a_quadratic_backbone(data, with_head):
     model = network(activation=jnp.square) if with_head else _squares()
@@ -602,6 +610,7 @@ def test_curvature_brings_the_prediction_closer_to_real_training(data, optimizer
     assert curved < head < 0.6 * frozen
 
 
+@pytest.mark.slow
 def test_few_entries_and_directions_are_near_all(data):
     model, optimizer = network(num_features=64), ntk_tt.OptimizerConfig(0.05, 0.9)
     exact = ntk_tt.prediction.predict(full(model, data), optimizer, 30)
@@ -657,6 +666,7 @@ def _dead(x):
     return jax.nn.relu(x - 100)
 
 
+@pytest.mark.slow_but("sgd")
 @pytest.mark.parametrize(
     "optimizer",
     [ntk_tt.OptimizerConfig(0.05, 0.9), ntk_tt.OptimizerConfig(0.01, name="adamw")],
@@ -683,6 +693,7 @@ def test_a_network_without_a_linear_head_is_expanded_at_its_logits(data):
     np.testing.assert_array_equal(found.jacobian, expected.jacobian)
 
 
+@pytest.mark.slow_but("bias")
 @pytest.mark.parametrize("tied", ["kernel", "bias"])
 def test_a_head_whose_numbers_the_backbone_uses_too_is_not_taken_apart(data, tied):
     model = network()
@@ -792,6 +803,7 @@ def test_a_prediction_keeps_the_path_that_its_verdict_goes_by(data):
     assert residuals[3] < 0.9 * residuals[0]
 
 
+@pytest.mark.slow
 def test_stability_is_that_of_a_frozen_kernel_at_the_start_and_follows_it_later(data):
     model, optimizer = network(), ntk_tt.OptimizerConfig(0.5)
     frozen = ntk_tt.surrogate.linearize(
@@ -814,6 +826,7 @@ def test_stability_is_that_of_a_frozen_kernel_at_the_start_and_follows_it_later(
     assert later != pytest.approx(at_start, rel=0.05)
 
 
+@pytest.mark.slow
 def test_stability_of_adam_is_that_of_the_preconditioned_hessian(data):
     """(2 + 2β₁)/((1 − β₁) λ), λ the largest eigenvalue of P^-½ H P^-½ where the path ends."""
     targets, rate, num_steps = np.asarray(jax.nn.one_hot(data[1], CLASSES)), 1e-3, 500
@@ -849,7 +862,7 @@ def test_stability_of_adam_is_that_of_the_preconditioned_hessian(data):
     assert bound == pytest.approx(rate * margin)
 
 
-@pytest.mark.slow_but("0.9")
+@pytest.mark.slow
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_stability_of_a_chain_of_sgd_is_that_of_sgd(data, momentum):
     problem = full(network(), data)
@@ -863,7 +876,7 @@ def test_stability_of_a_chain_of_sgd_is_that_of_sgd(data, momentum):
     assert np.isfinite(expected)
 
 
-@pytest.mark.slow_but("300")
+@pytest.mark.slow
 @pytest.mark.parametrize("number", ["exact", 300])
 def test_other_data_of_the_same_shape_compiles_nothing(caplog, number):
     """As long as the sample has as many entries of each parameter."""

@@ -268,6 +268,7 @@ def test_a_damaged_manifest_ends_no_prediction_and_is_written_anew(named, kind):
     assert file.read_bytes() == good
 
 
+@pytest.mark.slow
 def test_every_flipped_bit_of_a_manifest_is_noticed(named):
     file = named.folder / "manifest.json"
     good = file.read_bytes()

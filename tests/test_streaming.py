@@ -91,7 +91,7 @@ def wrapped(kernel):
 # Products
 
 
-@pytest.mark.slow_but("all streamed-False", "one block resident-True")
+@pytest.mark.slow_but("one block resident-True")
 @pytest.mark.parametrize("contrasts", [False, True])
 def test_products_equal_those_in_memory(kernels, contrasts):
     streamed, held = (wrapped(kernel) if contrasts else kernel for kernel in kernels)
@@ -133,6 +133,7 @@ def test_products_equal_those_in_memory(kernels, contrasts):
             np.testing.assert_allclose(held.sweep(states, respond), np.stack(one_by_one), **same)
 
 
+@pytest.mark.slow_but("bfloat16-*")
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float16", 2e-3), ("bfloat16", 2e-2)])
 def test_half_precision_is_computed_in_single(tmp_path, features, dtype, tolerance):
     """Only the rounding of what is stored is seen: the products with the rounded features are those
@@ -186,10 +187,7 @@ SETTINGS = {
 }
 
 
-@pytest.mark.slow_but(
-    "ce-epochs, nesterov",
-    "mse-nesterov, decay",
-)
+@pytest.mark.slow_but("mse-nesterov, decay")
 @pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)
 @pytest.mark.parametrize("loss", ["ce", "mse"])
 def test_replay_equals_the_one_in_memory(store, features, setting, loss):
@@ -217,6 +215,7 @@ def test_replay_equals_the_one_in_memory(store, features, setting, loss):
     assert replay(make_problem(StreamedKernel(store), loss), optimizer, 2).logits is None
 
 
+@pytest.mark.slow_but("6")
 @pytest.mark.parametrize("batch_size", [None, 6])
 def test_replay_of_contrasts(store, features, batch_size):
     optimizer = OptimizerConfig(0.2, 0.9, batch_size=batch_size, weight_decay=0.01)
@@ -296,6 +295,7 @@ def reads(monkeypatch):
     return blocks, rows
 
 
+@pytest.mark.slow
 def test_a_full_batch_step_reads_each_block_once_for_all_settings(store, reads):
     blocks, rows = reads
     problem = make_problem(StreamedKernel(store, memory_bytes=12 * ROW_BYTES))
@@ -322,7 +322,7 @@ def test_a_mini_batch_step_reads_its_rows(store, reads):
 # Learning rates and verdict
 
 
-@pytest.mark.slow_but("ce-True")
+@pytest.mark.slow
 @pytest.mark.parametrize(("loss", "contrasts"), [("ce", False), ("ce", True), ("mse", False)])
 def test_curvature_and_stability_equal_those_in_memory(store, features, loss, contrasts):
     kernels = StreamedKernel(store, memory_bytes=7 * ROW_BYTES), PrimalKernel(jnp.asarray(features))

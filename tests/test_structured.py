@@ -436,7 +436,13 @@ QUICK = (
 )
 
 
-@pytest.mark.slow_but(*QUICK)
+@pytest.mark.slow_but(
+    "attention and layer norm",
+    "adapters of low rank",
+    "scan over layers",
+    "convolution, grouped",
+    "complex: a loop",
+)
 @pytest.mark.parametrize("name", CASES)
 def test_equals_one_output_at_a_time(name):
     case = CASES[name]
@@ -461,14 +467,7 @@ def test_equals_one_output_at_a_time(name):
     )
 
 
-@pytest.mark.slow_but(
-    "convolution, grouped",
-    "wide dense layers",
-    "scan over layers",
-    "rows of tables, some twice, some beyond",
-    "complex: a phase",
-    "an empty parameter that is unused",
-)
+@pytest.mark.slow_but("scan over layers")
 @pytest.mark.parametrize("name", CASES)
 def test_kernel_and_features_equal_the_plain_path(name):
     """Whatever way each layer takes: Gram block or gradients, folded before or after they are
@@ -492,6 +491,7 @@ def test_kernel_and_features_equal_the_plain_path(name):
     assert np.linalg.norm(structured - plain) <= 1e-5 * np.linalg.norm(plain)
 
 
+@pytest.mark.slow_but("8-structured", "exact-plain")
 @pytest.mark.parametrize("path", ["structured", "plain"])
 @pytest.mark.parametrize("num_projections", ["auto", "exact", 8])
 def test_a_function_of_none_of_its_parameters_has_a_kernel_of_zeros(path, num_projections):
@@ -509,6 +509,7 @@ def test_a_function_of_none_of_its_parameters_has_a_kernel_of_zeros(path, num_pr
     )
 
 
+@pytest.mark.slow_but("plain-fold", "structured-fold")
 @pytest.mark.parametrize("projection", ["fold", "achlioptas", "gaussian"])
 @pytest.mark.parametrize("path", ["structured", "plain"])
 def test_parameters_without_numbers_change_nothing(path, projection):
@@ -553,7 +554,7 @@ def _in_double(number: int, seed: int) -> jax.Array:
     return normal(seed, number, 6, dtype=jnp.float64)
 
 
-@pytest.mark.slow_but("_cast_through_single_precision-*")
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("apply", "shapes"),
     [
@@ -602,7 +603,7 @@ def test_the_ways_to_an_inner_product_are_chosen_by_their_cost():
     assert not kernel.prefers_gram_block(100)
 
 
-@pytest.mark.slow_but("3-*")
+@pytest.mark.slow_but("3-shape0*", "3-shape4*", "3-shape6*")
 @pytest.mark.parametrize(
     ("shape", "num_projections", "num_positions", "factors", "rounds", "unformed"),
     [
@@ -697,6 +698,7 @@ ENTRIES = {
 }
 
 
+@pytest.mark.slow_but("convolution, dilated", "attention and layer norm")
 @pytest.mark.parametrize("name", ENTRIES)
 def test_single_entries_of_products_are_those_of_the_gradient(name):
     """Every entry in a random order, by the dot products alone, against one output at a time."""

@@ -69,7 +69,7 @@ def check_alone(setting, outcome, **options):
     assert outcome.verdict.stability_margin == pytest.approx(margin, rel=0.03 if margin < 8 else 1)
 
 
-@pytest.mark.slow_but("sgd")
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("space", "seeds"),
     [
@@ -115,6 +115,7 @@ def test_the_best_is_first_and_the_unstable_are_last():
     assert swept().is_whole
 
 
+@pytest.mark.slow
 def test_a_deadline_counts():
     space = {"learning_rate": [0.1], "batch_size": [8], "momentum": [0.8]}
     pace = {8: 2.0}
@@ -130,6 +131,7 @@ def test_a_deadline_counts():
     assert "not reached within" in str(early)
 
 
+@pytest.mark.slow
 def test_blocks_that_memory_makes_change_nothing():
     settings = settings_of(
         {"learning_rate": [0.02, 0.05, 0.1]}, num_samples=SAMPLES, num_steps=STEPS
@@ -151,6 +153,7 @@ def test_a_block_that_leaves_the_finite_numbers_is_left():
     assert np.isfinite(block.trajectories[0].loss[0])
 
 
+@pytest.mark.slow
 def test_what_is_there_is_kept_when_interrupted(monkeypatch):
     made = sweeps.margins_of
     calls = []
@@ -171,6 +174,7 @@ def test_what_is_there_is_kept_when_interrupted(monkeypatch):
         prepared().sweep(space, STEPS)
 
 
+@pytest.mark.slow
 def test_other_methods_go_one_by_one():
     what = prepared().found.what
     frozen = ntk_tt.prepare(what.model, what.inputs, what.labels, method="replay")
@@ -377,6 +381,7 @@ def test_the_page_of_a_sweep_needs_nothing_else(tmp_path):
     assert "unstable" in text
 
 
+@pytest.mark.slow
 def test_the_page_of_a_prediction(tmp_path):
     report = prepared().predict(ntk_tt.OptimizerConfig(0.1), STEPS, targets=[TARGET])
     report.write_html(tmp_path / "one.html")
@@ -404,6 +409,7 @@ def test_a_plan_stays_within_its_budget(tmp_path):
     assert small.document["plan"]["chance"] < about["chance"]
 
 
+@pytest.mark.slow
 def test_impossible_budgets_are_one_line():
     for budget, says in (("1e-9", "is too little for any run"), ("-3h", "budget: give a time")):
         with pytest.raises(ValueError, match=says):

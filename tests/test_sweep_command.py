@@ -17,6 +17,7 @@ TINY = (
 GRID = ("--learning-rate", "0.01:1:log:3", "--batch-size", "8", "full", "--price-per-hour", "2")
 
 
+@pytest.mark.slow
 def test_a_sweep_prints_and_writes(tmp_path, capsys):
     files = {name: tmp_path / f"out.{name}" for name in ("csv", "json", "html")}
     written = [word for name, path in files.items() for word in (f"--{name}", str(path))]

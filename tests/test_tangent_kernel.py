@@ -11,6 +11,7 @@ from ntk_tt.kernels.operators import AbstractKernel
 from ntk_tt.surrogate.tangent_kernel import TangentKernel
 
 
+@pytest.mark.slow_but("12-*")
 @pytest.mark.parametrize("scale", ["none", "of each number", "one, made in the program"])
 @pytest.mark.parametrize("num_samples", [12, 600])  # XLA fuses otherwise where there are many
 def test_squares_of_samples_are_those_of_the_diagonal_blocks(num_samples, scale):

@@ -81,6 +81,7 @@ def test_one_definition_of_an_error(logits, targets, expected):
     assert float(losses.error_rate(logits, targets)) == expected
 
 
+@pytest.mark.slow
 def test_prediction_and_truth_count_the_same_errors_with_one_output():
     case = mlp(1, width=4)
     x, zero = case.inputs(4, 0), [{**layer, "weight": 0 * layer["weight"]} for layer in case.params]

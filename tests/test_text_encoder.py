@@ -52,6 +52,7 @@ def features_of(model: Model, inputs) -> np.ndarray:
     return np.asarray(jax.jit(model.features)(model.params, inputs))
 
 
+@pytest.mark.slow_but("first-bert", "mean-distilbert")
 @pytest.mark.parametrize("case", REFERENCES)
 @pytest.mark.parametrize("pooling", ["mean", "first"])
 def test_equals_transformers(case, pooling, tmp_path, without_tokenizers):
@@ -167,7 +168,7 @@ PARTS = {
 }
 
 
-@pytest.mark.slow_but("all", "lora:2+head")
+@pytest.mark.slow
 @pytest.mark.parametrize("trainable", PARTS)
 def test_the_jacobian_equals_that_of_jax(trainable, tmp_path, without_tokenizers):
     """Attention, layer norm, GELU, embeddings and pooling, and adapters of them."""

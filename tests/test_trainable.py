@@ -242,7 +242,7 @@ def test_bad_specifications_are_refused(network, specification, message):
 # Jacobians
 
 
-@pytest.mark.slow_but("head", "glob:*")
+@pytest.mark.slow_but("glob:*")
 @pytest.mark.parametrize("specification", ["head", "norm", "last:1", "glob:block1.*+bias"])
 def test_the_jacobian_is_the_columns_of_the_whole_one(specification, model, images, jacobian):
     restricted = restrict(model, specification)
@@ -422,7 +422,7 @@ def test_features_and_batch_statistics_follow(model, images):
     )
 
 
-@pytest.mark.slow_but("head-*")
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("specification", "learning_rate", "tolerance"),
     [

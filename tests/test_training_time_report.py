@@ -45,6 +45,7 @@ def report(prepared):
     return prepared.predict(SETTING, STEPS, targets=[Level("loss", 0.4, True)], price_per_hour=36)
 
 
+@pytest.mark.slow
 def test_the_best_method_is_the_default(report):
     assert report.method == "curvature"
     assert report.document["prediction"]["method_reason"].startswith("auto: ")
@@ -57,6 +58,7 @@ def test_one_call_is_the_pass_and_the_prediction(report):
     assert whole.steps_until(loss=0.4) == report.steps_until(loss=0.4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["head", "replay", "one-shot"])
 def test_label_smoothing_is_that_of_real_training(method):
     """A network that is linear in its parameters trains as every method says, to rounding."""
@@ -185,6 +187,7 @@ def test_no_chance_is_certain(report):
     assert "100%" not in text
 
 
+@pytest.mark.slow
 def test_a_refused_prediction_has_no_answer(prepared):
     report = prepared.predict(OptimizerConfig(1e4), 10)
     assert report.trust == "none"

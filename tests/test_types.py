@@ -121,6 +121,7 @@ def test_a_real_head_and_the_first_steps_too(dtype):
         np.testing.assert_allclose(loss, reference, rtol=0.03)
 
 
+@pytest.mark.slow_but("float16")
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_kernels_and_features_of_half_precision_are_single(dtype):
     apply, params, x = network(dtype, None)
@@ -130,6 +131,7 @@ def test_kernels_and_features_of_half_precision_are_single(dtype):
     assert features.dtype == ntk_tt.kernels.empirical_ntk(apply, params, x).dtype == jnp.float32
 
 
+@pytest.mark.slow
 def test_double_precision_logits_of_single_precision_parameters():
     """Where the inputs are of double precision, NumPy's default, and JAX has it switched on."""
     with jax.enable_x64(True):

@@ -75,6 +75,7 @@ def test_mini_batches_and_smoothing_leave_the_other_labels_as_they_are():
     assert run.validation_error[-1] == pytest.approx(error, abs=1e-6)
 
 
+@pytest.mark.slow_but("head")
 @pytest.mark.parametrize("method", ["auto", "head"])
 def test_the_predicted_curve_is_the_real_one(real, report, method):
     """A network that is linear in its parameters trains as its surrogate does, to rounding."""
@@ -106,6 +107,7 @@ def test_levels_of_validation(report, real):
     assert [each.value for each in found if each.of == "val-loss"] == [1.8, 1.0]
 
 
+@pytest.mark.slow
 def test_it_is_said(report, real):
     text = sentence(report.document)
     best = report.document["prediction"]["validation"]["best"]
@@ -257,6 +259,7 @@ def test_augmentation_is_of_images():
         ntk_tt.finetune(network(), TRAINED[0][:, 0], TRAINED[1], SETTING, 2, augment=Augmentation())
 
 
+@pytest.mark.slow
 def test_real_training_draws_anew_in_each_step():
     """Its first step is that of gradients on the first draw, its record on one of its own."""
     augment = Augmentation()
@@ -271,6 +274,7 @@ def test_real_training_draws_anew_in_each_step():
     assert len(set(run.loss.tolist())) == 6
 
 
+@pytest.mark.slow
 def test_a_prediction_is_of_a_few_draws():
     augment = Augmentation(draws=3)
     found = pass_over(Finetuning(network(), *TRAINED, augment=augment, validation=OTHERS), "head")

@@ -104,6 +104,7 @@ def test_a_verdict_just_below_the_rate_that_it_called_safe_does_not_take_that_ba
     assert first.safe_rate_by == "kernel on its way"
 
 
+@pytest.mark.slow
 def test_the_shape_of_a_schedule_is_kept():
     _, _, problem, _ = make("ce")
     cosine = safe_learning_rate(
@@ -198,7 +199,7 @@ def test_reasons_of_what_is_not_trusted():
     assert "largest" not in judge(10.0, SafeRate(0.1, False), sane, follows_kernel=True).reason
 
 
-@pytest.mark.slow_but("ce-1-low", "ce-exact-None")
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("loss", "projections", "trust"),
     [
@@ -229,6 +230,7 @@ def test_a_coarse_sketch_lowers_trust(loss, projections, trust):
         )
 
 
+@pytest.mark.slow
 def test_a_predicted_curve_that_breaks_is_refused():
     case, x, problem, _ = make("ce")
     labels = np.arange(len(x)) % 3
@@ -299,6 +301,7 @@ def test_real_steps_that_led_nowhere_are_not_gone_on_from(changes, message):
         check_beginning(run, "first", "ce", np.arange(6) % 3)
 
 
+@pytest.mark.slow_but("4")
 @pytest.mark.parametrize("batch_size", [None, 4])
 def test_one_shot_stops_at_a_blown_up_start(batch_size, data):
     for rate in (1e5, 1e30):

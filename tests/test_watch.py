@@ -267,6 +267,7 @@ def test_a_report_that_is_too_large_is_not_read(tmp_path):
         predictor_of(tmp_path / "report.json")
 
 
+@pytest.mark.slow_but("1")
 @pytest.mark.parametrize("seed", range(2))
 def test_mutated_reports_raise_nothing_but_errors_with_their_name(tmp_path, seed):
     small = {
@@ -324,6 +325,7 @@ def rows(steps, run=curve):
     return "step,loss\n" + "".join(f"{step},{run(step):.4f}\n" for step in steps)
 
 
+@pytest.mark.slow_but("False")
 @pytest.mark.parametrize("predicted", [False, True])
 def test_a_resumed_run_has_the_status_of_one_that_was_not(tmp_path, predicted):
     watchers = [
@@ -336,6 +338,7 @@ def test_a_resumed_run_has_the_status_of_one_that_was_not(tmp_path, predicted):
     assert "go back from 55 to 40: the run was resumed" in notes[0]
 
 
+@pytest.mark.slow_but("False")
 @pytest.mark.parametrize("predicted", [False, True])
 def test_a_new_run_that_is_appended_is_the_status(tmp_path, predicted):
     watchers = [
@@ -351,6 +354,7 @@ def test_a_new_run_that_is_appended_is_the_status(tmp_path, predicted):
     assert "a new run" in notes[0]
 
 
+@pytest.mark.slow_but("False")
 @pytest.mark.parametrize("predicted", [False, True])
 def test_one_loss_that_is_not_finite_is_no_divergence_and_more_at_the_end_are(tmp_path, predicted):
     def watcher():
@@ -420,6 +424,7 @@ def test_epochs_are_numbers_and_no_steps_of_a_prediction(tmp_path):
             once(tmp_path, log, Watcher(target=0.8, predictor=Predictor(STEPS, curve(STEPS))))
 
 
+@pytest.mark.slow_but("*-0.1", "*-2.0_0")
 @pytest.mark.parametrize(
     ("clock", "pace"),
     [

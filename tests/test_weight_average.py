@@ -37,6 +37,7 @@ def by_hand(model, data, chain, batches) -> np.ndarray:  # noqa: F811
     return np.asarray(curve)
 
 
+@pytest.mark.slow_but("sgd")
 @pytest.mark.parametrize(
     ("optimizer", "chain"),
     [
@@ -71,6 +72,7 @@ def by_hand_without(model, data, optimizer) -> np.ndarray:  # noqa: F811
     return ntk_tt.finetune(model, *data, plain, STEPS).loss
 
 
+@pytest.mark.slow
 def test_batches_and_many_settings_are_averaged_too(data):  # noqa: F811
     problem = full(network(activation=_linear), data, curvature=False)
     settings = [
