@@ -748,3 +748,21 @@ def test_adapters_meet_activations_themselves():
     found = layers(lambda p, x: x @ (frozen + 0.5 * (p["a"] @ p["b"])), params, _vectors(3, 0))
     assert sorted(layer.signals.shape[-1] for layer in found) == [2, 8]
     assert all(isinstance(layer, Product) and layer.is_leaf_matrix for layer in found)
+
+
+def test_patches_are_found_by_indices_of_either_width():
+    """Where JAX computes in double precision, indices of 32 bits meet numbers of 64."""
+    case = ENTRIES["convolution, stride and dilation"]
+    with jax.enable_x64(True):
+        x = case.inputs(2, 0)
+        windows = next(
+            layer.windows
+            for layer in layers(case.apply, case.params, x)
+            if isinstance(layer, Product) and layer.windows is not None
+        )
+        patches = windows.patches()
+        patches = patches.reshape(2, -1, windows.padded.shape[-1] * np.prod(windows.window))
+        rows = np.arange(patches.shape[-1])[::-3]
+        for kind in (np.int32, np.int64):
+            columns = jax.jit(windows.columns)(jnp.asarray(rows, kind))
+            np.testing.assert_array_equal(columns, patches.transpose(0, 2, 1)[:, rows])

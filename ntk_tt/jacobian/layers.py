@@ -64,12 +64,14 @@ class Windows(NamedTuple):
         channels = self.padded.shape[-1]
         offset, channel = rows // channels, rows % channels
         first = jnp.moveaxis(self.padded, -1, 2)  # (n, batch, channels, *spatial)
-        starts = jnp.unravel_index(offset, self.window)
+        # of one type: numbers of Python would be 64 bits wide beside indices of 32
+        zero, kind = jnp.zeros((), channel.dtype), channel.dtype
+        starts = [start.astype(kind) for start in jnp.unravel_index(offset, self.window)]
         size = (*first.shape[:2], 1, *self._spans())
 
         def one(channel, *start):
             moved = [at * dilation for at, dilation in zip(start, self.dilation, strict=True)]
-            return jax.lax.dynamic_slice(first, (0, 0, channel, *moved), size)
+            return jax.lax.dynamic_slice(first, (zero, zero, channel, *moved), size)
 
         found = jax.vmap(one, out_axes=1)(channel, *starts)  # (n, m, batch, 1, *spans)
         found = found[(..., *(slice(None, None, stride) for stride in self.strides))]
