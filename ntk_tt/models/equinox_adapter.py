@@ -1,6 +1,6 @@
 """An Equinox module as a `Model`."""
 
-from typing import Any, Unpack
+from typing import Any, NamedTuple, Unpack
 
 import equinox as eqx
 import jax
@@ -10,6 +10,7 @@ import numpy as np
 from ntk_tt.models.adapters import Description, described, has_method, step_key, what_it_is
 from ntk_tt.models.model import BatchStatistics, Model
 from ntk_tt.models.switches import (
+    Call,
     check_unchanged,
     evaluated,
     evaluation_value,
@@ -47,40 +48,118 @@ def from_equinox(
             all the same: where its state or its logits depend on the images' statistics or a random
             key.
     """
+    params, static = _parted(module, state)
+    given = 1 if state is None else 2
+    has_features = has_method(module, "features")
+    of_features: Any = getattr(module, "features", None)
+    network = _Network(
+        _switched(static, training=False),
+        _switched(static, training=True),
+        read_call(module.__call__, given, "module"),
+        channels_first,
+    )
+    features_call = read_call(of_features, given, "module") if has_features else network.call
+    return described(
+        params,
+        lambda params, images: network.evaluate(network.call, "__call__", params, state, images),
+        None
+        if state is None
+        else BatchStatistics(
+            {"state": state, "step": np.zeros((), np.int32)},
+            network.train,
+            lambda params, state, images: network.evaluate(
+                network.call, "__call__", params, state["state"], images
+            ),
+        ),
+        (lambda params, images: network.evaluate(features_call, "features", params, state, images))
+        if has_features
+        else None,
+        type(module).__name__,
+        description,
+    )
+
+
+def _parted(module: Any, state: eqx.nn.State | None) -> tuple[Any, Any]:
+    """(what trains, the rest) of a module that is one, and has its state."""
     if not isinstance(module, eqx.Module) or not callable(module):
         raise ValueError(f"module: must be a callable equinox.Module, got {what_it_is(module)}")
     params, static = eqx.partition(module, eqx.is_inexact_array)
+    name = type(module).__name__
     if not jax.tree.leaves(params):
         raise ValueError(
-            f"module: {type(module).__name__} has no floating-point arrays, so there is nothing to "
-            "train"
+            f"module: {name} has no floating-point arrays, so there is nothing to train"
         )
-    name = type(module).__name__
-    if state is None and any(
-        isinstance(leaf, eqx.nn.StateIndex)
-        for leaf in jax.tree.leaves(
-            module, is_leaf=lambda leaf: isinstance(leaf, eqx.nn.StateIndex)
-        )
-    ):
+
+    def keeps_state(leaf: Any) -> bool:
+        return isinstance(leaf, eqx.nn.StateIndex)
+
+    if state is None and any(map(keeps_state, jax.tree.leaves(module, is_leaf=keeps_state))):
         raise ValueError(
             f"module: {name} keeps a state, as batch norm does; make it with module, state = "
             f"eqx.nn.make_with_state({name})(…), and give both, (module, state)"
         )
-    inference, training = _switched(static, training=False), _switched(static, training=True)
-    given = 1 if state is None else 2
-    call = read_call(module.__call__, given, "module")
-    has_features = has_method(module, "features")
-    of_features: Any = getattr(module, "features", None)
-    features_call = read_call(of_features, given, "module") if has_features else call
+    return params, static
 
-    def batched(function, images, state, arguments, named, key=None):
+
+class _Network(NamedTuple):
+    """A module over a batch.
+
+    Attributes:
+        inference, training: the module without what trains, its switches set for either.
+        call: what the module takes beside a sample and its state.
+        channels_first: as of `from_equinox`.
+    """
+
+    inference: Any
+    training: Any
+    call: Call
+    channels_first: bool
+
+    def evaluate(self, call: Call, method: str, params, state, images):
+        """The result of a method in evaluation."""
+        function = getattr(eqx.combine(params, self.inference), method)
+
+        def run(arguments, named):
+            logits, new = self._batched(function, images, state, arguments, named)
+            if state is not None:
+                check_unchanged(
+                    _arrays(state),
+                    _arrays(new),
+                    lambda old: _arrays(
+                        self._batched(function, images, _with_arrays(state, old), arguments, named)[
+                            1
+                        ]
+                    ),
+                    "module",
+                )
+            return logits
+
+        return evaluated(call, run, jax.random.key(0), "module")
+
+    def train(self, params, state, images):
+        """(logits, new state) in training, with new keys in each step."""
+        key = self.call.key
+        arguments, named = self.call.arguments(training=True, **({key: None} if key else {}))
+        logits, new = self._batched(
+            eqx.combine(params, self.training),
+            images,
+            state["state"],
+            arguments,
+            named,
+            step_key(state) if key else None,
+        )
+        return logits, {"state": new, "step": state["step"] + 1}
+
+    def _batched(self, function, images, state, arguments, named, key=None):
         """(logits, new state) of a batch; the state is the same for all samples, and with `key`
         each has a key of its own.
 
         `vmap` takes the state apart and builds it anew, so Equinox's guard against using one twice
         does not strike.
         """
-        samples = jnp.moveaxis(images, -1, 1) if channels_first and images.ndim > 2 else images
+        call = self.call
+        first = self.channels_first and images.ndim > 2
+        samples = jnp.moveaxis(images, -1, 1) if first else images
         more = () if state is None else (state,)
         keys = {} if key is None else {call.key: jax.random.split(key, len(samples))}
         result = jax.vmap(
@@ -99,55 +178,6 @@ def from_equinox(
             axis_name="batch",
         )(samples, keys, *more)
         return result if more else (result, None)
-
-    def evaluate(call, method, params, state, images):
-        function = getattr(eqx.combine(params, inference), method)
-
-        def run(arguments, named):
-            logits, new = batched(function, images, state, arguments, named)
-            if state is not None:
-                check_unchanged(
-                    _arrays(state),
-                    _arrays(new),
-                    lambda old: _arrays(
-                        batched(function, images, _with_arrays(state, old), arguments, named)[1]
-                    ),
-                    "module",
-                )
-            return logits
-
-        return evaluated(call, run, jax.random.key(0), "module")
-
-    def train(params, state, images):
-        arguments, named = call.arguments(training=True, **({call.key: None} if call.key else {}))
-        logits, new = batched(
-            eqx.combine(params, training),
-            images,
-            state["state"],
-            arguments,
-            named,
-            step_key(state) if call.key else None,
-        )
-        return logits, {"state": new, "step": state["step"] + 1}
-
-    return described(
-        params,
-        lambda params, images: evaluate(call, "__call__", params, state, images),
-        None
-        if state is None
-        else BatchStatistics(
-            {"state": state, "step": np.zeros((), np.int32)},
-            train,
-            lambda params, state, images: evaluate(
-                call, "__call__", params, state["state"], images
-            ),
-        ),
-        (lambda params, images: evaluate(features_call, "features", params, state, images))
-        if has_features
-        else None,
-        name,
-        description,
-    )
 
 
 def _switched(static: Any, *, training: bool) -> Any:

@@ -1,7 +1,7 @@
 """A Flax Linen module and its variables as a `Model`."""
 
 from collections.abc import Mapping
-from typing import Any, Unpack
+from typing import Any, NamedTuple, Unpack
 
 import jax
 import numpy as np
@@ -10,6 +10,7 @@ from jaxtyping import PyTree
 from ntk_tt.models.adapters import Description, described, has_method, step_key, what_it_is
 from ntk_tt.models.model import BatchStatistics, Model
 from ntk_tt.models.switches import (
+    Call,
     depends_on,
     evaluated,
     read_call,
@@ -38,7 +39,48 @@ def from_linen(
             raises one where the network trains all the same: where it changes its statistics, or
             its logits depend on a random key.
     """
-    from flax import core, errors, linen
+    params, collections = _parted(module, variables)
+    module = module.clone()  # a copy of its own, bound to nothing
+    name = type(module).__name__
+    network = _Network(
+        module, read_call(module.__call__, 1, name, fields=module), tuple(collections)
+    )
+    has_features = has_method(module, "features")
+    features_call = (
+        read_call(module.features, 1, name, fields=module) if has_features else network.call
+    )
+    state = (
+        {"collections": collections, "step": np.zeros((), np.int32)}
+        if jax.tree.leaves(collections)
+        else None
+    )
+    return described(
+        params,
+        lambda params, images: network.evaluate(network.call, None, params, collections, images),
+        None
+        if state is None
+        else BatchStatistics(
+            state,
+            network.train,
+            lambda params, state, images: network.evaluate(
+                network.call, None, params, state["collections"], images
+            ),
+        ),
+        (
+            lambda params, images: network.evaluate(
+                features_call, "features", params, collections, images
+            )
+        )
+        if has_features
+        else None,
+        name,
+        description,
+    )
+
+
+def _parted(module: Any, variables: Mapping[str, PyTree]) -> tuple[PyTree, dict[str, PyTree]]:
+    """(what trains, the other collections) of a module that is one."""
+    from flax import core, linen
 
     if not isinstance(module, linen.Module):
         raise ValueError(
@@ -54,17 +96,23 @@ def from_linen(
             f"{', '.join(map(repr, collections)) or 'nothing'}; give what module.init(key, images) "
             "returns, or a checkpoint of it"
         )
-    params = collections.pop("params")
-    module = module.clone()  # a copy of its own, bound to nothing
-    name = type(module).__name__
-    call = read_call(module.__call__, 1, name, fields=module)
-    has_features = has_method(module, "features")
-    features_call = read_call(module.features, 1, name, fields=module) if has_features else call
+    return collections.pop("params"), collections
 
-    def evaluate(call, method, params, collections, images):
+
+class _Network(NamedTuple):
+    """A module, what its call takes beside images, and the collections that training changes."""
+
+    module: Any
+    call: Call
+    mutable: tuple[str, ...]
+
+    def evaluate(self, call: Call, method: str | None, params, collections, images):
+        """The result of a method in evaluation."""
+        from flax import errors
+
         def run(arguments, named, **more: Any):
             try:
-                return module.apply(
+                return self.module.apply(
                     {"params": params, **collections},
                     images,
                     *arguments,
@@ -87,42 +135,19 @@ def from_linen(
 
         return evaluated(call, with_streams, jax.random.key(0), "module")
 
-    def train(params, state, images):
-        key = step_key(state)
+    def train(self, params, state, images):
+        """(logits, new state) in training, with new keys in each step."""
+        key, call = step_key(state), self.call
         arguments, named = call.arguments(training=True, **({call.key: key} if call.key else {}))
-        logits, new = module.apply(
+        logits, new = self.module.apply(
             {"params": params, **state["collections"]},
             images,
             *arguments,
-            mutable=list(collections),
+            mutable=list(self.mutable),
             rngs={"params": key, "dropout": key},
             **named,
         )
         return logits, {"collections": new, "step": state["step"] + 1}
-
-    state = (
-        {"collections": collections, "step": np.zeros((), np.int32)}
-        if jax.tree.leaves(collections)
-        else None
-    )
-    return described(
-        params,
-        lambda params, images: evaluate(call, None, params, collections, images),
-        None
-        if state is None
-        else BatchStatistics(
-            state,
-            train,
-            lambda params, state, images: evaluate(
-                call, None, params, state["collections"], images
-            ),
-        ),
-        (lambda params, images: evaluate(features_call, "features", params, collections, images))
-        if has_features
-        else None,
-        name,
-        description,
-    )
 
 
 def _first_line(error: Exception) -> str:

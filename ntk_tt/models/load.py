@@ -1,8 +1,9 @@
 """A network by name with its weights: the one door."""
 
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from flax import nnx
@@ -69,28 +70,16 @@ def load_model(
             "num_classes: give the number of classes for a randomly initialised network"
         )
     key = jax.random.key(0) if key is None else key
-
-    def shapes(outputs: int | None, options: dict[str, Any]) -> nnx.Module:
-        return nnx.eval_shape(lambda: architecture.build(outputs, rngs=_Keys(key), **options))
-
-    arrays, record, left_aside, whole, whole_build = {}, {}, "", None, ()
+    stored = _Stored({}, {}, "", None, ())
     if weights != "random":
-        file = weight_file(name, architecture, weights)
-        whole_build = (
-            num_classes or 1,
-            architecture.read({}, image_size or architecture.image_size).options,
-        )
-        whole = shapes(*whole_build)
-        arrays, record, left_aside = read_checkpoint(
-            file, set(named_leaves(nnx.to_pure_dict(nnx.state(whole)))), architecture.own_name
-        )
-    size = image_size or record.get("image_size", architecture.image_size)
+        stored = _read(name, architecture, weights, num_classes or 1, image_size)
+    size = image_size or stored.record.get("image_size", architecture.image_size)
     if size < architecture.minimum_size:
         raise ValueError(
             f"image_size: {name} needs images of at least {architecture.minimum_size} pixels, got "
             f"{size}"
         )
-    arrays = {architecture.own_name(name): array for name, array in arrays.items()}
+    arrays = {architecture.own_name(name): array for name, array in stored.arrays.items()}
     if num_classes is not None:
         arrays = {
             name: array
@@ -107,26 +96,10 @@ def load_model(
     if weights == "random":
         module = initialised()
     else:
-        # Shapes only, and only the head under jit: initialising what is then overwritten costs
-        # seconds of compilation.
-        module = (
-            whole
-            if whole is not None and (outputs, options) == whole_build
-            else shapes(outputs, options)
-        )
-        fresh = () if num_classes is None else (architecture.head,)
-        values = fit_weights(
-            nnx.to_pure_dict(nnx.state(module)), arrays, source=repr(weights), fresh=fresh
-        )
-        if fresh and head == "pytorch":
-            values = replaced(
-                values,
-                architecture.head,
-                jax.jit(
-                    lambda: part(nnx.to_pure_dict(nnx.state(initialised())), architecture.head)
-                )(),
-            )
-        set_values(module, values)
+        whole = stored.whole if (outputs, options) == stored.build else None
+        module = _shapes(architecture, outputs, options) if whole is None else whole
+        new_head = architecture.head if num_classes is not None else ""
+        _fill(module, arrays, repr(weights), new_head, initialised if head == "pytorch" else None)
     if num_classes is not None and head != "pytorch":
         values = nnx.to_pure_dict(nnx.state(module))
         inputs, outputs = part(values, architecture.head)["kernel"].shape
@@ -139,10 +112,68 @@ def load_model(
         num_classes=outputs or 0,
         image_size=size,
         head=architecture.head if outputs else "",
-        note="; ".join(filter(None, [*notes, left_aside, note])),
-        mean=tuple(record.get("mean", IMAGENET_MEAN)),
-        std=tuple(record.get("std", IMAGENET_STD)),
+        note="; ".join(filter(None, [*notes, stored.left_aside, note])),
+        mean=tuple(stored.record.get("mean", IMAGENET_MEAN)),
+        std=tuple(stored.record.get("std", IMAGENET_STD)),
     )
+
+
+class _Stored(NamedTuple):
+    """What a checkpoint holds.
+
+    Attributes:
+        arrays, record, left_aside: as `read_checkpoint` gives them.
+        whole: the shapes of the whole network, by which the checkpoint was read.
+        build: outputs and options that it was built with.
+    """
+
+    arrays: dict[str, Any]
+    record: dict[str, Any]
+    left_aside: str
+    whole: nnx.Module | None
+    build: tuple[Any, ...]
+
+
+def _read(
+    name: str, architecture: Architecture, weights: str, outputs: int, image_size: int | None
+) -> _Stored:
+    file = weight_file(name, architecture, weights)
+    options = architecture.read({}, image_size or architecture.image_size).options
+    whole = _shapes(architecture, outputs, options)
+    known = set(named_leaves(nnx.to_pure_dict(nnx.state(whole))))
+    return _Stored(*read_checkpoint(file, known, architecture.own_name), whole, (outputs, options))
+
+
+def _shapes(architecture: Architecture, outputs: int | None, options: dict[str, Any]) -> nnx.Module:
+    """The network without numbers: initialising what is then overwritten costs seconds of
+    compilation.
+    """
+    return nnx.eval_shape(
+        lambda: architecture.build(outputs, rngs=_Keys(jax.random.key(0)), **options)
+    )
+
+
+def _fill(
+    module: nnx.Module,
+    arrays: dict[str, Any],
+    source: str,
+    new_head: str,
+    initialised: Callable[[], nnx.Module] | None,
+) -> None:
+    """Write a checkpoint's arrays into a network without numbers; a new head comes from the
+    network that `initialised` makes, where it is given.
+    """
+    values = fit_weights(
+        nnx.to_pure_dict(nnx.state(module)),
+        arrays,
+        source=source,
+        fresh=(new_head,) if new_head else (),
+    )
+    if new_head and initialised is not None:
+        # under jit, which leaves out all but the head
+        head = jax.jit(lambda: part(nnx.to_pure_dict(nnx.state(initialised())), new_head))()
+        values = replaced(values, new_head, head)
+    set_values(module, values)
 
 
 class _Keys(nnx.Rngs):

@@ -3,7 +3,7 @@ them.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -146,73 +146,37 @@ def from_nnx(
             "module: must be a callable flax.nnx.Module, got something of type "
             f"{type(module).__name__}"
         )
-    call = read_call(type(module).__call__, 2, label)
-    has_features = callable(getattr(type(module), "features", None))
-    of_features: Any = getattr(type(module), "features", None)
-    features_call = read_call(of_features, 2, label) if has_features else call
     frozen_graph, param_state, rest = nnx.split(_switched(module, training=False), nnx.Param, ...)
-    training_graph = nnx.graphdef(_switched(module, training=True))
-    randoms, statistics = named_leaves(_values(nnx.state(module, nnx.RngState))), _values(rest)
-    keyed = bool(call.key)
-
-    def merge(graph, params, state):
-        return nnx.merge(graph, _with_values(param_state, params), _with_values(rest, state))
-
-    def evaluate(call: Call, method: str, params, state, images):
-        def run(state, arguments, named):
-            live = merge(frozen_graph, params, state)
-            result = getattr(type(live), method)(live, images, *arguments, **_streams(named))
-            after = named_leaves(
-                _values(nnx.state(live, nnx.Not(nnx.Any(nnx.Param, nnx.Intermediate))))
-            )
-            return (
-                result,
-                {each: leaf for each, leaf in after.items() if each not in randoms},
-                {each: leaf for each, leaf in after.items() if each in randoms},
-            )
-
-        def checked(arguments, named):
-            result, kept, drawn = run(state, arguments, named)
-            before = named_leaves(state)
-            check_unchanged(
-                {each: before[each] for each in kept if each in before},
-                kept,
-                lambda values: run(_renamed(state, values), arguments, named)[1],
-                label,
-            )
-            if any(before[each] is not leaf for each, leaf in drawn.items()) and depends_on(
-                lambda values: run(_renamed(state, values), arguments, named)[0],
-                {each: before[each] for each in randoms},
-            ):
-                raise training_mode(label, "its logits depend on a random key of its own")
-            return result
-
-        return evaluated(call, checked, jax.random.key(0), label)
-
-    def apply_train(params, state, images):
-        live = merge(training_graph, params, state["values"] if keyed else state)
-        keys = {call.key: jax.random.fold_in(jax.random.key(0), state["step"])} if keyed else {}
-        arguments, named = call.arguments(training=True, **keys)
-        logits = live(images, *arguments, **_streams(named))
-        new = _values(nnx.state(live, nnx.Not(nnx.Param)))
-        return logits, {"values": new, "step": state["step"] + 1} if keyed else new
-
+    network = _Network(
+        label,
+        read_call(type(module).__call__, 2, label),
+        frozen_graph,
+        nnx.graphdef(_switched(module, training=True)),
+        param_state,
+        rest,
+        frozenset(named_leaves(_values(nnx.state(module, nnx.RngState)))),
+    )
+    call, statistics, keyed = network.call, _values(rest), bool(network.call.key)
+    of_features: Any = getattr(type(module), "features", None)
+    features_call = read_call(of_features, 2, label) if callable(of_features) else call
     return Model(
         params=_values(param_state),
-        apply=lambda params, images: evaluate(call, "__call__", params, statistics, images),
+        apply=lambda params, images: network.evaluate(call, "__call__", params, statistics, images),
         batch_statistics=BatchStatistics(
             {"values": statistics, "step": np.zeros((), np.int32)} if keyed else statistics,
-            apply_train,
-            lambda params, state, images: evaluate(
+            network.train,
+            lambda params, state, images: network.evaluate(
                 call, "__call__", params, state["values"] if keyed else state, images
             ),
         )
         if jax.tree.leaves(statistics)
         else None,
         apply_features=(
-            lambda params, images: evaluate(features_call, "features", params, statistics, images)
+            lambda params, images: network.evaluate(
+                features_call, "features", params, statistics, images
+            )
         )
-        if has_features
+        if callable(of_features)
         else None,
         name=label,
         num_classes=num_classes,
@@ -222,6 +186,73 @@ def from_nnx(
         head=head,
         note=note,
     )
+
+
+class _Network(NamedTuple):
+    """A module taken apart.
+
+    Attributes:
+        label: its name in messages.
+        call: what it takes beside images.
+        evaluating, training: the module without its values, its switches set for either.
+        params, rest: what trains, and everything else; their values count for nothing.
+        randoms: dotted names of the state of its random streams.
+    """
+
+    label: str
+    call: Call
+    evaluating: Any
+    training: Any
+    params: nnx.State
+    rest: nnx.State
+    randoms: frozenset[str]
+
+    def merged(self, graph: Any, params: Any, state: Any) -> Any:
+        """The module with these values."""
+        return nnx.merge(graph, _with_values(self.params, params), _with_values(self.rest, state))
+
+    def evaluate(self, call: Call, method: str, params: Any, state: Any, images: Any) -> Any:
+        """The result of a method in evaluation."""
+
+        def run(state, arguments, named):
+            live = self.merged(self.evaluating, params, state)
+            result = getattr(type(live), method)(live, images, *arguments, **_streams(named))
+            after = named_leaves(
+                _values(nnx.state(live, nnx.Not(nnx.Any(nnx.Param, nnx.Intermediate))))
+            )
+            return (
+                result,
+                {each: leaf for each, leaf in after.items() if each not in self.randoms},
+                {each: leaf for each, leaf in after.items() if each in self.randoms},
+            )
+
+        def checked(arguments, named):
+            result, kept, drawn = run(state, arguments, named)
+            before = named_leaves(state)
+            check_unchanged(
+                {each: before[each] for each in kept if each in before},
+                kept,
+                lambda values: run(_renamed(state, values), arguments, named)[1],
+                self.label,
+            )
+            if any(before[each] is not leaf for each, leaf in drawn.items()) and depends_on(
+                lambda values: run(_renamed(state, values), arguments, named)[0],
+                {each: leaf for each, leaf in before.items() if each in self.randoms},
+            ):
+                raise training_mode(self.label, "its logits depend on a random key of its own")
+            return result
+
+        return evaluated(call, checked, jax.random.key(0), self.label)
+
+    def train(self, params: Any, state: Any, images: Any) -> tuple[Any, Any]:
+        """(logits, new state) in training, with new keys in each step."""
+        key = self.call.key
+        live = self.merged(self.training, params, state["values"] if key else state)
+        keys = {key: jax.random.fold_in(jax.random.key(0), state["step"])} if key else {}
+        arguments, named = self.call.arguments(training=True, **keys)
+        logits = live(images, *arguments, **_streams(named))
+        new = _values(nnx.state(live, nnx.Not(nnx.Param)))
+        return logits, {"values": new, "step": state["step"] + 1} if key else new
 
 
 def _switched(module: nnx.Module, *, training: bool) -> nnx.Module:
