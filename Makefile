@@ -8,6 +8,8 @@ BIN := $(VENV)/bin
 THREADS := OMP_NUM_THREADS=2 OPENBLAS_NUM_THREADS=2
 
 JAX ?= 0.9
+# files for `make test-slow`; all where it is empty
+TESTS ?=
 
 .PHONY: demo quick-demo wheel-demo notebooks gpu-data lint docs clean
 .PHONY: test test-all test-slow test-oldest test-newest test-jax
@@ -35,7 +37,7 @@ test: $(VENV)/.installed-dev
 	$(THREADS) $(BIN)/python -m pytest --fast-compilation -m "not slow"
 
 test-slow: $(VENV)/.installed-dev
-	$(THREADS) $(BIN)/python -m pytest --fast-compilation -m "slow and not nightly"
+	$(THREADS) $(BIN)/python -m pytest --fast-compilation -m "slow and not nightly" $(TESTS)
 
 test-all: $(VENV)/.installed-dev
 	$(THREADS) $(BIN)/python -m pytest
