@@ -187,6 +187,31 @@ def test_what_lies_beside_the_network_is_left_out(tree, note, model, arrays, ave
 
 
 @pytest.mark.parametrize(
+    "inner", ["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module._orig_mod"]
+)
+@pytest.mark.parametrize("layers", [1, 3])
+def test_wrappers_of_modules_within_come_off(inner, layers, model, arrays, tmp_path):
+    """Of one, or of all."""
+    names = ["layers.1.", "layers.0.", "head."][:layers]
+    for outer in ("", "module.", "_fsdp_wrapped_module."):
+        tree = {}
+        for name, array in arrays.items():
+            start = next((each for each in names if name.startswith(each)), "")
+            wrapped = name.replace(start, f"{start}{inner}.") if start else name
+            tree[outer + wrapped] = array
+        assert same(load(Checkpoint(tree).zip(tmp_path / "a.pth")), model)
+
+
+@pytest.mark.parametrize("name", ["optimizer/exp_avg", "grads", "master_params", "optim.momentum"])
+def test_numbers_of_the_optimiser_are_no_second_network(name, model, arrays, averaged, tmp_path):
+    beside, _, container = name.rpartition("/")
+    tree = {"model": arrays, (beside or name): {container: averaged} if beside else averaged}
+    loaded = load(Checkpoint(tree).zip(tmp_path / "a.pth"))
+    assert same(loaded, model)
+    assert f"weights under 'model', not under '{name}" in loaded.note
+
+
+@pytest.mark.parametrize(
     ("names", "said"),
     [
         (("student", "teacher"), "'student', 'teacher'"),

@@ -32,6 +32,15 @@ _MAX_DEPTH = 12  # parts of a name that may be a prefix
 _AVERAGED = re.compile(
     r"(?:^|[^a-z])(?:ema|swa|averaged?|shadow|polyak)(?![a-z])|_ema$|^ema", re.IGNORECASE
 )
+# numbers of an optimiser or of its parameters, under the names of the network's
+_OF_OPTIMISER = re.compile(
+    r"(?:^|[^a-z])(?:optim(?:i[sz]er)?|exp_avg(?:_sq)?|momentum|grads?|gradients?|master)(?![a-z])",
+    re.IGNORECASE,
+)
+# wrappers of a module within the network: of torch.compile, FSDP, activation checkpointing
+_INNER = re.compile(
+    r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\."
+)
 # What training adds beside a network, by the first part of its name.
 _BESIDE = re.compile(
     r"(?:^|_)(?:criterion|loss|loss_fn|losses|metrics?|accuracy|acc|acc1|acc5|auroc|f1|confmat|ema"
@@ -55,7 +64,7 @@ def choose(
     """The tensors of the network.
 
     Of two whole copies the one without prefix is taken, else the one that is no running average
-    (EMA, SWA).
+    (EMA, SWA) and nothing of an optimiser's.
 
     Args:
         tensors: all of the file; a container's name ends with a slash.
@@ -78,7 +87,7 @@ def choose(
         if name.startswith(prefix)
         and not any(len(other) > len(prefix) and name.startswith(other) for other in others)
     }
-    taken = {name: stored for name, stored in taken.items() if not is_counter(name)}
+    taken = _unwrapped({name: stored for name, stored in taken.items() if not is_counter(name)})
     roots = {
         re.split(r"[./]", name)[0]
         for name in taken
@@ -104,6 +113,14 @@ def choose(
         {name: stored for name, stored in taken.items() if name not in beside},
         _note(prefix, others, beside + outside),
     )
+
+
+def _unwrapped(tensors: dict[str, Stored]) -> dict[str, Stored]:
+    """Names without the wrappers within, unless two would be one then."""
+    names = {name: _INNER.sub("", name) for name in tensors}
+    if len(set(names.values())) < len(names):
+        return tensors
+    return {names[name]: stored for name, stored in tensors.items()}
 
 
 def _copies(
@@ -144,7 +161,9 @@ def _plain_copy(copies: Sequence[str], source: str) -> str:
     plain = [
         copy
         for copy in copies
-        if not any(_AVERAGED.search(part) for part in re.split(r"[./]", copy))
+        if not any(
+            _AVERAGED.search(part) or _OF_OPTIMISER.search(part) for part in re.split(r"[./]", copy)
+        )
     ]
     if len(plain) != 1:
         raise ValueError(
