@@ -416,33 +416,17 @@ CASES = (
 )
 
 
-# each kind of rule once
+# rules that differ most
 QUICK = (
     "convolution, grouped",
-    "convolution, transposed",
-    "wide dense layers",
-    "kernel as a matrix",
     "attention and layer norm",
     "scan over layers",
-    "custom vjp",
-    "embedding",
-    "rows of tables, some twice, some beyond",
     "adapters of low rank",
-    "cond and while",
     "complex: a loop",
-    "casts to whole numbers",
-    "stopped gradients",
-    "an empty parameter",
 )
 
 
-@pytest.mark.slow_but(
-    "attention and layer norm",
-    "adapters of low rank",
-    "scan over layers",
-    "convolution, grouped",
-    "complex: a loop",
-)
+@pytest.mark.slow_but(*QUICK)
 @pytest.mark.parametrize("name", CASES)
 def test_equals_one_output_at_a_time(name):
     case = CASES[name]
