@@ -51,14 +51,14 @@ def from_equinox(
     params, static = _parted(module, state)
     given = 1 if state is None else 2
     has_features = has_method(module, "features")
-    of_features: Any = getattr(module, "features", None)
+    whole: Any = module  # callable, as was seen
     network = _Network(
         _switched(static, training=False),
         _switched(static, training=True),
-        read_call(module.__call__, given, "module"),
+        read_call(whole.__call__, given, "module"),
         channels_first,
     )
-    features_call = read_call(of_features, given, "module") if has_features else network.call
+    features_call = read_call(whole.features, given, "module") if has_features else network.call
     return described(
         params,
         lambda params, images: network.evaluate(network.call, "__call__", params, state, images),
