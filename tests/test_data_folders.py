@@ -175,6 +175,25 @@ def test_what_operating_systems_leave_behind_is_no_class_and_no_image(tmp_path):
     )
 
 
+@pytest.mark.parametrize("name", ["@Recycle", "@tmp", "__pycache__", "_gsdata_", "RECYCLER"])
+def test_folders_of_storage_boxes_are_no_classes(name, tmp_path):
+    two_classes(tmp_path)
+    put(tmp_path, f"{name}/0.png", f"ant/{name}/0.png")
+    task = load(tmp_path)
+    assert (task.class_names, task.per_class) == (("ant", "bee"), (2, 1))
+    assert "passed over 2 folder(s) of the operating system" in task.notes[0]
+
+
+@pytest.mark.parametrize("twin", ["Ant", "ant ", "ant-hill", "caf\u00e9"])
+def test_classes_that_look_alike_get_a_word(twin, tmp_path):
+    other = {"ant-hill": "ant_hill", "caf\u00e9": "cafe\u0301"}.get(twin, "ant")
+    put(tmp_path, f"{other}/0.png", f"{twin}/0.png", "bee/0.png")
+    task = load(tmp_path)
+    assert set(task.class_names) == {other, twin, "bee"}  # they stay two
+    note = "classes whose names differ only in how they are written: {} and {}; join them"
+    assert task.notes[-1].startswith(note.format(*map(ascii, sorted([other, twin]))))
+
+
 def test_images_beside_the_class_folders_have_no_class(tmp_path):
     two_classes(tmp_path)
     put(tmp_path, "0.png", "1.tif")

@@ -16,13 +16,11 @@ from ntk_tt.runtime.files import is_folder
 # (".…") are passed over too.
 _SYSTEM_FOLDERS = frozenset(
     {
-        "@eadir",
-        "#recycle",
-        "#snapshot",
-        "__macosx",
-        "$recycle.bin",
-        "system volume information",
-        "lost+found",
+        *("@eadir", "@tmp", "#recycle", "#snapshot"),  # of Synology
+        *("@recycle", "@recently-snapshot", "@sharebin"),  # of QNAP
+        *("__macosx", "network trash folder", "temporary items"),  # of macOS
+        *("$recycle.bin", "recycler", "recycled", "found.000", "system volume information"),
+        *("lost+found", "_gsdata_", "__pycache__"),
     }
 )
 _SYSTEM_FILES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"})

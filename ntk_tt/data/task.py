@@ -1,5 +1,7 @@
 """`Task`, and the paper's sampler: K random classes, up to N random images of each."""
 
+import re
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -167,28 +169,9 @@ def sample(
     """K random classes, N random images of each, without replacement; the arguments are those of
     `load_task`.
     """
-    count = per_class.most if isinstance(per_class, UpTo) else per_class  # as it was asked for
-    for name, value, least in (
-        ("classes", num_classes, 2),
-        ("per-class", count, 1),
-        ("image-size", image_size, 1),
-        ("seed", seed, 0),
-    ):
-        if value is not None and value < least:
-            raise ValueError(f"{name}: must be at least {least}, got {value}")
-    if on_corrupt not in get_args(OnCorrupt):
-        raise ValueError(f"on_corrupt: unknown {on_corrupt!r}; give 'raise' or 'skip'")
     names = list(found.items)
-    if len(names) < 2:
-        raise ValueError(
-            f"data: {source!r} has {len(names)} class(es) ({', '.join(names) or 'none'}); "
-            f"classification needs at least two{found.because}"
-        )
-    if num_classes is not None and num_classes > len(names):
-        raise ValueError(
-            f"classes: {num_classes} asked, but {source!r} has {len(names)}; ask for at most "
-            f"{len(names)}{found.because}"
-        )
+    count = per_class.most if isinstance(per_class, UpTo) else per_class  # as it was asked for
+    _check(found, source, num_classes, count, image_size, seed, on_corrupt)
     rng = np.random.default_rng(seed)
     chosen, too_small = names, []
     if num_classes is not None:
@@ -224,9 +207,60 @@ def sample(
         seed,
         count,
         tuple(skipped),
-        (*found.passed_over, *too_small),
+        (*found.passed_over, *too_small, *_twins(chosen)),
         sum(len(found.items[name]) for name in chosen),
     )
+
+
+def _check(
+    found: Source,
+    source: str,
+    num_classes: int | None,
+    count: int | None,
+    image_size: int,
+    seed: int,
+    on_corrupt: str,
+) -> None:
+    """Refuses what cannot be drawn."""
+    for name, value, least in (
+        ("classes", num_classes, 2),
+        ("per-class", count, 1),
+        ("image-size", image_size, 1),
+        ("seed", seed, 0),
+    ):
+        if value is not None and value < least:
+            raise ValueError(f"{name}: must be at least {least}, got {value}")
+    if on_corrupt not in get_args(OnCorrupt):
+        raise ValueError(f"on_corrupt: unknown {on_corrupt!r}; give 'raise' or 'skip'")
+    names = list(found.items)
+    if len(names) < 2:
+        raise ValueError(
+            f"data: {source!r} has {len(names)} class(es) ({', '.join(names) or 'none'}); "
+            f"classification needs at least two{found.because}"
+        )
+    if num_classes is not None and num_classes > len(names):
+        raise ValueError(
+            f"classes: {num_classes} asked, but {source!r} has {len(names)}; ask for at most "
+            f"{len(names)}{found.because}"
+        )
+
+
+def _twins(names: Sequence[str]) -> list[str]:
+    """A word where classes have names that differ by case, blanks or the form of accents alone."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        plain = unicodedata.normalize("NFKC", name).casefold()
+        groups.setdefault(" ".join(re.split(r"[\s_-]+", plain)).strip(), []).append(name)
+    twins = [
+        " and ".join(ascii(name) for name in group) for group in groups.values() if len(group) > 1
+    ]
+    if not twins:
+        return []
+    more = f", and {len(twins) - _NAMED} more" if len(twins) > _NAMED else ""
+    return [
+        f"classes whose names differ only in how they are written: {', '.join(twins[:_NAMED])}"
+        f"{more}; join them if they are one"
+    ]
 
 
 def _large_enough(
