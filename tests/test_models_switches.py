@@ -43,6 +43,13 @@ def images():
         "enable_dropout",
         "stochastic",
         "update_stats",
+        "update_bn",
+        "update_running_average",
+        "use_batch_stats",
+        "batch_norm_training",
+        "dropout_active",
+        "mc_dropout",
+        "non_deterministic",
     ],
 )
 def test_names_that_are_false_in_evaluation(name):
@@ -65,6 +72,8 @@ def test_names_that_are_false_in_evaluation(name):
         "test",
         "testing",
         "disable_dropout",
+        "use_global_stats",
+        "dropout_deterministic",
     ],
 )
 def test_names_that_are_true_in_evaluation(name):
