@@ -108,7 +108,7 @@ CUTS = {
 }
 
 
-@pytest.mark.slow_but("alexnet", "squeezenet1_0")
+@pytest.mark.slow_but("alexnet", "squeezenet1_0", "densenet")
 @pytest.mark.parametrize("case", CUTS)
 def test_a_cut_checkpoint_gives_the_features_where_it_ends(case, load):
     pattern, end = CUTS[case]
@@ -267,7 +267,7 @@ def test_images_below_the_smallest_size_are_refused(name):
         load_model(name, weights="random", num_classes=2, image_size=smallest - 1)
 
 
-@pytest.mark.slow_but("alexnet")
+@pytest.mark.slow_but("alexnet", "densenet121")
 @pytest.mark.parametrize("name", ["alexnet", "squeezenet1_0", "densenet121"])
 def test_the_smallest_size_is_enough_and_one_less_is_not(name, load):
     case = {"densenet121": "densenet"}.get(name, name)
