@@ -128,8 +128,16 @@ def test_the_spare_directions_move_the_logits_as_far_as_the_rest_does_on_average
 
 def test_optimisers_that_divide_by_gradients_take_half_as_many_as_there_are_classes():
     found = {
-        classes: sum(usual_directions(classes - 1, preconditioned=True))
+        classes: sum(usual_directions(classes, "ce", preconditioned=True))
         for classes in (2, 5, 6, 10, 20, 100)
     }
     assert found == {2: 3, 5: 4, 6: 4, 10: 6, 20: 11, 100: 11}
-    assert sum(usual_directions(99, preconditioned=False)) == 4
+    assert sum(usual_directions(100, "ce", preconditioned=False)) == 4
+
+
+def test_the_squared_error_takes_two_more():
+    found = {
+        outputs: usual_directions(outputs, "mse", preconditioned=False) for outputs in (1, 2, 3, 10)
+    }
+    assert found == {1: (2, 1), 2: (3, 1), 3: (5, 1), 10: (5, 1)}
+    assert usual_directions(20, "mse", preconditioned=True) == (10, 1)

@@ -26,7 +26,8 @@ _FALL = 0.1  # of the loss, to which the looks go
 
 # directions that `auto` takes; more where an optimiser divides by the size of its gradients, which
 # makes much of what is weak: half as many as there are outputs, to so many
-_SHARED, _SPARES, _MOST_SHARED = 3, 1, 10
+_SHARED: dict[LossName, int] = {"ce": 3, "mse": 5}
+_SPARES, _MOST_SHARED = 1, 10
 _RANK = 1e-6  # of the largest squared length: less is no direction
 
 
@@ -59,16 +60,19 @@ class Shared:
     left_out: float
 
 
-def usual_directions(num_pulled: int, *, preconditioned: bool) -> tuple[int, int]:
-    """How many directions `auto` takes that all samples share, and of each sample's own, of
-    outputs that are pulled in `num_pulled` dimensions.
+def usual_directions(num_outputs: int, loss: LossName, *, preconditioned: bool) -> tuple[int, int]:
+    """How many directions `auto` takes that all samples share, and of each sample's own.
 
-    SGD needs few: what lies outside of them counts on average. Adam and its kin scale each entry's
-    gradient to the same size, so that what is left out slows them down.
+    SGD needs few: what lies outside of them counts on average. The squared error needs more, since
+    it pulls at all outputs of all samples. Adam and its kin scale each entry's gradient to the same
+    size, so that what is left out slows them down.
     """
-    shared = min(max(_SHARED, (num_pulled + 2) // 2), _MOST_SHARED) if preconditioned else _SHARED
+    # residuals of softmax add up to zero: what is pulled has no more dimensions than they
+    pulled, shared = num_outputs - (loss == "ce"), _SHARED[loss]
+    if preconditioned:
+        shared = min(max(shared, (pulled + 2) // 2), _MOST_SHARED)
     # no more than there are, and half as many again where a head turns as it trains
-    return min(shared, -(-3 * num_pulled // 2)), _SPARES
+    return min(shared, -(-3 * pulled // 2)), _SPARES
 
 
 def shared_directions(

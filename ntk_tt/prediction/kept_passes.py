@@ -53,7 +53,6 @@ def kept_pass(
         return None
     model, options = what.model, what.options
     is_descent = optimizer is None or num_steps is None or optimizer.is_sgd
-    pulled = what.num_outputs - (what.loss == "ce")
     first = describe_pass(
         model.apply,
         model.params,
@@ -66,7 +65,9 @@ def kept_pass(
             "projections": options.num_projections,
             "precision": options.precision,
             "block_size": options.block_size,
-            "directions": usual_directions(pulled, preconditioned=not is_descent),
+            "directions": usual_directions(
+                what.num_outputs, what.loss, preconditioned=not is_descent
+            ),
         },
     )
     way = _DESCENT

@@ -95,9 +95,7 @@ def predict_after(
     batch_size = optimizer.checked_batch_size(count)
     if first_steps is None:
         num_outputs = check_network(model.apply, model.params, inputs)
-        directions = usual_directions(
-            num_outputs - (loss == "ce"), preconditioned=not optimizer.is_sgd
-        )
+        directions = usual_directions(num_outputs, loss, preconditioned=not optimizer.is_sgd)
         first_steps = min(
             max(1, num_steps // 4),
             affordable_steps(count, batch_size, 2 * sum(directions)),  # of both points

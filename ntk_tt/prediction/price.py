@@ -72,9 +72,8 @@ class Price:
 
 def directions_of_setting(what: Finetuning, optimizer: OptimizerConfig | None) -> int:
     """k, along which a small network looks at each sample for this optimiser."""
-    pulled = what.num_outputs - (what.loss == "ce")
     preconditioned = optimizer is not None and not optimizer.is_sgd
-    return sum(usual_directions(pulled, preconditioned=preconditioned))
+    return sum(usual_directions(what.num_outputs, what.loss, preconditioned=preconditioned))
 
 
 def num_passes(points: int, directions: int) -> int:

@@ -80,12 +80,13 @@ def expand(
         way: to the second point, as `ntk_tt.dynamics.own_way` gives that of an optimiser; None is
             plain gradient descent, the way of SGD.
         loss: `ce` or `mse`.
-        num_directions: k, output directions in which each sample is looked at; `auto` takes 4,
-            three that all samples share (`SmallNetwork.dropped` says how much of what pulls at the
-            outputs they leave out) and one of the sample's own that stands for the rest, and with
-            the way of another optimiser than SGD half as many as there are classes, of 6 to 20,
-            that are shared; `few` takes the 4 in any case; a number takes so many that are shared;
-            `all` takes every output, which leaves out nothing.
+        num_directions: k, output directions in which each sample is looked at; `auto` takes 4 (6
+            with the squared error), all but one of them shared by all samples
+            (`SmallNetwork.dropped` says how much of what pulls at the outputs these leave out), and
+            one of the sample's own that stands for the rest, and with the way of another optimiser
+            than SGD half as many as there are classes, of 6 to 20, that are shared; `few` takes the
+            4 in any case; a number takes so many that are shared; `all` takes every output, which
+            leaves out nothing.
         options: how the passes run. `num_projections` is D', the number of sampled entries: `auto`
             takes 2,048, `exact` all parameters.
         key: of the sample.
@@ -262,7 +263,7 @@ def _directions(
     count, spares = num_directions, 0
     if num_directions in ("auto", "few"):
         preconditioned = preconditioned and num_directions == "auto"
-        count, spares = usual_directions(pulled, preconditioned=preconditioned)
+        count, spares = usual_directions(num_outputs, loss, preconditioned=preconditioned)
         count = min(most, count)
         spares = min(spares, most - count)
     path = HeadPath(*[jnp.zeros((0,), targets.dtype)] * 2)
