@@ -52,7 +52,7 @@ def from_equinox(
     given = 1 if state is None else 2
     has_features = has_method(module, "features")
     whole: Any = module  # callable, as was seen
-    network = _Network(
+    network = _EquinoxNetwork(
         _switched(static, training=False),
         _switched(static, training=True),
         read_call(whole.__call__, given, "module"),
@@ -101,7 +101,7 @@ def _parted(module: Any, state: eqx.nn.State | None) -> tuple[Any, Any]:
     return params, static
 
 
-class _Network(NamedTuple):
+class _EquinoxNetwork(NamedTuple):
     """A module over a batch.
 
     Attributes:

@@ -42,7 +42,7 @@ def from_linen(
     params, collections = _parted(module, variables)
     module = module.clone()  # a copy of its own, bound to nothing
     name = type(module).__name__
-    network = _Network(
+    network = _LinenNetwork(
         module, read_call(module.__call__, 1, name, fields=module), tuple(collections)
     )
     has_features = has_method(module, "features")
@@ -99,7 +99,7 @@ def _parted(module: Any, variables: Mapping[str, PyTree]) -> tuple[PyTree, dict[
     return collections.pop("params"), collections
 
 
-class _Network(NamedTuple):
+class _LinenNetwork(NamedTuple):
     """A module, what its call takes beside images, and the collections that training changes."""
 
     module: Any

@@ -147,7 +147,7 @@ def from_nnx(
             f"{type(module).__name__}"
         )
     frozen_graph, param_state, rest = nnx.split(_switched(module, training=False), nnx.Param, ...)
-    network = _Network(
+    network = _NnxNetwork(
         label,
         read_call(type(module).__call__, 2, label),
         frozen_graph,
@@ -188,7 +188,7 @@ def from_nnx(
     )
 
 
-class _Network(NamedTuple):
+class _NnxNetwork(NamedTuple):
     """A module taken apart.
 
     Attributes:
