@@ -252,14 +252,36 @@ def test_what_a_prediction_costs_is_said_before(method, setting, words):
 
 def test_what_it_costs_in_seconds():
     """A step of training is three passes of a sample: 13 passes of 18 samples at 2 s a step are
-    156 s, and 60 full batches 2,160 s.
+    156 s, ten real steps 360, and 60 full batches 2,160 s: more than a tenth in all, although the
+    passes alone are less.
     """
     what = Finetuning(*linear_task())
     price = price_of(what, "curvature", OptimizerConfig(0.1), 60)
-    assert price.in_seconds(2.0) == "the passes will take about 3 min, training about 36 min"
+    words = price.in_seconds(2.0)
+    assert words.startswith(
+        "predicting will take about 9 min (passes 3 min, replay 0 s, verdict 6 min), "
+        "compiling up to 6 s, training about 36 min: that is dear"
+    )
+    long = price_of(what, "curvature", OptimizerConfig(0.1), 6000)
+    assert "dear" not in long.words + long.in_seconds(2.0)
     assert price_of(what, "curvature").in_seconds(2.0) == "the passes will take about 3 min"
     assert price_of(what, "curvature").words.startswith("predicting takes 13 passes over 18")
     assert price_of(what, "one-shot", OptimizerConfig(0.1), 60) is None
+
+
+def test_what_follows_the_passes_grows_with_what_it_does():
+    """The replay with its steps and the rows of a batch, both with samples."""
+    what = Finetuning(*linear_task())
+
+    def later(steps, batch_size=3, what=what):
+        return price_of(what, "curvature", OptimizerConfig(0.1, batch_size=batch_size), steps).later
+
+    assert later(600).replay == pytest.approx(10 * later(60).replay, rel=0.05)
+    assert later(60, None).replay < later(60).replay / 3  # one order of the data instead of five
+    model, inputs, labels = linear_task()
+    many = Finetuning(model, np.tile(inputs, (9, 1)), np.tile(labels, 9))
+    assert later(60, what=many).verdict > later(60).verdict
+    assert later(60, what=many).compiling == later(60).compiling > 5
 
 
 def test_the_pace_is_told_once_and_in_time(capsys):
@@ -269,7 +291,7 @@ def test_the_pace_is_told_once_and_in_time(capsys):
     ntk_tt.prepare(
         model, inputs, labels, options=options, optimizer=SETTING, num_steps=STEPS, seed=3
     )
-    lines = [line for line in capsys.readouterr().err.splitlines() if "the passes" in line]
+    lines = [line for line in capsys.readouterr().err.splitlines() if "will take" in line]
     assert len(lines) == 1
-    assert lines[0].startswith("ntk-tt: the passes will take about ")
+    assert lines[0].startswith("ntk-tt: predicting will take about ")
     assert ", training about " in lines[0]
