@@ -420,6 +420,23 @@ def test_what_cannot_be_parsed_is_refused_by_name(given, capsys):
     assert "Traceback" not in err
 
 
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("--learning-rat", "--learning-rate"),
+        ("--batchsize", "--batch-size"),
+        ("--weigth-decay", "--weight-decay"),
+    ],
+)
+def test_what_a_misspelt_flag_was_to_be_is_said(given, meant, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(["predict", given, "0.1"])
+    assert exit_.value.code == 2
+    refused, _, hint = capsys.readouterr().err.partition("Perhaps you meant")
+    assert given in refused
+    assert meant in hint.split()
+
+
 def test_bad_input_leaves_no_files_and_no_older_report_is_lost(tmp_path, capsys):
     old = tmp_path / "old.json"
     old.write_text("{}")
@@ -769,12 +786,16 @@ class TinyNetwork(nnx.Module):
 
 
 @pytest.fixture(scope="module")
-def tiny_run(tmp_path_factory):
+def tiny_weights(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("tiny") / "tiny.safetensors"
+    save_weights(path, nnx.to_pure_dict(nnx.state(TinyNetwork(2, rngs=nnx.Rngs(1)))))
+    return path
+
+
+@pytest.fixture(scope="module")
+def tiny_run(tiny_weights):
     """Runs a command on the tiny network through `main`; returns the report it wrote."""
-    folder = tmp_path_factory.mktemp("tiny")
-    save_weights(
-        folder / "tiny.safetensors", nnx.to_pure_dict(nnx.state(TinyNetwork(2, rngs=nnx.Rngs(1))))
-    )
+    folder = tiny_weights.parent
 
     def run(command: str, *more: str, report: Path = folder / "report.json") -> dict:
         report.unlink(missing_ok=True)
@@ -784,7 +805,7 @@ def tiny_run(tmp_path_factory):
                 "--model",
                 "tiny",
                 "--weights",
-                str(folder / "tiny.safetensors"),
+                str(tiny_weights),
                 *TINY_TASK,
                 *more,
                 "--json",
@@ -883,6 +904,33 @@ def test_epochs_are_steps_of_this_data_and_batch(tiny_run):
 def test_a_version_is_told(capsys):
     main(["--version"])
     assert capsys.readouterr().out.startswith(f"ntk-tt {ntk_tt.__version__}, JAX ")
+
+
+def test_predict_verify_and_the_library_agree_to_the_last_digit(
+    tiny_run, tiny_weights, plain, tmp_path
+):
+    """Whether a run is really trained beside it or not, and whoever asks, a prediction is one."""
+    predicted = tiny_run("predict", *BATCHES, "--learning-rate", "0.01")
+    task = ntk_tt.load_task("digits", num_classes=2, per_class=4, image_size=16)
+    model = ntk_tt.load_model("tiny", weights=str(tiny_weights), num_classes=2, image_size=16)
+    report = ntk_tt.predict_training_time(
+        model,
+        model.preprocess(task.images),
+        task.labels,
+        OptimizerConfig(0.01, momentum=0.9, batch_size=4),
+        4,
+        method="replay",
+    )
+    report.write_json(tmp_path / "library.json")
+    assert plain["truth"] is not None
+    assert plain["prediction"] == predicted["prediction"]
+    for times in ("times", "times_low", "times_high", "intervals"):  # a level of the command's own
+        del predicted["prediction"][times]["loss_below"]["1"]
+    library = strict(tmp_path / "library.json")
+    assert library["prediction"] == predicted["prediction"]
+    for other in (library, plain):
+        for name in ("stability_margin", "largest_safe_learning_rate", "trust", "reason"):
+            assert other["verdict"][name] == predicted["verdict"][name]
 
 
 def test_predict_does_not_train(tiny_run, monkeypatch, capsys):

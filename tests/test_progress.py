@@ -2,7 +2,9 @@
 
 import io
 import sys
+import threading
 import time
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -126,3 +128,34 @@ def test_parts_make_one_progress():
     for part in range(2):
         part_of(lambda *given: seen.append(given), part, 2)(3, 10)
     assert seen == [(3, 20), (13, 20)]
+
+
+def test_a_line_after_five_seconds_and_every_thirty_from_then_on(monkeypatch):
+    """By a clock that goes as far as it is asked to wait; the work makes no report at all."""
+    clock, said = Clock(), []
+
+    class Event:
+        def __init__(self):
+            self.over = threading.Event()
+
+        def wait(self, seconds: float) -> bool:
+            if clock.now + seconds > 100:  # the work goes on no longer than that
+                return self.over.wait(20)
+            clock.now += seconds
+            return False
+
+        def set(self) -> None:
+            self.over.set()
+
+    monkeypatch.delenv(module.OFF, raising=False)
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    monkeypatch.setattr(module, "Work", partial(Work, clock=clock))
+    monkeypatch.setattr(module, "threading", SimpleNamespace(Event=Event, Thread=threading.Thread))
+    monkeypatch.setattr(module.terminal, "say", lambda line: said.append((clock.now, line)))
+    with progress_bar("verdict"):
+        until = time.monotonic() + 20
+        while len(said) < 4 and time.monotonic() < until:
+            time.sleep(0.01)
+    assert [now for now, _ in said] == [5, 35, 65, 95]
+    assert said[0][1] == "verdict: compiling, 5 s so far"
+    assert said[3][1] == "verdict: compiling, 95 s so far"
