@@ -933,6 +933,7 @@ def test_predict_verify_and_the_library_agree_to_the_last_digit(
             assert other["verdict"][name] == predicted["verdict"][name]
 
 
+@pytest.mark.slow
 def test_predict_does_not_train(tiny_run, monkeypatch, capsys):
     monkeypatch.setattr(
         commands, "finetune", lambda *_, **__: pytest.fail("predict trained the network")
@@ -1197,7 +1198,7 @@ def test_a_figure_that_cannot_be_drawn_loses_nothing(tiny_run, tmp_path, monkeyp
     check_report(strict(tmp_path / "report.json"), num_steps=4, with_truth=False)
 
 
-@pytest.mark.slow_but("error1-1")
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("error", "code"),
     [(BrokenPipeError(32, "Broken pipe"), 141), (OSError(28, "No space left on device"), 1)],

@@ -196,6 +196,7 @@ def test_features_on_disk_are_those_in_memory_and_predict_the_same(tmp_path):
         linearize(case.model, inputs, labels, outputs="contrasts", features=store)
 
 
+@pytest.mark.slow
 def test_bfloat16_rounds_products_and_nothing_else():
     case, inputs = case_and_inputs()
     text = str(jax.make_jaxpr(in_bfloat16(case.apply))(case.params, inputs))

@@ -246,9 +246,7 @@ def check_replay(kind, name, loss, num_outputs, network, num_steps=15, record_ev
     return expected
 
 
-@pytest.mark.slow_but(
-    "dual-plain", "dual-everything", "dual-one sample*", "dual-nesterov", "dual-heavy*"
-)
+@pytest.mark.slow_but("dual-everything", "dual-one sample*", "dual-nesterov")
 @pytest.mark.parametrize(
     ("kind", "name"),
     quick(
@@ -312,6 +310,7 @@ def test_any_number_of_steps_and_records(kind, num_steps, record_every, folder):
     check_replay(kind, "everything", "ce", 3, "curved", num_steps, record_every, folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", quick(["primal", "dual", "contrasts streamed"], ["dual"]))
 def test_several_settings_at_once_are_each_optax_alone(kind, folder):
     names = [name for name, setting in SETTINGS.items() if setting.get("batch_size") is None]
@@ -338,6 +337,7 @@ def test_several_settings_at_once_are_each_optax_alone(kind, folder):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", quick([1, 2, 3, 6], [3]))
 def test_the_order_of_a_key_is_of_whole_epochs_without_the_rest(batch_size):
     """What `replay(key=...)` does is `replay(batches=...)` of an order in which every epoch shows a
@@ -402,7 +402,7 @@ def test_replay_over_eight_devices_is_optax_on_the_linear_network():
 # Real training
 
 
-@pytest.mark.slow_but("everything", "pieces")
+@pytest.mark.slow_but("everything")
 @pytest.mark.parametrize(
     "name",
     quick(
@@ -435,6 +435,7 @@ def test_finetune_of_either_loss_and_any_number_of_outputs(name, loss, num_outpu
     check_finetune(name, loss, num_outputs, network)
 
 
+@pytest.mark.slow_but("everything-*")
 @pytest.mark.parametrize(
     ("name", "num_steps", "record_every", "block_size"),
     quick(

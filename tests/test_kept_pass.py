@@ -62,6 +62,7 @@ def same(one, two):
     return all(np.array_equal(a, b) for a, b in zip(leaves(one), leaves(two), strict=True))
 
 
+@pytest.mark.slow
 def test_what_is_kept_is_found_and_is_the_same(what, looks):
     plain = pass_over(what).problem
     assert looks == [40, 40]
@@ -96,6 +97,7 @@ def test_another_pass_is_not_that(what, looks, other):
     assert looks == [40, 40]
 
 
+@pytest.mark.slow
 def test_an_optimiser_on_its_own_way_shares_the_first_pass(what, looks):
     adam = ntk_tt.OptimizerConfig(0.01, name="adam")
     plain = pass_over(what, optimizer=adam, num_steps=30).problem

@@ -46,7 +46,7 @@ def sample_hessians(jacobian, logits, loss):
     return np.stack([j.T @ s @ j for j, s in zip(jacobian, curvatures, strict=True)])
 
 
-@pytest.mark.slow_but("ce-primal")
+@pytest.mark.slow
 @pytest.mark.parametrize("space", ["primal", "dual"])
 @pytest.mark.parametrize("loss", ["ce", "mse"])
 def test_curvature_and_scatter_equal_dense(loss, space):

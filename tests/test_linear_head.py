@@ -166,7 +166,7 @@ def inputs_of(name: str):
     return IMAGES if name in ("linen", "nnx", "example") else FLAT
 
 
-@pytest.mark.slow_but("linen", "named tuple", "dict")
+@pytest.mark.slow_but("named tuple", "dict")
 @pytest.mark.parametrize("name", FOUND)
 def test_the_head_is_found_and_reads_the_embeddings(name):
     network, inputs = model(name), inputs_of(name)

@@ -582,7 +582,7 @@ def mutated(data, rng):
     return bytes(data)
 
 
-@pytest.mark.slow_but("2")
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(6))
 def test_mutated_logs_raise_nothing_but_errors_with_the_name_of_the_file(tmp_path, seed):
     sources = [

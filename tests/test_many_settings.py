@@ -115,7 +115,7 @@ def check(problem, optimizers, **options):
     assert (ends < np.asarray(curves)[:, 0] - 1e-3).all()
 
 
-@pytest.mark.slow_but("dual")
+@pytest.mark.slow
 @pytest.mark.parametrize("space", ["primal", "dual"])
 def test_each_is_its_own_replay_on_a_frozen_kernel(space):
     check(linear(space), SGD)

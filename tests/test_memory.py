@@ -161,6 +161,7 @@ def test_limits_of_the_process_count_less_what_it_has_taken(machine):
     assert memory.host_bytes() == 0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not hold to this limit")
 def test_an_address_space_limit_of_a_real_process_is_seen():
     program = (

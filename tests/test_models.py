@@ -68,6 +68,7 @@ class NormedLinear(nnx.Module):
 # load_model
 
 
+@pytest.mark.slow
 def test_the_bundled_network_keeps_its_head(bundled):
     arrays, record = read_weights(weight_file("resnet8", MODELS["resnet8"], "bundled"))
     assert bundled.num_classes == record["classes"] == NUM_PRETRAINED_CLASSES
@@ -112,6 +113,7 @@ def test_a_new_head_of_the_old_size_is_new_as_well(bundled):
     ).all()
 
 
+@pytest.mark.slow
 def test_a_network_without_weights_is_seeded():
     first, again, other = (
         load_model("resnet8", weights="random", num_classes=3, key=jax.random.key(seed))

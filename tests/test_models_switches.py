@@ -212,7 +212,7 @@ class Outer(nnx.Module):
         return self.inner(x, train=training)
 
 
-@pytest.mark.slow_but("ByDefault", "Streams", "PositionOnly", "Modes", "Outer")
+@pytest.mark.slow_but("ByDefault", "Modes", "Outer")
 @pytest.mark.parametrize(
     "network",
     [

@@ -459,6 +459,7 @@ def test_what_training_scripts_add_is_passed_over(tmp_path):
 NESTED = b"\x80\x02)" + b"".join(b"q\x00h\x00\x86" for _ in range(80))
 
 
+@pytest.mark.slow_but("zip-*")
 @pytest.mark.parametrize(
     ("name", "pickle_bytes"),
     [
@@ -635,7 +636,7 @@ def mutated(content: bytes, generator: random.Random) -> bytes:
     return bytes(changed)
 
 
-@pytest.mark.slow_but("zip", "safetensors")
+@pytest.mark.slow_but("safetensors")
 @pytest.mark.parametrize("form", ["zip", "legacy", "safetensors"])
 def test_any_mutation_is_read_or_refused_with_the_file_named(form, tmp_path):
     """200 each: nothing but a ValueError with the file's name, in bounded time and memory; what is

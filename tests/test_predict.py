@@ -20,6 +20,7 @@ def task():
     return case, x, labels, ntk_tt.surrogate.linearize(case.model, x, labels)
 
 
+@pytest.mark.slow
 def test_space_is_the_smaller_one(task):
     case, x, labels, _ = task
     few = ntk_tt.surrogate.linearize(

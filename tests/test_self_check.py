@@ -285,6 +285,7 @@ def test_gradients_that_cancel_are_no_fault():
     check_pass(apply, params | {"key_bias": 10 * jnp.ones(4), "shift": jnp.ones(())}, X)
 
 
+@pytest.mark.slow
 def test_what_is_not_finite_is_an_error():
     root = lambda p, x: jnp.sqrt(hidden(p, x) ** 2) @ p["head"]  # noqa: E731
     x = X.at[5].set(0)  # not among what is looked at first: the root has no gradient at zero

@@ -274,7 +274,7 @@ def test_training_goes_on_from_the_optimisers_own_state(data):
     assert np.abs(fresh - expected[half:]).max() > 1e-3
 
 
-@pytest.mark.slow_but("muon", "block rms")
+@pytest.mark.slow_but("block rms")
 @pytest.mark.parametrize(
     ("chain", "parameter"),
     [
@@ -410,6 +410,7 @@ def test_derivatives_go_to_their_parameters_whatever_the_order_of_names(data, na
         np.testing.assert_allclose(mine, expected, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_derivatives_of_another_parameter_are_refused(data, monkeypatch):
     """A planted fault, that of a sample taken apart in another order than it was put together."""
     right = backbone.Backbone.leaves.fget
@@ -462,7 +463,7 @@ def test_tangent_is_the_dense_kernel(data, with_head):
             np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.slow_but("18")
+@pytest.mark.slow
 @pytest.mark.parametrize("number", ["exact", ENTRIES // 2])
 def test_tangent_on_the_way_is_the_derivative_of_the_logits(data, number):
     problem = full(network(activation=jnp.square), data, number=number)
@@ -517,7 +518,7 @@ def _squares():
     )
 
 
-@pytest.mark.slow_but("head")
+@pytest.mark.slow
 @pytest.mark.parametrize("with_head", [True, False], ids=["head", "no head"])
 def test_curvature_is_exact_at_both_ends_of_a_quadratic_backbone(data, with_head):
     model = network(activation=jnp.square) if with_head else _squares()
@@ -651,6 +652,7 @@ def test_mse_and_head_without_bias(data):
     )
 
 
+@pytest.mark.slow
 def test_where_only_the_head_trains_it_is_real_training(data):
     model, optimizer = ntk_tt.restrict(network(), "head"), ntk_tt.OptimizerConfig(0.05, name="adam")
     problem = full(model, data)
@@ -666,7 +668,7 @@ def _dead(x):
     return jax.nn.relu(x - 100)
 
 
-@pytest.mark.slow_but("sgd")
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "optimizer",
     [ntk_tt.OptimizerConfig(0.05, 0.9), ntk_tt.OptimizerConfig(0.01, name="adamw")],

@@ -269,7 +269,7 @@ def kernel_matrix(array, lead: int):
     return array.reshape(*array.shape[:lead], -1, array.shape[-1])
 
 
-@pytest.mark.slow_but("False")
+@pytest.mark.slow
 @pytest.mark.parametrize("at_start", [True, False])
 def test_the_jacobian_of_adapters_is_that_of_their_product(at_start, model, images, jacobian):
     """∂f/∂B = (α/r)·Aᵀ G and ∂f/∂A = (α/r)·G Bᵀ, G the dense Jacobian of the kernel as a matrix

@@ -284,6 +284,7 @@ def test_what_follows_the_passes_grows_with_what_it_does():
     assert later(60, what=many).compiling == later(60).compiling > 5
 
 
+@pytest.mark.slow
 def test_the_pace_is_told_once_and_in_time(capsys):
     """Before the passes, by a look at a few samples, where not all parameters are sampled."""
     model, inputs, labels = linear_task()

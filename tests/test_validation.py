@@ -230,6 +230,7 @@ def test_crops_are_parts_of_the_padded_image_and_flips_are_flips():
     assert {each[2] for each in seen} == {False, True}
 
 
+@pytest.mark.slow
 def test_a_draw_depends_on_sample_draw_and_seed_alone():
     augment = Augmentation()
     both = np.asarray(augment.of(IMAGES, np.arange(5), 3, 7))

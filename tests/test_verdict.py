@@ -57,7 +57,7 @@ def problem_with(kernel, network_data):
     )
 
 
-@pytest.mark.slow_but("setting1-frozen")
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", ["frozen", "head"])
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_the_safe_rate_is_a_fixed_point_from_wherever_it_is_asked_for(kernel, setting, data):
@@ -118,6 +118,7 @@ def test_the_shape_of_a_schedule_is_kept():
     )
 
 
+@pytest.mark.slow
 def test_few_further_ways_are_followed(monkeypatch):
     _, _, problem, _ = make("ce")
     calls, real = [], safe_rate.margin_on_the_way
