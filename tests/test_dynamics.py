@@ -165,7 +165,7 @@ def test_epochs_visit_every_sample_once():
     assert any(len(np.unique(batch)) < 12 for batch in drawn)
 
 
-@pytest.mark.slow_but("cosine")
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", ["constant", "cosine"])
 def test_ode_equals_the_closed_form(schedule):
     with jax.enable_x64(True):

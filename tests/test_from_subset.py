@@ -98,7 +98,7 @@ def small_network(curvature: bool):
     )
 
 
-@pytest.mark.slow_but("False-optimizer1")
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("curvature", "optimizer"),
     [

@@ -184,6 +184,7 @@ def test_num_batches_tracked_is_ignored(load):
     )
 
 
+@pytest.mark.slow
 def test_a_new_head_for_squeezenet_is_linear_in_the_features(load):
     model = load("squeezenet1_0", num_classes=5)
     logits, features = outputs(model, 47)
