@@ -126,3 +126,21 @@ def orders(
             if start + batch_size <= num_samples
         ]
     return np.stack(found[:num_steps])
+
+
+def moment_radius(
+    rate: float, mean: float, variance: float, momentum: float, nesterov: bool
+) -> float:
+    """Spectral radius of E[M ⊗ M], (x, a) -> M (x, a) one optimiser step at curvature h, M =
+    constant + h·slope.
+    """
+    if nesterov:
+        constant, slope = (
+            [[1, -rate * momentum**2], [0, momentum]],
+            [[-rate * (1 + momentum), 0], [1, 0]],
+        )
+    else:
+        constant, slope = [[1, -rate * momentum], [0, momentum]], [[-rate, 0], [1, 0]]
+    average = np.asarray(constant) + mean * np.asarray(slope)
+    moments = np.kron(average, average) + variance * np.kron(slope, slope)
+    return float(np.abs(np.linalg.eigvals(moments)).max())

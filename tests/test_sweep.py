@@ -229,6 +229,10 @@ def test_the_bound_is_that_of_one_setting():
                 weight_decay=decay[index],
             )
             assert bound == pytest.approx(alone, rel=1e-9)
+            mean = curvature[index] + decay[index]
+            for side in (0.99, 1.01):  # of the 4×4 map of the second moments
+                about = side * bound, mean, variance[index], momentum[index], nesterov
+                assert (moment_radius(*about) < 1) == (side < 1)
     edges = largest_safe_learning_rates(np.array([0, np.inf, 1.0]), np.zeros(3), momentum=0.0)
     np.testing.assert_allclose(edges, [np.inf, 0, 2])
 

@@ -16,12 +16,11 @@ from ntk_tt.dynamics.steps import ChainSteps, Steps
 from ntk_tt.optimizer import OptimizerConfig
 from ntk_tt.prediction.assessment import LOOK_CLOSER
 from ntk_tt.prediction.margin import (
-    _CHUNKS,
     _LEARNT,
     _RISEN,
     _SATURATED,
     _SETTLED,
-    _SPACING,
+    look_steps,
     stability,
 )
 from ntk_tt.runtime.memory import available_bytes
@@ -257,20 +256,6 @@ class _Looking:
             ]
             _, safe[each] = stability(self.problem, self.settings[row], self.num_steps, states)
         return safe
-
-
-def look_steps(num_steps: int) -> list[int]:
-    """The steps at which `margin_on_the_way` looks at a way."""
-    found, taken, look = [], 0, 0.0
-    while True:
-        chunk = max(size for size in _CHUNKS if size == _CHUNKS[0] or 8 * size <= taken)
-        ends = taken + chunk > num_steps
-        if taken >= look or ends:
-            found.append(taken)
-            look = _SPACING * taken
-        if ends:
-            return found
-        taken += chunk
 
 
 @eqx.filter_jit

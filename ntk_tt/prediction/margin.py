@@ -38,6 +38,9 @@ _RISEN = 3.0
 # Steps that an optimiser's own moments need before they say how it answers to a gradient: Adam's
 # first steps are those of a sign.
 _SETTLED = 10
+# Of λ, relative, where a small network is looked at, which is no nearer to the real one than that.
+# A rough look comes first, and is enough where the bound that it makes is so many times the least.
+_CLOSELY, _ROUGHLY, _FAR = 1e-2, 0.1, 1.3
 # of the largest curvature that the loss can have: less, at a loss well above chance, says nothing
 # of stability
 _SATURATED = 0.01
@@ -134,8 +137,6 @@ class _Looked:
         self.bound, self.curvature, self.losses, self.is_finite = np.inf, 0.0, [], True
         self.start = {} if start is None else start
         self._direction = None
-        # a small network is no nearer to the real one than that
-        self.tolerance = 1e-2 if problem.takes_any_optimizer else 1e-4
 
     def at(self, point: Any) -> None:
         """Look at one more point."""
@@ -168,13 +169,29 @@ class _Looked:
         is_settled = self.optimizer.is_sgd or int(point[2]) >= min(_SETTLED, len(self.steps.rates))
         if not np.isfinite(loss) or not is_settled:
             return Sharpness(loss, 0.0, 0.0, self._direction), None
+        if not self.problem.takes_any_optimizer:
+            return self._at_logits(here, loss, self._direction, 1e-4), rate_of
+        found = self._at_logits(here, loss, self._direction, _ROUGHLY)
+        if not rate_of(found.curvature, found.variance) > _FAR * self.bound:
+            found = self._at_logits(here, loss, found.direction, _CLOSELY, mixed=0.0)
+        return found, rate_of
+
+    def _at_logits(
+        self,
+        here: LinearizedProblem,
+        loss: float,
+        start: Any,
+        tolerance: float,
+        mixed: float = 0.1,
+    ) -> "Sharpness":
+        outputs = here.initial_logits
         curvature, direction = largest_curvature(
-            here, outputs, self._direction, tolerance=self.tolerance
+            here, outputs, start, tolerance=tolerance, mixed=mixed
         )
         variance = 0.0
         if self.noise:
             variance = self.noise * batch_curvature_variance(here, outputs, curvature, direction)
-        return Sharpness(loss, curvature, variance, direction), rate_of
+        return Sharpness(loss, curvature, variance, direction)
 
     def safe_rate(self, first: Any) -> float:
         """The least bound that was seen; where all there was to see is a softmax saturated on wrong
@@ -276,17 +293,24 @@ def _way(
     indices = batch_indices(
         problem.num_samples, optimizer, num_steps, jax.random.key(0) if key is None else key
     )
-    carry = steps.begin(problem)
-    taken, look = 0, 0.0
+    carry, taken = steps.begin(problem), 0
+    for step in look_steps(num_steps):
+        carry = _advance(problem, steps, carry, indices, taken, step) if step > taken else carry
+        taken = step
+        yield carry if problem.follows_kernel else problem.point(carry[0])
+
+
+def look_steps(num_steps: int) -> list[int]:
+    """The steps at which `margin_on_the_way` looks at a way."""
+    found, taken, look = [], 0, 0.0
     while True:
         chunk = max(size for size in _CHUNKS if size == _CHUNKS[0] or 8 * size <= taken)
         ends = taken + chunk > num_steps
         if taken >= look or ends:
-            yield carry if problem.follows_kernel else problem.point(carry[0])
+            found.append(taken)
             look = _SPACING * taken
         if ends:
-            return
-        carry = _advance(problem, steps, carry, indices, taken, taken + chunk)
+            return found
         taken += chunk
 
 

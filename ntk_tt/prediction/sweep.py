@@ -13,7 +13,8 @@ from ntk_tt.dynamics.trajectory import Trajectory
 from ntk_tt.optimizer import OptimizerConfig, check_num_seeds
 from ntk_tt.prediction.assessment import doubts_of
 from ntk_tt.prediction.by_method import Predicted, Recording, is_hopeless, without_times
-from ntk_tt.prediction.many_margins import look_steps, margins_of
+from ntk_tt.prediction.many_margins import margins_of
+from ntk_tt.prediction.margin import look_steps
 from ntk_tt.prediction.one_setting import Prediction
 from ntk_tt.prediction.passes import Pass
 from ntk_tt.prediction.prepared import Outcome, predict_from

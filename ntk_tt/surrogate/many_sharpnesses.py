@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ntk_tt import losses
 from ntk_tt.surrogate.linear import LinearizedProblem
+from ntk_tt.surrogate.sharpness import pulled_along
 from ntk_tt.surrogate.tangent_kernel import TangentKernel
 
 _MOST = 40  # products, for one look
@@ -97,13 +97,8 @@ def scatter_by(
     curvature: Float[Array, ""],
 ) -> Float[Array, ""]:
     """`curvature_scatter` of a tangent at its own logits, by the Grams of its samples."""
+    pulled = pulled_along(problem, problem.initial_logits, direction, curvature)
     kernel: Any = problem.kernel
-    logits, count = problem.initial_logits, problem.num_samples
-    weighted = losses.curvature_sqrt_product(problem.loss, logits, direction)
-    along = kernel.product(weighted) / jnp.sqrt(count * curvature)
-    pulled = losses.curvature_sqrt_product(
-        problem.loss, logits, losses.curvature_sqrt_transpose(problem.loss, logits, along)
-    )
     squares = _sample_squares(grams, kernel, pulled)
     return jnp.maximum(squares.mean() - curvature**2, 0.0)
 

@@ -1,9 +1,11 @@
 """The bound on the learning rate for many curvatures at once, without eigenvalues."""
 
-import numpy as np
-from jaxtyping import Bool, Float
+from typing import Any
 
-_BISECTIONS = 60
+import numpy as np
+from jaxtyping import Float
+
+BISECTIONS = 60
 Numbers = Float[np.ndarray, "..."]
 
 
@@ -38,17 +40,17 @@ def largest_safe_learning_rates(
     unit = np.where(is_some, mean, 1.0)
     noise = np.where(is_some, variance, 0.0) / unit**2  # rates are in units of 1/mean
     low, high = np.zeros_like(unit), 4 * (1 + momentum)
-    for _ in range(_BISECTIONS):
+    for _ in range(BISECTIONS):
         middle = (low + high) / 2
-        stable = _is_stable(middle, noise, momentum, nesterov)
+        stable = moments_shrink(middle, noise, momentum, nesterov)
         low, high = np.where(stable, middle, low), np.where(stable, high, middle)
     return np.where(is_some, low / unit, np.where(is_known, np.inf, 0.0))
 
 
-def _is_stable(
-    rate: Numbers, noise: Numbers, momentum: Numbers, nesterov: bool
-) -> Bool[np.ndarray, "..."]:
-    """Whether second moments shrink at a curvature of mean 1 and this variance."""
+def moments_shrink(rate: Any, noise: Any, momentum: Any, nesterov: bool) -> Any:
+    """Whether second moments shrink at a curvature of mean 1 and this variance: of numbers, or of
+    arrays element by element.
+    """
     # (x, a) -> M (x, a), M linear in the curvature: its mean, and what multiplies the noise
     push = rate * (1 + momentum) if nesterov else rate
     a, b, c, d = 1 - push, -rate * (momentum**2 if nesterov else momentum), 1.0, momentum
@@ -67,8 +69,8 @@ def _is_stable(
         + m02 * (m10 * m21 - m11 * m20)
     )
     return (
-        (np.abs(determinant) < 1)
+        (abs(determinant) < 1)
         & (1 - trace + minors - determinant > 0)
         & (1 + trace + minors + determinant > 0)
-        & (1 - determinant**2 > np.abs(minors - determinant * trace))
+        & (1 - determinant**2 > abs(minors - determinant * trace))
     )

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from ntk_tt import losses
 from ntk_tt.kernels.operators import Respond
 from ntk_tt.surrogate.linear import LinearizedProblem
+from ntk_tt.surrogate.safe_rates import BISECTIONS, moments_shrink
 
 # Lanczos vectors between restarts: enough for one eigenvalue that stands out, and a good start
 # needs no more
@@ -30,6 +31,7 @@ def largest_curvature(
     logits: Float[Array, "n c"],
     start: Float[Array, "n c"] | None = None,
     tolerance: float = 1e-4,
+    mixed: float = 0.1,
 ) -> tuple[float, Float[Array, "n c"]]:
     """λ_max of the Gauss–Newton Hessian of the mean loss, (1/N) Jᵀ H J at these logits, and its
     direction.
@@ -40,6 +42,8 @@ def largest_curvature(
     Args:
         start: where the iteration begins, such as the direction at a state near by; random without.
         tolerance: of λ, relative.
+        mixed: how much of a random vector is added to `start`, which alone, were it an eigenvector,
+            would be taken for that of the largest.
 
     Returns:
         λ [1/step per unit learning rate], infinity where products overflow, and the eigenvector z
@@ -61,6 +65,7 @@ def largest_curvature(
         problem.initial_logits,
         start,
         tolerance,
+        mixed,
     )
 
 
@@ -107,8 +112,8 @@ def largest_safe_learning_rate(
     this mean and variance.
 
     Without variance this is 2(1+m)/λ for the heavy ball and 2(1+m)/((1+2m)λ) for Nesterov; with it,
-    m = 0, it is 2λ/(λ² + variance). In general the spectral radius of the second moments' 4×4 map,
-    bisected.
+    m = 0, it is 2λ/(λ² + variance). In general the rate is bisected at which the second moments
+    cease to shrink.
 
     Args:
         curvature: λ, mean curvature in the sharpest direction.
@@ -122,33 +127,15 @@ def largest_safe_learning_rate(
         return np.inf
     if not (np.isfinite(mean) and np.isfinite(mean**2 + variance)):
         return 0.0
-    unstable = 4 * (1 + momentum) / mean  # twice the bound without noise
-    stable = 0.0
-    for _ in range(60):
+    unstable = 4 * (1 + momentum)  # twice the bound without noise, in units of 1/mean
+    stable, noise = 0.0, variance / mean**2
+    for _ in range(BISECTIONS):
         middle = (stable + unstable) / 2
-        if _moment_radius(middle, mean, variance, momentum, nesterov) < 1:
+        if moments_shrink(middle, noise, momentum, nesterov):
             stable = middle
         else:
             unstable = middle
-    return stable
-
-
-def _moment_radius(
-    rate: float, mean: float, variance: float, momentum: float, nesterov: bool
-) -> float:
-    """Spectral radius of E[M ⊗ M], (x, a) -> M (x, a) one optimiser step at curvature h, M =
-    constant + h·slope.
-    """
-    if nesterov:
-        constant, slope = (
-            [[1, -rate * momentum**2], [0, momentum]],
-            [[-rate * (1 + momentum), 0], [1, 0]],
-        )
-    else:
-        constant, slope = [[1, -rate * momentum], [0, momentum]], [[-rate, 0], [1, 0]]
-    average = np.asarray(constant) + mean * np.asarray(slope)
-    moments = np.kron(average, average) + variance * np.kron(slope, slope)
-    return float(np.abs(np.linalg.eigvals(moments)).max())
+    return stable / mean
 
 
 def _largest_of_sweeps(
@@ -168,6 +155,7 @@ def _largest(
     like: Float[Array, "..."],
     start: Float[Array, "..."] | None = None,
     tolerance: float = 1e-4,
+    mixed: float = 0.1,
 ) -> tuple[float, Float[Array, "..."]]:
     import scipy.sparse.linalg
 
@@ -186,12 +174,11 @@ def _largest(
     linear: Any = scipy.sparse.linalg.LinearOperator
     operator = linear((size, size), matvec, dtype=np.float64)
     begin = np.random.default_rng(0).standard_normal(size)
-    if start is not None:  # not alone: an eigenvector would be taken for the largest
+    if start is not None:
         begin = (
-            np.asarray(start, np.float64).reshape(-1)
-            + 0.1 * np.linalg.norm(start) / np.linalg.norm(begin) * begin
+            np.asarray(start, np.float64).reshape(-1) + mixed * _norm(start) / _norm(begin) * begin
         )
-    begin = begin / np.linalg.norm(begin)
+    begin = begin / _norm(begin)
     try:
         value, vector, is_found = _first_steps(matvec, begin, tolerance)
         if not is_found:
@@ -201,6 +188,11 @@ def _largest(
     except FloatingPointError:  # past what the type can hold, as after a run that is thrown far out
         return np.inf, jnp.asarray(begin.reshape(like.shape), like.dtype)
     return max(value, 0.0), jnp.asarray(vector.reshape(like.shape), like.dtype)
+
+
+def _norm(vector: Any) -> float:
+    """Not by BLAS, whose threads cost more than that where others compute too."""
+    return float(np.sqrt(np.square(np.asarray(vector, np.float64)).sum()))
 
 
 def _first_steps(
@@ -215,13 +207,13 @@ def _first_steps(
     for count in range(1, _BASIS + 1):
         result = matvec(basis[-1])
         for _ in range(2):  # twice is enough to stay orthogonal
-            # not by BLAS, whose threads cost more than such a product where others compute too
+            # not by BLAS either, as `_norm`
             along = np.einsum("jn,n->j", basis, result)
             result = result - np.einsum("j,jn->n", along, basis)
             inner[:count, count - 1] += along
         values, vectors = np.linalg.eigh(inner[:count, :count], UPLO="U")
         value, mixed = float(values[-1]), vectors[:, -1]
-        rest = float(np.sqrt(np.square(result).sum()))
+        rest = _norm(result)
         if rest * abs(mixed[-1]) <= tolerance * abs(value):  # of a zero operator there is no rest
             return value, np.einsum("j,jn->n", mixed, basis), True
         basis = np.concatenate([basis, result[None] / rest])
@@ -259,10 +251,20 @@ def curvature_scatter(
     curvature: Any,
 ) -> Float[Array, ""]:
     """`batch_curvature_variance` inside `jit` and `vmap`, for a positive curvature."""
-    weighted = losses.curvature_sqrt_product(problem.loss, logits, direction)
-    # J w, w of unit length
-    along = problem.kernel.product(weighted) / jnp.sqrt(problem.num_samples * curvature)
-    pulled = losses.curvature_sqrt_product(
-        problem.loss, logits, losses.curvature_sqrt_transpose(problem.loss, logits, along)
-    )
+    pulled = pulled_along(problem, logits, direction, curvature)
     return jnp.maximum(problem.kernel.sample_squares(pulled).mean() - curvature**2, 0.0)
+
+
+def pulled_along(
+    problem: LinearizedProblem,
+    logits: Float[Array, "n c"],
+    direction: Float[Array, "n c"],
+    curvature: Any,
+) -> Float[Array, "n c"]:
+    """H J w (N, C), with w the top eigenvector of Jᵀ H J / N, of unit length.
+
+    w is Jᵀ A z / √(Nλ) with z the eigenvector of Aᵀ Θ A / N, so that H J w = √(Nλ) A z, and it
+    takes no product with Θ.
+    """
+    weighted = losses.curvature_sqrt_product(problem.loss, logits, direction)
+    return jnp.sqrt(problem.num_samples * curvature) * weighted
