@@ -57,6 +57,16 @@ def problem_with(kernel, network_data):
     )
 
 
+def ends_soon(problem, optimizer):
+    """Whether some rate at most 15 % larger is not stable: stable rates may be several stretches,
+    and the margin jumps where one ends.
+    """
+    return any(
+        margin_on_the_way(problem, scaled(optimizer, factor), STEPS) < 1
+        for factor in np.linspace(safe_rate.NARROW, 1.03, 6)
+    )
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kernel", ["frozen", "head"])
 @pytest.mark.parametrize("setting", SETTINGS)
@@ -69,10 +79,7 @@ def test_the_safe_rate_is_a_fixed_point_from_wherever_it_is_asked_for(kernel, se
         assert safe.is_largest
         margin = margin_on_the_way(problem, there, STEPS)
         assert margin >= 1
-        assert (
-            margin <= safe_rate.CLOSE_TO_ONE
-            or margin_on_the_way(problem, scaled(there, safe_rate.NARROW), STEPS) < 1
-        )
+        assert margin <= safe_rate.CLOSE_TO_ONE or ends_soon(problem, there)
         assert margin_on_the_way(problem, scaled(there, 0.93), STEPS) >= 1
         rates.append(safe.rate)
     if kernel == "frozen":  # else the stable rates may be several stretches: each has its largest
@@ -94,12 +101,8 @@ def test_a_verdict_just_below_the_rate_that_it_called_safe_does_not_take_that_ba
     first, second = verdicts
     assert second.trust != "none"
     assert second.stability_margin >= 1
-    # stable rates may be several stretches, and the margin jumps where one ends
-    beyond = OptimizerConfig(safe_rate.NARROW * second.largest_safe_learning_rate, 0.9)
-    assert (
-        second.stability_margin <= safe_rate.CLOSE_TO_ONE
-        or margin_on_the_way(problem, beyond, STEPS) < 1
-    )
+    there = OptimizerConfig(second.largest_safe_learning_rate, 0.9)
+    assert second.stability_margin <= safe_rate.CLOSE_TO_ONE or ends_soon(problem, there)
     assert second.largest_safe_learning_rate > 0.75 * first.largest_safe_learning_rate
     assert first.safe_rate_by == "kernel on its way"
 

@@ -29,8 +29,8 @@ class SafeRate(NamedTuple):
     Attributes:
         rate: the highest rate of the schedule, with which the predicted way is stable; 0 where none
             was found.
-        is_largest: whether the margin on that way is close to 1, or a rate 15 % larger is not
-            stable; False where larger ones were not looked at.
+        is_largest: whether the margin on that way is close to 1, or some rate at most 15 % larger
+            is not stable; False where larger ones were not looked at.
     """
 
     rate: float
