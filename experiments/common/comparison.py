@@ -3,13 +3,17 @@ that need no kernel.
 
 A `Setting` names a run by its learning rate *relative to the largest stable one* at the pre-trained
 weights, so that no task is past the bound by accident. `compare` gives one record a setting, as
-plain values: the times of every method (`METHODS`), what each side cost, and the stability margin.
-Prediction and truth take different random orders of the data.
+plain values: the times of every method (`METHODS`), what each side cost, the verdict on ours, and
+the curves. Prediction and truth take different random orders of the data. A record is kept beside
+the real runs (`experiments.common.tasks`), so that an interrupted experiment goes on where it was
+and several share one; remove `record-*` there to predict anew.
 """
 
 import contextlib
 import dataclasses
 import functools
+import hashlib
+import json
 import time
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple, cast
@@ -22,10 +26,19 @@ import numpy as np
 import ntk_tt
 from experiments.common.extrapolation import power_law, stretched_exponential
 from experiments.common.rates import stable_rate
-from experiments.common.tasks import LoadedTask, RealRun, TaskConfig, load, real_run
+from experiments.common.tasks import (
+    LoadedTask,
+    RealRun,
+    TaskConfig,
+    cache_folder,
+    load,
+    real_run,
+)
 from ntk_tt.dynamics import Method as Dynamics
 from ntk_tt.kernels.operators import DualKernel, PrimalKernel
 from ntk_tt.prediction.one_setting import plateau_window
+from ntk_tt.report.document import write_json
+from ntk_tt.report.training_time import TrainingTimeReport
 from ntk_tt.runtime.stopwatch import Stopwatch
 from ntk_tt.surrogate.linear import LinearizedProblem
 from ntk_tt.times.crossing import plateau_time, smooth, training_times
@@ -37,16 +50,20 @@ ERROR_LEVELS = (0.2, 0.1, 0.05)
 PLATEAU_EPOCHS = (1, 5)
 """Over which the error falls by less than 1 %; an epoch counts as at least 10 steps."""
 SMOOTHING = 3
+NEARBY = 0.98
+"""Learning rate of a full-batch run's other one, over its own: it has no order of the data."""
 METHODS = {
-    "replay": "frozen kernel, replay (ours)",
+    "ours": "the small network, as `auto` predicts",
+    "replay": "frozen kernel, replay",
     "paper": "frozen kernel, the paper's ODE or diagonal SDE",
+    "another_run": "another real run: another order of the data, or a rate 2 % smaller",
     "power_law": "power law through real steps that cost as much",
     "exponential": "stretched exponential through the same",
     "power_law_tenth": "power law through the first T/10 real steps",
     "exponential_tenth": "stretched exponential through the same",
     "single_rate": "log(1/ε)/(η λ̄)",
 }
-SEEDS = {"replay": 3, "ode": 1, "sde-diagonal": 1}
+SEEDS = {"ours": 3, "replay": 3, "ode": 1, "sde-diagonal": 1}
 """Orders of the data, or noise paths, whose median time is the prediction. A path in D' dimensions
 costs many replays.
 """
@@ -70,6 +87,9 @@ class Setting:
     record_every: int = 1
     seed: int = 0
     """Of the order of the data in real training."""
+    loss: str = "ce"
+    learning_rate: float | None = None
+    """In place of `rate`, where it is given."""
 
 
 def on(data: str, task: TaskConfig) -> TaskConfig:
@@ -122,7 +142,7 @@ def priced() -> Iterator[list[Cost]]:
 
 
 @functools.lru_cache(maxsize=2)
-def prepare(config: TaskConfig) -> Prepared:
+def prepare(config: TaskConfig, loss: str = "ce") -> Prepared:
     task = load(config)
     num_projections = min(16 * len(task.images) * config.classes, MAX_PROJECTIONS)
     with priced() as cost:
@@ -130,6 +150,7 @@ def prepare(config: TaskConfig) -> Prepared:
             task.model,
             task.images,
             task.labels,
+            loss=cast(Any, loss),
             space="primal",
             options=ntk_tt.FeatureOptions(num_projections=num_projections),
             key=jax.random.key(config.seed + 1000),
@@ -145,9 +166,22 @@ def prepare(config: TaskConfig) -> Prepared:
     return Prepared(task, problem, primal, cost[0])
 
 
+@functools.lru_cache(maxsize=2)
+def prepare_ours(config: TaskConfig, loss: str = "ce") -> tuple[ntk_tt.Prepared, Cost]:
+    """The pass of `auto`, as a user gets it, and what that cost."""
+    task = load(config)
+    with priced() as cost:
+        ours = ntk_tt.prepare(
+            task.model, task.images, task.labels, loss=cast(Any, loss), seed=config.seed
+        )
+    return ours, cost[0]
+
+
 def optimizer_of(setting: Setting, problem: LinearizedProblem) -> dict[str, Any]:
     """Arguments of `OptimizerConfig`: the learning rate to two digits."""
     rest = {"momentum": setting.momentum, "batch_size": setting.batch_size}
+    if setting.learning_rate is not None:
+        return {"learning_rate": setting.learning_rate, **rest}
     return {"learning_rate": stable_rate(problem, setting.rate, **rest), **rest}
 
 
@@ -193,99 +227,172 @@ def paper_dynamics(setting: Setting) -> Dynamics:
     return "ode" if setting.batch_size is None else "sde-diagonal"
 
 
-def compare(setting: Setting, *, curves: bool = False) -> dict[str, Any]:
-    """One record: the setting, `times` by method (`real` and `METHODS`), `cost`, and the stability
-    margin along the prediction.
-
-    Args:
-        curves: with the curves of the real run and of both predictions, at most 50 records each.
+def compare(setting: Setting) -> dict[str, Any]:
+    """One record: the setting, `times` by method (`real` and `METHODS`), `cost`, `verdict` and
+    `curves`; from the cache where it was made before.
     """
-    prepared = prepare(setting.task)
+    described = dataclasses.asdict(setting)
+    name = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
+    path = cache_folder() / f"record-{setting.task.network}-{setting.task.data}-{name}.json"
+    if not path.exists():
+        write_json(path, compared(setting))
+    return json.loads(path.read_text())
+
+
+def compared(setting: Setting) -> dict[str, Any]:
+    """The record of a setting, trained and predicted now."""
+    prepared = prepare(setting.task, setting.loss)
     problem = prepared.problem
     optimizer = optimizer_of(setting, problem)
     config = ntk_tt.OptimizerConfig(**optimizer)
-    real = real_run(
-        setting.task,
-        optimizer,
-        setting.num_steps,
-        seed=setting.seed,
-        record_every=setting.record_every,
-    )
+    real, other = trained(setting, optimizer)
     window = plateau_window(config, problem.num_samples)
 
-    def predict(method: Dynamics) -> tuple[dict, Any, Cost]:
-        with priced() as cost:
-            prediction = ntk_tt.prediction.predict(
-                problem if method == "replay" else prepared.primal,
-                config,
-                setting.num_steps,
-                method=method,
-                num_seeds=SEEDS[method],
-                key=jax.random.key(setting.seed + 2000),
-                record_every=setting.record_every,
-            )
-        return (
-            median_times(
-                [read_times(run.steps, run.loss, run.error, window) for run in prediction.runs]
-            ),
-            prediction,
-            cost[0],
-        )
+    def read(run: Any) -> dict[str, dict[str, int | None]]:
+        return read_times(run.steps, run.loss, run.error, window)
 
-    replay_times, replay, cost = predict("replay")
-    paper_times, paper, _ = predict(paper_dynamics(setting))
-    margin, _ = ntk_tt.prediction.stability(problem, config, setting.num_steps)
+    replay, cost = predict(prepared, setting, config, "replay")
+    paper, _ = predict(prepared, setting, config, paper_dynamics(setting))
+    ours, ours_cost = predict_ours(setting, config)
     seconds_per_step = real.processor_seconds / setting.num_steps
     probe_steps = max(
         3 * setting.record_every,
         round((prepared.cost.processor_seconds + cost.processor_seconds) / seconds_per_step),
     )
     rate = initial_rate(problem, optimizer)
+    predictions = {
+        "ours": ours.outcome.predicted.prediction,
+        "replay": replay,
+        "paper": paper,
+    }
+    curves = {"real": real, "another_run": other, **predictions}
+    margin, largest = ntk_tt.prediction.stability(problem, config, setting.num_steps)
     record = {
         **dataclasses.asdict(setting),
         **optimizer,
+        "rate": float(f"{optimizer['learning_rate'] / largest:.3g}")
+        if setting.learning_rate is not None
+        else setting.rate,
         "num_samples": problem.num_samples,
         "stability_margin": margin,
         "diverged_at": real.diverged_at,
-        "final_loss": {
-            "real": float(real.loss[-1]),
-            "replay": float(replay.loss[-1]),
-            "paper": float(paper.loss[-1]),
-        },
+        "final_loss": {name: float(run.loss[-1]) for name, run in curves.items()},
         "initial_rate": rate,
         "probe_steps": probe_steps,
+        "verdict": verdict_of(ours),
         "times": {
-            "real": read_times(real.steps, real.loss, real.error, window),
-            "replay": replay_times,
-            "paper": paper_times,
+            "real": read(real),
+            "another_run": read(other),
+            **{
+                name: median_times([read(run) for run in prediction.runs])
+                for name, prediction in predictions.items()
+            },
             **{
                 name: read_times(*curve, window)
                 for name, curve in guesses(real, probe_steps, rate).items()
             },
         },
-        "cost": costs(prepared.cost, cost, real),
+        "cost": costs(
+            prepared.cost, cost, prepare_ours(setting.task, setting.loss)[1], ours_cost, real
+        ),
+        "curves": {name: thinned(run) for name, run in curves.items()},
     }
-    if curves:
-        named = {"real": real, "replay": replay, "paper": paper}
-        record["curves"] = {name: thinned(run) for name, run in named.items()}
-    print(
-        f"{setting.task.network} {setting.task.data} ({setting.task.seed}) N={problem.num_samples} "
-        f"η={optimizer['learning_rate']:g} "
-        f"B={setting.batch_size}: loss {real.loss[0]:.3g} -> {real.loss[-1]:.3g} real, "
-        f"{replay.loss[-1]:.3g} predicted; "
-        f"{probe_steps} probe steps, training {real.seconds:.1f} s",
-        flush=True,
-    )
+    tell(record)
     return record
 
 
-def costs(features: Cost, prediction: Cost, real: RealRun) -> dict[str, float]:
+def trained(setting: Setting, optimizer: dict[str, Any]) -> tuple[RealRun, RealRun]:
+    """The real run, and another that nobody would call another setting."""
+    nearby = optimizer | {"learning_rate": float(f"{NEARBY * optimizer['learning_rate']:.3g}")}
+    of_other = (nearby, 0) if setting.batch_size is None else (optimizer, 1)
+    real, other = (
+        real_run(
+            setting.task,
+            of,
+            setting.num_steps,
+            seed=setting.seed + further,
+            record_every=setting.record_every,
+            loss=setting.loss,
+        )
+        for of, further in ((optimizer, 0), of_other)
+    )
+    return real, other
+
+
+def predict(
+    prepared: Prepared, setting: Setting, optimizer: ntk_tt.OptimizerConfig, method: Dynamics
+) -> tuple[ntk_tt.prediction.Prediction, Cost]:
+    """By the frozen kernel."""
+    with priced() as cost:
+        prediction = ntk_tt.prediction.predict(
+            prepared.problem if method == "replay" else prepared.primal,
+            optimizer,
+            setting.num_steps,
+            method=method,
+            num_seeds=SEEDS[method],
+            key=jax.random.key(setting.seed + 2000),
+            record_every=setting.record_every,
+        )
+    return prediction, cost[0]
+
+
+def predict_ours(
+    setting: Setting, optimizer: ntk_tt.OptimizerConfig
+) -> tuple[TrainingTimeReport, Cost]:
+    """As a user is told it, verdict and slowdown with it."""
+    prepared, _ = prepare_ours(setting.task, setting.loss)
+    with priced() as cost:
+        report = prepared.predict(
+            optimizer,
+            setting.num_steps,
+            num_seeds=SEEDS["ours"],
+            record_every=setting.record_every,
+            smoothing=SMOOTHING,
+        )
+    return report, cost[0]
+
+
+def verdict_of(ours: TrainingTimeReport) -> dict[str, Any]:
+    """What was said of the prediction before anything was trained."""
+    verdict = ours.outcome.verdict
+    problem = ours.outcome.predicted.problem
+    return {
+        "trust": verdict.trust,
+        "stability_margin": verdict.stability_margin,
+        "largest_safe_learning_rate": verdict.largest_safe_learning_rate,
+        "linearization_residual": verdict.linearization_residual,
+        "expected_residual": verdict.expected_residual,
+        "slowdown": ours.outcome.predicted.slowdown,
+        "growth": float(getattr(problem, "growth", 1.0)),
+    }
+
+
+def tell(record: dict[str, Any]) -> None:
+    """A line on what was found."""
+    loss, task = record["final_loss"], record["task"]
+    print(
+        f"{task['network']} {task['data']} ({task['seed']}) N={record['num_samples']} "
+        f"{record['loss']} η={record['learning_rate']:g} B={record['batch_size']}: loss "
+        f"{record['curves']['real']['loss'][0]:.3g} -> "
+        + ", ".join(f"{value:.3g} {name}" for name, value in loss.items())
+        + f"; trust {record['verdict']['trust']}, "
+        f"training {record['cost']['train_processor_seconds']:.1f} s",
+        flush=True,
+    )
+
+
+def costs(
+    features: Cost, prediction: Cost, ours: Cost, ours_prediction: Cost, real: RealRun
+) -> dict[str, float]:
     return {
         "features_seconds": features.seconds,
         "features_processor_seconds": features.processor_seconds,
         "predict_seconds": prediction.seconds,
         "predict_processor_seconds": prediction.processor_seconds,
         "compile_seconds": features.compile_seconds + prediction.compile_seconds,
+        "ours_pass_processor_seconds": ours.processor_seconds,
+        "ours_predict_processor_seconds": ours_prediction.processor_seconds,
+        "ours_compile_seconds": ours.compile_seconds + ours_prediction.compile_seconds,
         "train_seconds": real.seconds,
         "train_processor_seconds": real.processor_seconds,
     }
@@ -294,7 +401,12 @@ def costs(features: Cost, prediction: Cost, real: RealRun) -> dict[str, float]:
 def thinned(run: Any) -> dict[str, list[float]]:
     """A curve in at most 50 records."""
     every = max(1, -(-len(run.steps) // 50))
-    return {name: getattr(run, name)[::every].tolist() for name in ("steps", "loss", "error")}
+    steps, loss, error = (np.asarray(getattr(run, name)) for name in ("steps", "loss", "error"))
+    return {
+        "steps": steps[::every].tolist(),
+        "loss": np.round(loss[::every].astype(float), 5).tolist(),
+        "error": np.round(error[::every].astype(float), 4).tolist(),
+    }
 
 
 def compare_all(settings: Iterable[Setting]) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
+from experiments.common.claims import Claim
 from ntk_tt.report.document import environment, write_json
 
 Scale = Literal["tiny", "cpu", "gpu"]
@@ -46,6 +47,8 @@ class Experiment(Generic[Config]):
     """Our result in numbers; "reproduced", "partly" or "not reproduced", and why."""
     draw: Callable[[Results, Path], None] | None = None
     """Writes the figure; None for a table."""
+    claims: Callable[[Results], list[Claim]] | None = None
+    """The paper's statements in numbers, from the runs alone; `results.claims` of the JSON."""
     outdated: str = ""
     """What has changed since the committed results were made; empty once they are made anew."""
 
@@ -54,6 +57,8 @@ class Experiment(Generic[Config]):
         config: Any = self.scales[scale]
         clock = time.perf_counter()
         results = self.compute(config)
+        if self.claims is not None:
+            results["claims"] = [each.record for each in self.claims(results)]
         document = {
             "name": self.name,
             "scale": scale,

@@ -21,7 +21,8 @@ import numpy as np
 import optax
 
 import ntk_tt
-from experiments.common.comparison import prepare
+from experiments.common.claims import Claim, counted
+from experiments.common.comparison import prepare, prepare_ours
 from experiments.common.experiment import Experiment, Scale
 from experiments.common.rates import stable_rate
 from experiments.common.tasks import LoadedTask, TaskConfig
@@ -147,12 +148,24 @@ def compare(config: Config, task: TaskConfig) -> list[dict[str, Any]]:
         save_logits=True,
     )
     linear, records = np.asarray(prediction.logits), []
+    small = prepare_ours(task)[0].found.problem
+    assert small is not None
+    ours = np.asarray(
+        ntk_tt.dynamics.simulate(
+            small,
+            ntk_tt.OptimizerConfig(rate),
+            config.num_steps,
+            record_every=config.record_every,
+            save_logits=True,
+        ).logits
+    )
     for name, (trains_statistics, augments) in CONDITIONS.items():
         logits, loss, seconds = train(prepared.task, rate, config, trains_statistics, augments)
         count = min(len(logits), len(linear))
-        moved = np.linalg.norm((logits - logits[0])[1:count], axis=(1, 2))
-        residual = np.linalg.norm((logits - linear)[1:count], axis=(1, 2)) / np.maximum(
-            moved, 1e-12
+        moved = np.maximum(np.linalg.norm((logits - logits[0])[1:count], axis=(1, 2)), 1e-12)
+        residual, residual_of_ours = (
+            np.linalg.norm(logits[1:count] - each[1:count], axis=(1, 2)) / moved
+            for each in (linear, ours)
         )
         records.append(
             {
@@ -165,6 +178,7 @@ def compare(config: Config, task: TaskConfig) -> list[dict[str, Any]]:
                 "num_steps": config.num_steps,
                 "steps": prediction.steps[:count].tolist(),
                 "residual": residual.tolist(),
+                "residual_of_ours": residual_of_ours.tolist(),
                 "loss": loss[:count].tolist(),
                 "predicted_loss": prediction.loss[:count].tolist(),
                 "loss_distance": float(
@@ -181,9 +195,40 @@ def compare(config: Config, task: TaskConfig) -> list[dict[str, Any]]:
     return records
 
 
-def mean_residual(results: dict[str, Any], condition: str, data: str) -> float:
+def claims(results: dict[str, Any]) -> list[Claim]:
+    """On which share of data sets each condition takes the outputs further from the prediction."""
+    names = sorted({run["task"]["data"] for run in results["runs"]})
+    of = {"paper": "residual", "ours": "residual_of_ours"}
+
+    def further(condition: str, than: str) -> dict[str, list[bool]]:
+        return {
+            method: [
+                mean_residual(results, condition, data, name)
+                > mean_residual(results, than, data, name)
+                for data in names
+            ]
+            for method, name in of.items()
+            if name in results["runs"][0]
+        }
+
+    return [
+        counted(f"data sets where {text}", "outputs", further(*conditions))
+        for text, conditions in (
+            (
+                "trained statistics are further from the prediction",
+                ("training statistics", "frozen"),
+            ),
+            ("augmentation is further from it", ("augmented", "frozen")),
+            ("statistics matter more than augmentation", ("training statistics", "augmented")),
+        )
+    ]
+
+
+def mean_residual(
+    results: dict[str, Any], condition: str, data: str, name: str = "residual"
+) -> float:
     return next(
-        float(np.mean(run["residual"]))
+        float(np.mean(run[name]))
         for run in results["runs"]
         if run["condition"] == condition and run["task"]["data"] == data
     )
@@ -266,4 +311,5 @@ EXPERIMENT = Experiment(
     compute=compute,
     summarize=summarize,
     draw=draw,
+    claims=claims,
 )

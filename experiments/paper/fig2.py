@@ -11,13 +11,15 @@ the same η/(1−m), on several data sets.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 
 import ntk_tt
-from experiments.common.comparison import on, prepare
+from experiments.common.claims import Claim, counted
+from experiments.common.comparison import on, prepare, prepare_ours
 from experiments.common.experiment import Experiment, Scale
 from experiments.common.rates import largest_stable_rate, two_digits
 from experiments.common.tasks import TaskConfig, real_run
@@ -44,6 +46,7 @@ class Config:
     num_steps: int = 150
     num_seeds: int = 4
     methods: tuple[str, ...] = ("ode", "sde", "sde-diagonal", "replay")
+    """Of the frozen kernel; ours stands beside them."""
 
 
 SCALES: dict[Scale, Config] = {
@@ -107,6 +110,7 @@ def noise(config: Config, task: TaskConfig, rate: float) -> dict[str, Any]:
             record_every=3,
         )
         curves[method] = [run.loss for run in prediction.runs]
+    curves["ours"] = predicted_by_ours(config, task, setting)
     return {
         "kind": "noise",
         **describe(
@@ -120,9 +124,22 @@ def noise(config: Config, task: TaskConfig, rate: float) -> dict[str, Any]:
     }
 
 
+def predicted_by_ours(
+    config: Config, task: TaskConfig, setting: dict[str, Any]
+) -> list[np.ndarray]:
+    """The loss of each order of the data."""
+    report = prepare_ours(task)[0].predict(
+        ntk_tt.OptimizerConfig(**setting),
+        config.num_steps,
+        num_seeds=config.num_seeds,
+        record_every=3,
+    )
+    return [run.loss for run in report.outcome.predicted.prediction.runs]
+
+
 def effective(config: Config, task: TaskConfig, rate: float) -> dict[str, Any]:
-    """Real SGD with η = rate·(1−m) for each momentum m: the distance is that to m = 0."""
-    steps, curves, seconds = np.zeros(1), {}, []
+    """SGD with η = rate·(1−m) for each momentum m, real and by ours; distances are to m = 0."""
+    steps, curves, ours, seconds = np.zeros(1), {}, {}, []
     for momentum in config.momenta:
         setting = {
             "learning_rate": rate * (1 - momentum),
@@ -133,7 +150,9 @@ def effective(config: Config, task: TaskConfig, rate: float) -> dict[str, Any]:
             real_run(task, setting, config.num_steps, seed=seed, record_every=3)
             for seed in range(2)
         ]
-        curves["real" if momentum == 0 else f"m = {momentum:g}"] = [run.loss for run in reals]
+        name = "real" if momentum == 0 else f"m = {momentum:g}"
+        curves[name] = [run.loss for run in reals]
+        ours[name] = predicted_by_ours(config, task, setting)
         steps, seconds = reals[0].steps, [*seconds, *(run.seconds for run in reals)]
     return {
         "kind": "effective",
@@ -149,6 +168,7 @@ def effective(config: Config, task: TaskConfig, rate: float) -> dict[str, Any]:
             curves,
             float(np.mean(seconds)),
         ),
+        "distance_by_ours": distances(ours),
     }
 
 
@@ -173,15 +193,18 @@ def describe(
         "steps": steps.tolist(),
         "curves": {name: each.tolist() for name, each in mean.items()},
         "roughness": scatter,
-        "distance": {
-            name: float(np.mean(np.abs(each - real)) / real[0])
-            for name, each in mean.items()
-            if name != "real"
-        },
+        "distance": distances(curves),
         "within_real": float(
             np.mean([np.mean(np.abs(each - real)) for each in curves["real"]]) / real[0]
         ),
     }
+
+
+def distances(curves: dict[str, list]) -> dict[str, float]:
+    """Of the mean curves to the real one, over the initial loss."""
+    mean = {name: np.mean(each, 0) for name, each in curves.items()}
+    real = mean.pop("real")
+    return {name: float(np.mean(np.abs(each - real)) / real[0]) for name, each in mean.items()}
 
 
 def roughness(runs: list) -> float:
@@ -189,6 +212,54 @@ def roughness(runs: list) -> float:
     noise of batches for SGD.
     """
     return float(np.mean([np.mean(np.abs(np.diff(run, 2))) / run[0] for run in runs]))
+
+
+def claims(results: dict[str, Any]) -> list[Claim]:
+    """The SDE (ours: the small network) is nearer to real SGD than the ODE, and as rough; equal
+    η/(1−m) gives similar curves, in reality and by ours.
+    """
+    noise, effective = (
+        [run for run in results["runs"] if run["kind"] == kind] for kind in ("noise", "effective")
+    )
+    named = {"paper": "sde-diagonal", "replay": "replay", "ours": "ours"}
+
+    def share(holds: Callable[[dict[str, Any], str], bool]) -> dict[str, list[bool]]:
+        return {
+            method: [holds(run, name) for run in noise]
+            for method, name in named.items()
+            if name in noise[0]["distance"]
+        }
+
+    def is_nearer(run: dict[str, Any], name: str) -> bool:
+        return run["distance"][name] < run["distance"]["ode"]
+
+    def is_as_rough(run: dict[str, Any], name: str) -> bool:
+        return 0.5 <= run["roughness"][name] / max(run["roughness"]["real"], 1e-12) <= 2
+
+    similar: dict[str, list[bool]] = {
+        "another_run": [max(run["distance"].values()) <= SIMILAR for run in effective]
+    }
+    if "distance_by_ours" in effective[0]:
+        similar["ours"] = [max(run["distance_by_ours"].values()) <= SIMILAR for run in effective]
+    return [
+        counted(
+            "data sets whose mean curve is nearer to real SGD than the ODE's",
+            "loss curve",
+            share(is_nearer)
+            | {"another_run": [run["within_real"] < run["distance"]["ode"] for run in noise]},
+        ),
+        counted(
+            "data sets whose single curves are as rough as real SGD, within a factor of 2",
+            "loss curve",
+            share(is_as_rough),
+        ),
+        counted(
+            f"data sets where equal η/(1−m) gives curves within {SIMILAR:.0%} of each other "
+            "(another run: real training)",
+            "loss curve",
+            similar,
+        ),
+    ]
 
 
 def summarize(results: dict[str, Any]) -> tuple[str, str]:
@@ -239,10 +310,11 @@ def draw(results: dict[str, Any], path: Any) -> None:
     )
     styles = {
         "real": (REAL, "-"),
-        "ode": (PREDICTED, ":"),
+        "ode": ("0.5", ":"),
         "sde": (OTHER, "-"),
         "sde-diagonal": (OTHER, "--"),
-        "replay": (PREDICTED, "-"),
+        "replay": (PREDICTED, ":"),
+        "ours": (PREDICTED, "-"),
     }
     figure, axes = subplots(2, len(noise))
     for column, (first, second) in enumerate(zip(noise, effective, strict=True)):
@@ -277,4 +349,5 @@ EXPERIMENT = Experiment(
     compute=compute,
     summarize=summarize,
     draw=draw,
+    claims=claims,
 )

@@ -18,7 +18,8 @@ import numpy as np
 import scipy.stats
 
 import ntk_tt
-from experiments.common.comparison import prepare
+from experiments.common.claims import Claim, counted
+from experiments.common.comparison import prepare, prepare_ours
 from experiments.common.experiment import Experiment, Scale
 from experiments.common.rates import stable_rate
 from experiments.common.tasks import TaskConfig
@@ -75,17 +76,25 @@ def cluster(config: Config, task: TaskConfig) -> dict[str, Any]:
     prepared = prepare(task)
     (model, images, labels), problem = prepared.task, prepared.problem
     gradients = np.asarray(cast(PrimalKernel, prepared.primal.kernel).features)
+    small = prepare_ours(task)[0].found.problem
     points = {
         "gradients": principal_components(gradients.reshape(len(gradients), -1)),
+        "gradients_by_ours": principal_components(sampled_gradients(small)),
         "features": principal_components(np.asarray(model.features(model.params, images))),
     }
     rate = stable_rate(problem, config.rate)
     run = ntk_tt.dynamics.simulate(
         problem, ntk_tt.OptimizerConfig(rate), config.num_steps, method="ode", save_logits=True
     )
+    by_ours = ntk_tt.dynamics.simulate(
+        cast(Any, small), ntk_tt.OptimizerConfig(rate), config.num_steps, save_logits=True
+    )
     logits = np.asarray(run.logits, np.float64)
     times = np.minimum(fitted_after(logits, labels), config.num_steps)
     planes = planes_of(config, task, points, logits)
+    logits_of_ours = np.asarray(by_ours.logits, np.float64)
+    times_by_ours = np.minimum(fitted_after(logits_of_ours, labels), config.num_steps)
+    plane_by_ours = plane_of(config, task, trajectories(config, logits_of_ours))
     neighbours = nearest(planes["trajectories"])
     separation = silhouette_samples(points["gradients"], labels)
     record = {
@@ -99,11 +108,15 @@ def cluster(config: Config, task: TaskConfig) -> dict[str, Any]:
         "silhouette": {
             **{name: float(silhouette_score(each, labels)) for name, each in points.items()},
             "trajectories": float(silhouette_score(planes["trajectories"], labels)),
+            "trajectories_by_ours": float(silhouette_score(plane_by_ours, labels)),
         },
         "silhouette_in_the_plane": {
             name: float(silhouette_score(each, labels)) for name, each in planes.items()
         },
         "neighbours_times": rank_correlation(times, times[neighbours].mean(1)),
+        "neighbours_times_by_ours": rank_correlation(
+            times_by_ours, times_by_ours[nearest(plane_by_ours)].mean(1)
+        ),
         "separation_and_time": rank_correlation(np.asarray(separation), times),
         "planes": {name: np.round(each, 3).tolist() for name, each in planes.items()},
         "labels": labels.tolist(),
@@ -127,26 +140,34 @@ def fitted_after(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return np.where(above.any(0), len(above) - 1 - above[::-1].argmax(0), -1) + 1
 
 
+def sampled_gradients(small: Any) -> np.ndarray:
+    """(N, k·D') derivatives of each sample by the sampled parameters of the small network."""
+    scaled = np.asarray(small.jacobian) * np.sqrt(np.asarray(small.weights))
+    return scaled.reshape(len(scaled), -1)
+
+
 def planes_of(
     config: Config, task: TaskConfig, points: dict[str, np.ndarray], logits: np.ndarray
 ) -> dict[str, np.ndarray]:
     """Points and trajectories of the logits, each embedded in a plane by t-SNE."""
+    return {
+        **{name: plane_of(config, task, each) for name, each in points.items()},
+        "trajectories": plane_of(config, task, trajectories(config, logits)),
+    }
+
+
+def plane_of(config: Config, task: TaskConfig, rows: np.ndarray) -> np.ndarray:
+    """(N, d) -> (N, 2), by t-SNE."""
     from sklearn.manifold import TSNE
 
-    def plane(rows: np.ndarray) -> np.ndarray:
-        return TSNE(perplexity=config.perplexity, random_state=task.seed, init="pca").fit_transform(
-            rows
-        )
+    embedding = TSNE(perplexity=config.perplexity, random_state=task.seed, init="pca")
+    return embedding.fit_transform(rows)
 
-    return {
-        **{name: plane(each) for name, each in points.items()},
-        "trajectories": plane(
-            logits[:: max(1, config.num_steps // 30)]
-            .swapaxes(0, 1)
-            .reshape(logits.shape[1], -1)
-            .astype(np.float32)
-        ),
-    }
+
+def trajectories(config: Config, logits: np.ndarray) -> np.ndarray:
+    """(T + 1, N, C) -> a row a sample, of about 30 steps."""
+    few = logits[:: max(1, config.num_steps // 30)].swapaxes(0, 1)
+    return few.reshape(len(few), -1).astype(np.float32)
 
 
 def nearest(plane: np.ndarray) -> np.ndarray:
@@ -160,6 +181,34 @@ def rank_correlation(one: np.ndarray, other: np.ndarray) -> float:
     if np.ptp(one) == 0 or np.ptp(other) == 0:
         return 0.0
     return float(np.asarray(scipy.stats.spearmanr(one, other))[0])
+
+
+def claims(results: dict[str, Any]) -> list[Claim]:
+    """On which share of data sets; the paper's gradients are projected, ours are those by sampled
+    parameters, and the trajectories are of the frozen kernel and of the small network.
+    """
+    runs = results["runs"]
+    found: dict[str, dict[str, list[bool]]] = {}
+    for method, suffix in (("paper", ""), ("ours", "_by_ours")):
+        if "neighbours_times" + suffix not in runs[0]:
+            continue
+        silhouettes = [run["silhouette"] for run in runs]
+        for text, holds in (
+            (
+                "data sets where gradients separate the classes better than features",
+                [each["gradients" + suffix] > each["features"] for each in silhouettes],
+            ),
+            (
+                "data sets where trajectories cluster by class",
+                [each["trajectories" + suffix] > 0 for each in silhouettes],
+            ),
+            (
+                "data sets where trajectories cluster by training time",
+                [run["neighbours_times" + suffix] >= ALIKE for run in runs],
+            ),
+        ):
+            found.setdefault(text, {})[method] = holds
+    return [counted(text, "clusters", holds) for text, holds in found.items()]
 
 
 def summarize(results: dict[str, Any]) -> tuple[str, str]:
@@ -221,4 +270,5 @@ EXPERIMENT = Experiment(
     compute=compute,
     summarize=summarize,
     draw=draw,
+    claims=claims,
 )

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments.common.claims import COMPARED, Claim
 from experiments.common.comparison import TINY_TASK, Setting, compare_all, on
 from experiments.common.experiment import Experiment, Scale
 from experiments.common.statistics import confidence_interval, pairs, relative_errors
@@ -112,9 +113,50 @@ def compute(config: Config) -> dict[str, Any]:
                 "batch size": sweep(enough, method, lambda each: each["batch_size"]),
                 "images per class": sweep(sizes, method, lambda each: each["task"]["per_class"]),
             }
-            for method in ("replay", "paper")
+            for method in COMPARED
         },
     }
+
+
+def claims(results: dict[str, Any]) -> list[Claim]:
+    """Each trend as what the mean error gains from the end where it should be small to the other,
+    and the largest mean.
+    """
+    found = []
+    sweeps = {method: rows for method, rows in results["sweeps"].items() if method in COMPARED}
+    for name in SWEEPS:
+        means = {
+            method: [
+                row["epsilon_relative"]["mean"] for row in rows[name] if row["epsilon_relative"]
+            ]
+            for method, rows in sweeps.items()
+        }
+        runs = sum(row["runs"] for row in sweeps["paper"][name])
+        sign = -1 if name == "batch size" else 1
+        falls = "falls" if name == "batch size" else "rises"
+        found += [
+            Claim(
+                f"relative ε-times: the mean error {falls} with the {name}: last minus first"
+                if sign > 0
+                else f"relative ε-times: the mean error {falls} with the {name}: first minus last",
+                "epsilon_relative",
+                runs,
+                0.0,
+                {
+                    method: sign * (each[-1] - each[0]) if len(each) > 1 else None
+                    for method, each in means.items()
+                },
+            ),
+            Claim(
+                f"relative ε-times: the mean error stays small over each {name}: the largest",
+                "epsilon_relative",
+                runs,
+                SMALL,
+                {method: max(each) if each else None for method, each in means.items()},
+                "at most",
+            ),
+        ]
+    return found
 
 
 def sweep(
@@ -179,7 +221,7 @@ def draw(results: dict[str, Any], path: Any) -> None:
         "loss_below": ("fractions of the initial loss", PREDICTED),
     }
     for axis, name in zip(axes[0], SWEEPS, strict=True):
-        for method, style in (("replay", "-"), ("paper", ":")):
+        for method, style in (("ours", "-"), ("paper", ":")):
             for family, (label, colour) in labels.items():
                 rows = [row for row in results["sweeps"][method][name] if row[family]]
                 axis.errorbar(
@@ -192,7 +234,7 @@ def draw(results: dict[str, Any], path: Any) -> None:
                     capsize=3,
                     label=f"{label}, {method}",
                 )
-        values = [row["value"] for row in results["sweeps"]["replay"][name]]
+        values = [row["value"] for row in results["sweeps"]["ours"][name]]
         axis.set(
             xscale="log",
             xlabel=name if name != "learning rate" else "learning rate / largest stable",
@@ -214,4 +256,5 @@ EXPERIMENT = Experiment(
     compute=compute,
     summarize=summarize,
     draw=draw,
+    claims=claims,
 )

@@ -17,7 +17,8 @@ import jax
 import numpy as np
 
 import ntk_tt
-from experiments.common.comparison import prepare
+from experiments.common.claims import Claim, counted
+from experiments.common.comparison import prepare, prepare_ours
 from experiments.common.experiment import Experiment, Scale
 from experiments.common.rates import largest_stable_rate, two_digits
 from experiments.common.tasks import TaskConfig, real_run
@@ -105,6 +106,14 @@ def compare(config: Config, case: Case) -> dict[str, Any]:
             record_every=every,
         )
         curves[method] = {"loss": run.loss, "error": run.error}
+    ours = (
+        prepare_ours(config.task)[0]
+        .predict(
+            optimizer, config.num_steps, num_seeds=config.num_seeds, record_every=every, smoothing=1
+        )
+        .curve
+    )
+    curves["ours"] = {"loss": ours["loss"], "error": ours["error"]}
     record = {
         "task": dataclasses.asdict(config.task),
         **setting,
@@ -126,6 +135,22 @@ def compare(config: Config, case: Case) -> dict[str, Any]:
         flush=True,
     )
     return record
+
+
+def claims(results: dict[str, Any]) -> list[Claim]:
+    """Error curves are close to the real one."""
+    runs = results["runs"]
+    named = {"paper": ("sde-diagonal", "ode"), "replay": ("replay",), "ours": ("ours",)}
+    close = {
+        method: [
+            run["error_distance"][next(name for name in names if name in run["error_distance"])]
+            <= CLOSE
+            for run in runs
+        ]
+        for method, names in named.items()
+        if any(name in runs[0]["error_distance"] for name in names)
+    }
+    return [counted(f"error curves within {CLOSE:.0%} of the real one", "error curve", close)]
 
 
 def distances(curves: dict[str, Any]) -> dict[str, Any]:
@@ -190,7 +215,8 @@ def draw(results: dict[str, Any], path: Any) -> None:
 
     styles = {
         "real": (REAL, "-"),
-        "replay": (PREDICTED, "-"),
+        "ours": (PREDICTED, "-"),
+        "replay": (PREDICTED, "-."),
         "ode": (PREDICTED, ":"),
         "sde": (OTHER, "-"),
         "sde-diagonal": (OTHER, "--"),
@@ -218,4 +244,5 @@ EXPERIMENT = Experiment(
     compute=compute,
     summarize=summarize,
     draw=draw,
+    claims=claims,
 )

@@ -7,7 +7,7 @@ both readings; at a larger one as well, by less.
 
 GD on the network and on its linearisation in weight space (one JVP and one VJP a step), from the
 same weights. Errors are relative to how far the real ones have moved, ‖w − w_lin‖/‖w − w₀‖ and ‖f −
-f_lin‖/‖f − f₀‖, and to their norms.
+f_lin‖/‖f − f₀‖, and to their norms. The outputs of the small network of `auto` stand beside them.
 """
 
 import dataclasses
@@ -20,6 +20,8 @@ import numpy as np
 import optax
 
 import ntk_tt
+from experiments.common.claims import Claim, counted
+from experiments.common.comparison import prepare_ours
 from experiments.common.experiment import Experiment, Scale
 from experiments.common.rates import largest_stable_rate, two_digits
 from experiments.common.tasks import TaskConfig, load
@@ -110,8 +112,10 @@ def course_of(model: ntk_tt.Model, images: jax.Array, targets: jax.Array) -> Cou
     return Course(initial, step, errors)
 
 
-def follow(course: Course, rate: float, config: Config) -> tuple[list[int], list[dict[str, float]]]:
-    """The errors along training at one rate, and their steps."""
+def follow(
+    course: Course, rate: float, config: Config, ours: dict[int, np.ndarray]
+) -> tuple[list[int], list[dict[str, float]]]:
+    """The errors along training at one rate, and their steps; `ours` are outputs by step."""
     params, displacement = course.initial, jax.tree.map(jnp.zeros_like, course.initial)
     steps, curves = [], []
     for index in range(config.num_steps + 1):
@@ -119,9 +123,24 @@ def follow(course: Course, rate: float, config: Config) -> tuple[list[int], list
         if index and (index % config.record_every == 0 or index == config.num_steps):
             steps.append(index)
             found = course.errors(params, displacement, *outputs)
-            curves.append({name: float(value) for name, value in found.items()})
+            logits, _, start = (np.asarray(each) for each in outputs)
+            off = np.linalg.norm(logits - ours[index]) / np.linalg.norm(logits - start)
+            curves.append(
+                {name: float(value) for name, value in found.items()}
+                | {"outputs_of_ours": float(off)}
+            )
         params, displacement = after, moved
     return steps, curves
+
+
+def outputs_of_ours(task: TaskConfig, rate: float, config: Config) -> dict[int, np.ndarray]:
+    """Logits (N, C) of the small network, by step."""
+    problem = prepare_ours(task)[0].found.problem
+    assert problem is not None
+    run = ntk_tt.dynamics.simulate(
+        problem, ntk_tt.OptimizerConfig(rate), config.num_steps, save_logits=True
+    )
+    return dict(zip(run.steps.tolist(), np.asarray(run.logits), strict=True))
 
 
 def compare(config: Config, task: TaskConfig) -> list[dict[str, Any]]:
@@ -132,7 +151,7 @@ def compare(config: Config, task: TaskConfig) -> list[dict[str, Any]]:
     records = []
     for relative in config.rates:
         rate = two_digits(relative * largest)
-        steps, curves = follow(course, rate, config)
+        steps, curves = follow(course, rate, config, outputs_of_ours(task, rate, config))
         records.append(
             {
                 "task": dataclasses.asdict(task),
@@ -152,6 +171,31 @@ def compare(config: Config, task: TaskConfig) -> list[dict[str, Any]]:
             flush=True,
         )
     return records
+
+
+def claims(results: dict[str, Any]) -> list[Claim]:
+    """At which records the outputs' error is much smaller than that of the linear model's weights,
+    for the outputs of the linear model and for ours.
+    """
+
+    def much(name: str) -> list[bool]:
+        return [
+            output < MUCH * weight
+            for run in results["runs"]
+            for output, weight in zip(run[name], run["weights"], strict=True)
+        ]
+
+    holds = {"paper": much("outputs")}
+    if "outputs_of_ours" in results["runs"][0]:
+        holds["ours"] = much("outputs_of_ours")
+    return [
+        counted(
+            f"records at which outputs are off by less than {MUCH:g} times what the linear model's "
+            "weights are",
+            "outputs",
+            holds,
+        )
+    ]
 
 
 def summarize(results: dict[str, Any]) -> tuple[str, str]:
@@ -179,11 +223,12 @@ def summarize(results: dict[str, Any]) -> tuple[str, str]:
 
 
 def draw(results: dict[str, Any], path: Any) -> None:
-    from experiments.common.figures import PREDICTED, REAL, subplots
+    from experiments.common.figures import OTHER, PREDICTED, REAL, subplots
 
     runs = results["runs"]
     figure, axes = subplots(1, len(runs))
     for axis, run in zip(axes[0], runs, strict=True):
+        axis.plot(run["steps"], run["outputs_of_ours"], color=OTHER, label="outputs, ours")
         for name, colour in (("weights", REAL), ("outputs", PREDICTED)):
             axis.plot(run["steps"], run[name], color=colour, label=f"{name}, of the distance moved")
             axis.plot(
@@ -207,4 +252,5 @@ EXPERIMENT = Experiment(
     compute=compute,
     summarize=summarize,
     draw=draw,
+    claims=claims,
 )

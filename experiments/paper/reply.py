@@ -14,6 +14,7 @@ plain network without skip connections or batch norm in AlexNet's place.
 import dataclasses
 from typing import Any
 
+from experiments.common.claims import COMPARED, Claim, mean_error, reported, trusted, within
 from experiments.common.comparison import PLATEAU_EPOCHS, TINY_TASK, Setting, compare_all, on
 from experiments.common.experiment import Experiment, Scale
 from experiments.common.statistics import describe, number, pairs, percent
@@ -104,7 +105,7 @@ def compute(config: Config) -> dict[str, Any]:
             f"{epochs} epochs": describe(pairs(shared, method, "plateau", [f"{epochs} epochs"]))
             for epochs in PLATEAU_EPOCHS
         }
-        for method in ("replay", "paper")
+        for method in COMPARED
     }
     networks = {
         network: {
@@ -120,6 +121,47 @@ def compute(config: Config) -> dict[str, Any]:
         for network in config.networks
     }
     return {"runs": records, "plateau": plateau, "networks": networks, "plain": config.plain}
+
+
+def claims(results: dict[str, Any]) -> list[Claim]:
+    """Plateau times of the shared network, and ε-times of the others."""
+    first = f"{PLATEAU_EPOCHS[0]} epochs"
+    shared = [
+        each for each in results["runs"] if each["task"]["network"] not in results["networks"]
+    ]
+    found = [
+        Claim(
+            "plateau times: correlation of predicted and real ones",
+            "plateau",
+            results["plateau"]["paper"][first]["count"],
+            CORRELATION,
+            {
+                method: each[first]["pearson"]
+                for method, each in results["plateau"].items()
+                if method in COMPARED
+            },
+            unit="ratio",
+        )
+    ]
+    groups = {
+        "all runs": shared,
+        "trusted": trusted(shared),
+        "trusted, reporting data": reported(trusted(shared)),
+    }
+    for group, records in groups.items():
+        found += [
+            mean_error(f"plateau times, {group}: mean error", records, "plateau", ERROR, [first]),
+            within(f"plateau times, {group}: within 20%", records, "plateau", 0.2, 0.8, [first]),
+        ]
+    for network in results["networks"]:
+        records = [each for each in results["runs"] if each["task"]["network"] == network]
+        found += [
+            mean_error(
+                f"{network}: mean error of relative ε-times", records, "epsilon_relative", ERROR
+            ),
+            within(f"{network}: times to a fixed loss within 20%", records, "loss_below", 0.2, 0.8),
+        ]
+    return [each for each in found if each.count]
 
 
 def summarize(results: dict[str, Any]) -> tuple[str, str]:
@@ -198,4 +240,5 @@ EXPERIMENT = Experiment(
     compute=compute,
     summarize=summarize,
     draw=draw,
+    claims=claims,
 )

@@ -13,6 +13,7 @@ import dataclasses
 from typing import Any
 
 import ntk_tt
+from experiments.common.claims import Claim, counted
 from experiments.common.experiment import Experiment, Scale
 from experiments.common.tasks import REPORTING, TUNING, data_folder
 
@@ -64,6 +65,17 @@ def compute(config: Config) -> dict[str, Any]:
     return {"runs": rows}
 
 
+def claims(results: dict[str, Any]) -> list[Claim]:
+    """Which of the paper's data sets are at hand with its numbers; no method predicts them."""
+    rows = {row["data"]: (row["num_images"], row["num_classes"]) for row in results["runs"]}
+    same = [rows.get(name) == size for name, size in SIZES.items()]
+    return [
+        counted(
+            "the paper's data sets that are at hand whole", "images and classes", {"paper": same}
+        )
+    ]
+
+
 def summarize(results: dict[str, Any]) -> tuple[str, str]:
     """Reproduced: all of the paper's sets have its numbers; partly: one or more has; else not."""
     same = [
@@ -95,4 +107,5 @@ EXPERIMENT = Experiment(
     scales=SCALES,
     compute=compute,
     summarize=summarize,
+    claims=claims,
 )

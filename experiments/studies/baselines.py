@@ -56,7 +56,11 @@ SCALES: dict[Scale, Config] = {
 
 def compute(config: Config) -> dict[str, Any]:
     sources = (SOURCES[name] for name in config.experiments)
-    records = unique(each for source in sources for each in source.runs(config.scale))
+    records = [
+        each
+        for each in unique(each for source in sources for each in source.runs(config.scale))
+        if each.get("loss", "ce") == "ce"
+    ]
     tuning, reporting = (
         [each for each in records if each["task"]["data"] in names]
         for names in (config.tuning, REPORTING)
@@ -98,9 +102,12 @@ def compute(config: Config) -> dict[str, Any]:
 
 def unique(records: Any) -> list[dict[str, Any]]:
     """One record a setting."""
-    keys = ("task", "rate", "momentum", "batch_size", "num_steps", "seed")
+    keys = ("task", "learning_rate", "momentum", "batch_size", "num_steps", "seed", "loss")
     return list(
-        {json.dumps([each[key] for key in keys], sort_keys=True): each for each in records}.values()
+        {
+            json.dumps([each.get(key, "ce") for key in keys], sort_keys=True): each
+            for each in records
+        }.values()
     )
 
 
@@ -120,6 +127,8 @@ def group_rows(
     for method in METHODS:
         if method == "single_rate" and family in ("error_below", "plateau"):
             continue  # it says nothing of the error
+        if any(method not in each["times"] for each in reporting):
+            continue  # of results that are older
         each = describe(pairs(reporting, method, family, [name]))
         same = describe(
             [(chosen, real, steps) for _, real, _ in pairs(reporting, method, family, [name])]
