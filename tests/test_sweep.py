@@ -19,6 +19,7 @@ from ntk_tt.surrogate import largest_safe_learning_rate
 from ntk_tt.surrogate.safe_rates import largest_safe_learning_rates
 from ntk_tt.times.amounts import read_budget, read_seconds
 from tests.networks import normal
+from tests.oracles import moment_radius
 
 SAMPLES, CLASSES, STEPS = 24, 3, 40
 TARGET = ntk_tt.Level("loss", 0.7, True)
